@@ -1,0 +1,81 @@
+"""Addresses as people write them: "host:port", and where each may be used."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from .errors import InvalidAddress, ListenRefused
+
+EXAMPLE = 'Write it as "host:port", for example "127.0.0.1:8282"'
+
+
+@dataclass(frozen=True)
+class Address:
+    """A host, as a name or a numeric address, and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is certain that this address is this machine's own loopback."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def parse(written: str) -> Address:
+    """The address in a text such as "127.0.0.1:8282", "cloud.example:8282" or "[::1]:8282".
+
+    "localhost" becomes 127.0.0.1, so that both spellings are one place.
+
+    Raises:
+        InvalidAddress: It is none; the text says what is missing.
+    """
+    cleaned = written.strip()
+    host, colon, port = cleaned.rpartition(":")
+    if not colon or not host:
+        raise InvalidAddress(f'"{cleaned}" has no port', remedy=EXAMPLE)
+    if "/" in cleaned:
+        raise InvalidAddress(f'"{cleaned}" is a web address', remedy=EXAMPLE)
+    if not (port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise InvalidAddress(f'"{port}" in "{cleaned}" is not a port (0 to 65535)', remedy=EXAMPLE)
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise InvalidAddress(f'"{cleaned}" has too many colons', remedy=EXAMPLE)
+    return Address("127.0.0.1" if host.lower() == "localhost" else host.lower(), int(port))
+
+
+def parse_dial(written: str) -> Address:
+    """An address to dial: as `parse`, and port 0 is none.
+
+    Raises:
+        InvalidAddress: It cannot be dialled.
+    """
+    address = parse(written)
+    if address.port == 0:
+        raise InvalidAddress(f'"{written.strip()}" has port 0', remedy=EXAMPLE)
+    return address
+
+
+def parse_listen(written: str) -> Address:
+    """An address for a plain listener: numeric, and on the loopback.
+
+    Raises:
+        InvalidAddress: It is no address.
+        ListenRefused: It is not on the loopback.
+    """
+    address = parse(written.strip().removeprefix("listen:"))
+    if not address.is_loopback:
+        raise ListenRefused(
+            f"a plain listener on {address} would be open to everybody who reaches that interface",
+            remedy=f"Listen on 127.0.0.1:{address.port} and reach it through an SSH tunnel "
+            f"(ssh -NL {address.port}:localhost:{address.port} USER@HOST), or pair the machines",
+        )
+    return address

@@ -1,0 +1,649 @@
+"""Sans-IO: two workflow runs meeting on a chain.
+
+Two people start two workflows at different times. Each run takes a `Seat` at an endpoint (an
+address it listens on, one it dials, or any connected peer) and a channel. A seat is announced on
+every session that its endpoint covers; two seats that meet on a session are bound, first come
+first served, and stay bound until one run ends::
+
+    WAITING --BOUND sent--> PROPOSED --BOUND_OK--> BOUND --CLOSE, session ended, mismatch--> ENDED
+       ^                       |
+       +------NOT_BOUND--------+          (the side that listens proposes, the other answers)
+
+On a bound seat one operation at a time is open: a send OFFERs, a receive AWAITs. They pair by
+their key: the order, or on Jumper's channel the place in the run's sequence. If each side has one
+open and they do not pair, both fail at once, each with both halves in its text.
+
+`Channels` holds all seats of a process. It takes messages and calls, and leaves what is to be
+done in `out`: messages to send, and events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from .errors import (
+    AmbiguousPeer,
+    Cancelled,
+    ChannelError,
+    LinkError,
+    Mismatch,
+    OperationPending,
+    RemoteProtocolError,
+    RunEnded,
+    WrongNodes,
+    ZBusError,
+)
+from .manifest import JUMPER, Manifest, accepts, compare
+from .messages import (
+    Announce,
+    Await,
+    Bound,
+    BoundOk,
+    Cancel,
+    Close,
+    Message,
+    NotBound,
+    Offer,
+    Withdraw,
+    clip,
+)
+
+MAX_REMOTE_RUNS = 64  # waiting on one session
+
+SessionKey = bytes
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a seat may meet: kind "listen" or "dial" with an address, or "any" peer."""
+
+    kind: str
+    address: str = ""
+
+    def covers(self, link: Link) -> bool:
+        return self.kind == "any" or (self.kind == link.kind and self.address == link.address)
+
+    def __str__(self) -> str:
+        return {"any": "the connected peer", "listen": f"listen:{self.address}"}.get(
+            self.kind, self.address
+        )
+
+
+@dataclass
+class Link:
+    """What channels know of one session."""
+
+    key: SessionKey
+    kind: str  # "listen" or "dial"
+    address: str
+    peer: str  # the peer's name
+    incarnation: bytes
+    remote: dict[tuple[str, str], Announce] = field(default_factory=dict)  # (run, channel): waiting
+    busy: dict[str, str] = field(default_factory=dict)  # channel -> why nobody is to be had
+    bindings: int = 0
+    operations: int = 0
+
+    @property
+    def binds(self) -> bool:
+        """The listening side proposes the bindings."""
+        return self.kind == "listen"
+
+    def new_operation(self) -> int:
+        """An operation's id, never the same on both sides."""
+        self.operations += 1
+        return self.operations * 2 + self.binds
+
+
+class State(Enum):
+    WAITING = "waiting"
+    PROPOSED = "proposed"
+    BOUND = "bound"
+    ENDED = "ended"
+
+
+@dataclass(eq=False)
+class Step:
+    """One send or receive of this side."""
+
+    direction: str
+    kind: str  # of a send: its value's; of a receive: what it expects
+    node: str
+    order: int | None = None
+    key: int = -1
+    id: int = 0
+    posted: bool = False
+    matched: bool = False
+
+    def __str__(self) -> str:
+        return self.node or f"{self.direction} {self.kind}"
+
+
+@dataclass(eq=False)
+class Seat:
+    """One run's place at one endpoint and channel."""
+
+    run: str
+    endpoint: Endpoint
+    channel: str
+    since: str
+    manifest: Manifest | None = None
+    state: State = State.WAITING
+    link: Link | None = None
+    binding: int = -1
+    partner: Announce | None = None
+    error: ZBusError | None = None
+    step: Step | None = None
+    remote: Await | Offer | None = None  # the other side's open step
+    remote_body: bytes = b""
+    count: int = 0  # operations begun
+    finished: int = 0
+
+    @property
+    def expects_more(self) -> bool:
+        """Whether this run, as far as is known, still has operations here."""
+        if self.step is not None or self.manifest is None:
+            return self.step is not None
+        return self.finished < sum(op[3] for op in self.manifest)
+
+
+# --- what is to be done -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Send:
+    """Put `message` on the session."""
+
+    session: SessionKey
+    message: Message
+    body: bytes = b""
+
+
+@dataclass(frozen=True)
+class SeatBound:
+    """The seat has met its partner; a pending send may be prepared."""
+
+    seat: Seat
+
+
+@dataclass(frozen=True)
+class Matched:
+    """A receive has its offer: take the value."""
+
+    seat: Seat
+    step: Step
+    offer: Offer
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The operation failed. Its transfer, if any, is to be dropped."""
+
+    seat: Seat
+    step: Step
+    error: ZBusError
+
+
+@dataclass(frozen=True)
+class RunBroken:
+    """The seat ended while its run was computing with operations still to come: stop that run."""
+
+    seat: Seat
+    error: ZBusError
+
+
+Event = Send | SeatBound | Matched | Failed | RunBroken
+
+
+class Channels:
+    """All seats of one process, and what the other sides have announced."""
+
+    def __init__(self) -> None:
+        self.out: list[Event] = []
+        self.seats: list[Seat] = []
+        self.links: dict[SessionKey, Link] = {}
+        self._abandoned: dict[tuple[SessionKey, int], Close] = {}  # proposals that ended unanswered
+
+    def drain(self) -> list[Event]:
+        """What is to be done since the last call, in order."""
+        out, self.out = self.out, []
+        return out
+
+    # --- seats ------------------------------------------------------------------------------
+
+    def open(
+        self,
+        run: str,
+        endpoint: Endpoint,
+        channel: str,
+        since: str,
+        manifest: Manifest | None = None,
+    ) -> Seat:
+        """A run takes its seat.
+
+        Args:
+            run: Names the run for the other side, at most 80 characters.
+            since: When the run began, for people ("14:02").
+            manifest: What the run will do here, where it is known.
+        """
+        seat = Seat(run, endpoint, channel, since, manifest)
+        self.seats.append(seat)
+        for link in self._covered(seat):
+            self._announce(seat, link)
+        self._settle_ambiguity(seat)
+        for link in self._covered(seat):
+            self._bind(link)
+        return seat
+
+    def close(self, seat: Seat, outcome: str, why: str = "") -> None:
+        """The run has ended: "ok", "failed" or "cancelled", and why. Ends an open operation."""
+        if seat in self.seats:
+            self.seats.remove(seat)
+        if seat.state is State.ENDED:
+            return
+        message = Close(max(seat.binding, 0), outcome, clip(why))
+        if seat.state is State.BOUND and seat.link is not None:
+            self._send(seat.link, message)
+        elif seat.state is State.PROPOSED and seat.link is not None:
+            self._abandoned[seat.link.key, seat.binding] = message
+        if seat.state is not State.BOUND:
+            self._withdraw(seat, f"the run of {seat.since} there has ended", None)
+        self._end(seat, Cancelled("this run has ended", peer=_peer(seat)), tell_run=False)
+
+    def _covered(self, seat: Seat) -> list[Link]:
+        return [link for link in self.links.values() if seat.endpoint.covers(link)]
+
+    def _announce(self, seat: Seat, link: Link) -> None:
+        if seat.state is State.BOUND:
+            self._send(link, Withdraw(seat.run, seat.channel, _busy(seat)))
+            return
+        channels = {s.channel for s in self.seats if s.run == seat.run and s.endpoint.covers(link)}
+        self._send(
+            link,
+            Announce(
+                seat.run,
+                seat.channel,
+                seat.since,
+                tuple(sorted(channels | {seat.channel}))[:64],
+                None if seat.manifest is None else tuple(seat.manifest),
+            ),
+        )
+
+    def _withdraw(self, seat: Seat, why: str, but: Link | None) -> None:
+        for link in self._covered(seat):
+            if link is not but:
+                self._send(link, Withdraw(seat.run, seat.channel, why))
+
+    def _settle_ambiguity(self, seat: Seat) -> None:
+        if seat.endpoint.kind != "any" or seat.state is not State.WAITING:
+            return
+        peers = {link.incarnation: link.peer for link in self._covered(seat)}
+        if len(peers) > 1:
+            error = AmbiguousPeer(
+                f"no peer is named here, and {len(peers)} are connected: "
+                + ", ".join(sorted(peers.values())),
+                remedy="Name one of them in the node's peer field",
+            )
+            self._withdraw(seat, "that run found more than one peer", None)
+            self._end(seat, error)
+
+    # --- sessions ---------------------------------------------------------------------------
+
+    def session_up(self, key: SessionKey, kind: str, address: str, peer: str, who: bytes) -> Link:
+        """A new session: announce on it all that it covers."""
+        link = self.links[key] = Link(key, kind, address, peer, who)
+        for seat in list(self.seats):
+            if seat.endpoint.covers(link) and seat.state is not State.ENDED:
+                self._announce(seat, link)
+                self._settle_ambiguity(seat)
+        return link
+
+    def session_down(self, key: SessionKey, error: ZBusError) -> None:
+        """The session has ended, and with it every binding on it."""
+        link = self.links.pop(key, None)
+        if link is None:
+            return
+        self._abandoned = {k: v for k, v in self._abandoned.items() if k[0] != key}
+        for seat in list(self.seats):
+            if seat.link is not link:
+                continue
+            if seat.state is State.PROPOSED:
+                self._free(seat)
+            elif seat.state is State.BOUND:
+                self._end(seat, error)
+
+    def refuse(self, kind: str, address: str, error: ZBusError) -> None:
+        """That endpoint will not come about: whoever waits for it need not wait longer."""
+        for seat in list(self.seats):
+            if seat.endpoint == Endpoint(kind, address) and seat.state is State.WAITING:
+                self._end(seat, error)
+
+    # --- operations ---------------------------------------------------------------------------
+
+    def begin(self, seat: Seat, step: Step) -> None:
+        """A send or receive begins. A send is posted by `offer`, when its value is prepared.
+
+        Raises:
+            OperationPending: One is open here already.
+            ZBusError: The seat has ended; its own error.
+        """
+        if seat.step is not None:
+            raise OperationPending(
+                f"{step} began while {seat.step} is still open on {seat.endpoint}",
+                remedy="Wire the order output of the one into the order input of the other",
+            )
+        if seat.error is not None:
+            raise seat.error
+        step.key = seat.count if seat.channel == JUMPER or step.order is None else (step.order)
+        seat.count += 1
+        seat.step = step
+        if seat.state is State.BOUND:
+            self._post(seat)
+
+    def offer(self, seat: Seat, step: Step, body: bytes = b"", **told: object) -> Link | None:
+        """The value of a send is prepared: offer it, a small one in `body`; `told` are the fields
+        of OFFER that speak of the value. Returns the link, None if it is too late."""
+        link = seat.link
+        if seat.step is not step or seat.state is not State.BOUND or link is None:
+            return None
+        step.posted = True
+        offer = Offer(
+            binding=seat.binding,
+            operation=step.id,
+            key=step.key,
+            kind=step.kind,
+            node=clip(step.node, 120),
+            **told,  # type: ignore[arg-type]
+        )
+        self.out.append(Send(link.key, offer, body))
+        self._pair(seat)
+        return link
+
+    def complete(self, seat: Seat, step: Step) -> None:
+        """The operation's value has been stored."""
+        if seat.step is step:
+            seat.step = seat.remote = None
+            seat.remote_body = b""
+            seat.finished += 1
+
+    def fail(self, seat: Seat, step: Step, error: ZBusError, tell: bool) -> None:
+        """The operation failed or was cancelled on this side; `tell` the other side."""
+        if seat.step is not step:
+            return
+        if tell and step.posted and seat.link is not None and seat.state is State.BOUND:
+            self._send(seat.link, Cancel(step.id, clip(str(error))))
+        seat.step = None
+        if step.matched:
+            seat.remote, seat.remote_body = None, b""
+        self.out.append(Failed(seat, step, error))
+
+    def _post(self, seat: Seat) -> None:
+        step, link = seat.step, seat.link
+        if step is None or link is None:
+            return
+        step.id = link.new_operation()
+        if step.direction == "receive":
+            step.posted = True
+            self._send(
+                link,
+                Await(
+                    seat.binding,
+                    step.id,
+                    step.key,
+                    step.kind,
+                    clip(step.node, 120),
+                ),
+            )
+        self._pair(seat)
+
+    def _pair(self, seat: Seat) -> None:
+        """Look whether the open operations of the two sides belong together."""
+        mine, other = seat.step, seat.remote
+        if mine is None or other is None or mine.matched:
+            return
+        problem = self._misfit(seat, mine, other)
+        if problem:
+            error = Mismatch(
+                problem, peer=_peer(seat), remedy="Make the two chains mirror each other"
+            )
+            self._broken(seat, error)
+        elif isinstance(other, Offer):
+            mine.matched = True
+            self.out.append(Matched(seat, mine, other, seat.remote_body))
+        elif mine.posted:
+            mine.matched = True
+
+    @staticmethod
+    def _misfit(seat: Seat, mine: Step, other: Await | Offer) -> str | None:
+        theirs = "receive" if isinstance(other, Await) else "send"
+        here, there = str(mine), other.node or theirs
+        if mine.direction == theirs:
+            return f"both sides {theirs}: {here} here, {there} there"
+        if mine.key != other.key:
+            return f"{here} here is at order {mine.key}, {there} there at order {other.key}"
+        expect, kind = (
+            (mine.kind, other.kind) if isinstance(other, Offer) else (other.expect, mine.kind)
+        )
+        if not accepts(expect, kind):
+            return f"{here} here and {there} there: {expect} is expected, {kind} is sent"
+        return None
+
+    # --- messages -----------------------------------------------------------------------------
+
+    def receive(self, key: SessionKey, message: Message, body: bytes = b"") -> bool:
+        """Take one message of a session; False if it is not for channels.
+
+        Raises:
+            RemoteProtocolError: The peer breaks the rules of binding.
+        """
+        link = self.links.get(key)
+        if link is None:
+            return False
+        match message:
+            case Announce():
+                self._on_announce(link, message)
+            case Withdraw():
+                self._on_withdraw(link, message)
+            case Bound():
+                self._on_bound(link, message)
+            case BoundOk():
+                self._on_bound_ok(link, message)
+            case NotBound():
+                self._on_not_bound(link, message)
+            case Await() | Offer():
+                self._on_operation(link, message, body)
+            case Close():
+                self._on_close(link, message)
+            case Cancel():
+                return self._on_cancel(link, message)
+            case _:
+                return False
+        return True
+
+    def _on_announce(self, link: Link, message: Announce) -> None:
+        if len(link.remote) >= MAX_REMOTE_RUNS:
+            raise RemoteProtocolError("too many runs announced")
+        # A run announced again waits anew, at the end of the row.
+        link.remote.pop((message.run, message.channel), None)
+        link.remote[message.run, message.channel] = message
+        link.busy.pop(message.channel, None)
+        self._refuse_other_nodes(link, message)
+        self._bind(link)
+
+    def _refuse_other_nodes(self, link: Link, message: Announce) -> None:
+        """Jumper's nodes and zbus's own do not meet: say so instead of waiting for ever."""
+        for seat in list(self.seats):
+            if seat.state is not State.WAITING or not seat.endpoint.covers(link):
+                continue
+            ours = {s.channel for s in self.seats if s.run == seat.run and s.endpoint.covers(link)}
+            if ours & set(message.channels) or (JUMPER in ours) == (JUMPER in message.channels):
+                continue
+            names = {True: "ComfyUI-Jumper's nodes", False: "zbus's own nodes"}
+            here, there = names[JUMPER in ours], names[JUMPER in message.channels]
+            error = WrongNodes(
+                f"{here} here ({_nodes(seat.manifest)}) cannot meet {there} there "
+                f"({_nodes(message.manifest)})",
+                peer=link.peer,
+                remedy="Use the same kind of nodes on both sides",
+            )
+            self._end(seat, error)
+
+    def _on_withdraw(self, link: Link, message: Withdraw) -> None:
+        link.remote.pop((message.run, message.channel), None)
+        if len(link.busy) < MAX_REMOTE_RUNS:
+            link.busy[message.channel] = message.why
+        for seat in self._bound(link):
+            if seat.state is State.PROPOSED and seat.partner and seat.partner.run == message.run:
+                link.busy[message.channel] = message.why
+
+    def _bind(self, link: Link) -> None:
+        """Propose to every announced run the first seat that waits for it."""
+        if not link.binds:
+            return
+        for (run, channel), announced in list(link.remote.items()):
+            seat = next((s for s in self.seats if _waits(s, link, channel)), None)
+            if seat is None:
+                continue
+            del link.remote[run, channel]
+            link.bindings += 1
+            seat.state, seat.link = State.PROPOSED, link
+            seat.binding, seat.partner = link.bindings, announced
+            self._send(link, Bound(seat.binding, channel, seat.run, run))
+
+    def _on_bound(self, link: Link, message: Bound) -> None:
+        if link.binds:
+            raise RemoteProtocolError("BOUND from the side that does not bind")
+        announced = link.remote.pop((message.mine, message.channel), None)
+        seat = next(
+            (s for s in self.seats if s.run == message.yours and _waits(s, link, message.channel)),
+            None,
+        )
+        if seat is None or announced is None:
+            self._send(link, NotBound(message.binding, "that run does not wait any more"))
+            return
+        seat.link, seat.binding, seat.partner = link, message.binding, announced
+        self._send(link, BoundOk(message.binding))
+        self._bound_now(seat, link)
+
+    def _on_bound_ok(self, link: Link, message: BoundOk) -> None:
+        abandoned = self._abandoned.pop((link.key, message.binding), None)
+        if abandoned is not None:
+            self._send(link, abandoned)
+            return
+        for seat in self._bound(link):
+            if seat.binding == message.binding and seat.state is State.PROPOSED:
+                self._bound_now(seat, link)
+
+    def _on_not_bound(self, link: Link, message: NotBound) -> None:
+        self._abandoned.pop((link.key, message.binding), None)
+        for seat in self._bound(link):
+            if seat.binding == message.binding and seat.state is State.PROPOSED:
+                self._free(seat)
+
+    def _bound_now(self, seat: Seat, link: Link) -> None:
+        seat.state = State.BOUND
+        self._withdraw(seat, _busy(seat), link)
+        theirs = seat.partner.manifest if seat.partner else None
+        if seat.manifest is not None and theirs is not None:
+            problem = compare(seat.channel, seat.manifest, theirs)
+            if problem:
+                error = Mismatch(
+                    problem, peer=link.peer, remedy="Make the two chains mirror each other"
+                )
+                self._broken(seat, error)
+                return
+        self.out.append(SeatBound(seat))
+        self._post(seat)
+
+    def _free(self, seat: Seat) -> None:
+        """A proposal came to nothing: the seat waits again, everywhere."""
+        seat.state, seat.link, seat.binding, seat.partner = State.WAITING, None, -1, None
+        for link in self._covered(seat):
+            self._announce(seat, link)
+            self._bind(link)
+
+    def _on_operation(self, link: Link, message: Await | Offer, body: bytes) -> None:
+        for seat in self._bound(link):
+            if seat.binding == message.binding and seat.state is State.BOUND:
+                # One at a time: a newer one means that the one before is over there.
+                seat.remote, seat.remote_body = message, body
+                self._pair(seat)
+
+    def _on_cancel(self, link: Link, message: Cancel) -> bool:
+        for seat in self._bound(link):
+            if seat.remote is None or seat.remote.operation != message.operation:
+                continue
+            mine = seat.step
+            seat.remote, seat.remote_body = None, b""
+            if mine is not None and mine.matched:
+                error = RunEnded(
+                    f"the other side gave up: {message.why}", peer=link.peer, stage=str(mine)
+                )
+                self.fail(seat, mine, error, tell=True)
+            return True
+        return False
+
+    def _on_close(self, link: Link, message: Close) -> None:
+        outcome = {
+            "ok": "the other workflow has finished",
+            "failed": "the other workflow failed",
+            "cancelled": "the other workflow was cancelled",
+        }[message.outcome]
+        what = f"{outcome}: {message.why}" if message.why else outcome
+        remedy = {
+            "ok": "Make the two chains mirror each other, then run both again",
+            "failed": "Mend it there, then run both again",
+            "cancelled": "",
+        }[message.outcome]
+        for seat in self._bound(link):
+            if seat.binding == message.binding and seat.state is State.BOUND:
+                self._end(seat, RunEnded(what, peer=link.peer, remedy=remedy))
+
+    # --- ends ---------------------------------------------------------------------------------
+
+    def _bound(self, link: Link) -> Iterable[Seat]:
+        return [seat for seat in self.seats if seat.link is link]
+
+    def _broken(self, seat: Seat, error: ChannelError) -> None:
+        """Both sides see this fault for themselves; the CLOSE is for a side that does not."""
+        if seat.link is not None:
+            self._send(seat.link, Close(seat.binding, "failed", clip(error.what)))
+        self._end(seat, error)
+
+    def _end(self, seat: Seat, error: ZBusError, tell_run: bool = True) -> None:
+        expected = seat.expects_more
+        step, seat.step = seat.step, None
+        seat.state, seat.error = State.ENDED, error
+        seat.remote, seat.remote_body = None, b""
+        if step is not None:
+            self.out.append(Failed(seat, step, _staged(error, step)))
+        elif tell_run and expected:
+            self.out.append(RunBroken(seat, error))
+
+    def _send(self, link: Link, message: Message) -> None:
+        self.out.append(Send(link.key, message))
+
+
+def _waits(seat: Seat, link: Link, channel: str) -> bool:
+    return seat.state is State.WAITING and seat.channel == channel and seat.endpoint.covers(link)
+
+
+def _busy(seat: Seat) -> str:
+    partner = f" of {seat.partner.since}" if seat.partner else ""
+    peer = f" from {seat.link.peer}" if seat.link else ""
+    return f"busy with the run{partner}{peer}"
+
+
+def _peer(seat: Seat) -> str:
+    return seat.link.peer if seat.link else str(seat.endpoint)
+
+
+def _nodes(manifest: Manifest | None) -> str:
+    names = list(dict.fromkeys(op[4] for op in manifest or () if op[4]))
+    return ", ".join(names[:3]) or "unknown nodes"
+
+
+def _staged(error: ZBusError, step: Step) -> ZBusError:
+    return error if isinstance(error, LinkError) and error.stage else error.at(stage=str(step))

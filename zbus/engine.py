@@ -1,0 +1,301 @@
+"""The I/O thread: joins transport, links, channels and transfers.
+
+All state lives in this one thread. Other threads hand in calls with `post`, and get their answers
+through operations and futures. Each turn of the loop: input, calls, timers, what the channels
+want done, control messages, then bulk: so nothing that controls ever waits for what is big.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from .bulk import Bulk
+from .channel import (
+    Channels,
+    Failed,
+    Matched,
+    RunBroken,
+    Seat,
+    SeatBound,
+    Send,
+)
+from .errors import LocalProtocolError, PeerClosed, TransferRefused, ZBusError
+from .links import Links
+from .machine import free_memory
+from .measure import Measuring
+from .messages import (
+    Chunk,
+    Finish,
+    Grant,
+    Hello,
+    Measure,
+    Message,
+    Offer,
+    Pong,
+    Refused,
+    Status,
+    Stored,
+    clip,
+)
+from .places import Peering, Place, Settings
+from .steps import Steps
+from .streams import Budget
+from .transport import Body, Closed, Connected, Received, Transport
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MEMORY_SHARE = 0.8  # of what is free, for values on their way in
+WORKERS = 4
+
+
+class Engine:
+    """One peer's I/O thread and all that runs in it."""
+
+    def __init__(self, own: Hello, settings: Settings) -> None:
+        self.own, self.settings = own, settings
+        self.transport = Transport()
+        self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="zbus-work")
+        self.links = Links(self.transport, own, settings, self)
+        self.channels = Channels()
+        self.bulk = Bulk(self.transport, self.pool, self.post)
+        self.budget = Budget(self._memory)
+        self.steps = Steps(self)
+        self.measuring = Measuring(self)
+        self.activity = ""
+        self.on_broken: dict[Seat, Callable[[ZBusError], None]] = {}
+        self._calls: deque[Callable[[], None]] = deque()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="zbus-io", daemon=True)
+        self._thread.start()
+
+    def _memory(self) -> int:
+        given = self.settings.memory
+        return int(free_memory() * MEMORY_SHARE) if given is None else given
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing will be done any more."""
+        return self._closing or not self._thread.is_alive()
+
+    # --- from other threads -------------------------------------------------------------------
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Have `call` done in the I/O thread, soon."""
+        self._calls.append(call)
+        self.transport.wake()
+
+    def ask(self, call: Callable[[], T]) -> T:
+        """Have `call` done in the I/O thread and wait for what it returns or raises.
+
+        Raises:
+            PeerClosed: The peer is closed.
+        """
+        answer: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(call())
+            except BaseException as error:
+                answer.set_exception(error)
+
+        if self.closed:
+            raise PeerClosed("this Peer is closed")
+        if threading.current_thread() is self._thread:
+            raise LocalProtocolError("a call that waits, from the I/O thread itself")
+        self.post(run)
+        return answer.result()
+
+    def close(self, why: str) -> None:
+        """Say goodbye, close every socket, and wait for the thread: under a second."""
+        if not self._closing:
+            self._closing = True
+            self.post(lambda: self._goodbye(why))
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout=2.0)
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def _goodbye(self, why: str) -> None:
+        error = PeerClosed(f"this side closes: {why}")
+        self.steps.close(error)
+        self.measuring.close(error)
+        self.links.close(why)
+
+    # --- the loop -----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            busy = False
+            while not self._closing or self._calls:
+                busy = self._turn(busy)
+        except Exception:
+            logger.critical("the I/O thread has failed; this Peer is closed", exc_info=True)
+            self._closing = True
+            self.steps.close(PeerClosed("the I/O thread has failed; the log says why"))
+        finally:
+            self._answer_late_calls()
+            self.transport.close()
+
+    def _answer_late_calls(self) -> None:
+        while self._calls:
+            try:
+                self._calls.popleft()()
+            except Exception:
+                logger.debug("a call after the end", exc_info=True)
+
+    def _turn(self, busy: bool) -> bool:
+        before = time.monotonic()
+        deadline = self._deadline(before)
+        timeout = None if deadline is None else max(0.0, deadline - before)
+        if busy or self._calls:
+            timeout = 0.0
+        woke = None
+        for event in self.transport.poll(timeout):
+            now = time.monotonic()
+            woke = woke or now
+            self._handle(event, now)
+            self._settle()
+        now = time.monotonic()
+        due = before + (timeout or 0.0)
+        late = now - (woke or now) + max(0.0, (woke or now) - due if timeout is not None else 0.0)
+        for _ in range(len(self._calls)):
+            self._calls.popleft()()
+            self._settle()
+        self.links.tick(now, late)
+        self.steps.tick(now)
+        self.bulk.grants()
+        self._settle()
+        self._flush()
+        busy = self.bulk.pump(time.monotonic())
+        self._flush()
+        return busy
+
+    def _deadline(self, now: float) -> float | None:
+        times = [t for t in (self.links.deadline(now), self.steps.deadline(now)) if t is not None]
+        return min(times, default=None)
+
+    def _handle(self, event: Received | Connected | Closed, now: float) -> None:
+        if isinstance(event, Received):
+            self.links.received(event, now)
+        elif isinstance(event, Connected):
+            self.links.connected(event, now)
+        else:
+            self.links.closed(event, now)
+
+    def _flush(self) -> None:
+        for peering in self.links.peerings:
+            self.links.flush(peering)
+
+    def _settle(self) -> None:
+        """Do what the channels want done."""
+        while events := self.channels.drain():
+            for event in events:
+                match event:
+                    case Send():
+                        peering = self.peering(event.session)
+                        if peering is not None:
+                            peering.session.send(event.message, event.body)
+                    case SeatBound():
+                        self.steps.bound(event.seat)
+                    case Matched():
+                        self.steps.matched(event)
+                    case Failed():
+                        self.steps.failed(event)
+                    case RunBroken():
+                        self._broken(event)
+
+    def _broken(self, event: RunBroken) -> None:
+        tell = self.on_broken.get(event.seat)
+        logger.warning("run %s is stopped: %s", event.seat.run, event.error)
+        if tell is not None:
+            try:
+                tell(event.error)
+            except Exception:  # the caller's own code
+                logger.exception("a callback of a broken run failed")
+
+    def peering(self, key: bytes) -> Peering | None:
+        """The session of that key."""
+        return next((p for p in self.links.peerings if p.key == key), None)
+
+    # --- told by the links --------------------------------------------------------------------
+
+    def session_up(self, peering: Peering) -> None:
+        place, peer = peering.place, peering.session.peer
+        self.channels.session_up(
+            peering.key, place.kind, str(place.address), peer.name, peer.incarnation
+        )
+        self._settle()
+
+    def session_linked(self, peering: Peering) -> None:
+        peering.session.send(Status(clip(self.activity, 300)))
+        # A break that this side did not notice is noticed now.
+        self.bulk.unlinked(peering)
+        self.bulk.linked(peering)
+        self.measuring.linked(peering)
+
+    def session_unlinked(self, peering: Peering) -> None:
+        self.bulk.unlinked(peering)
+
+    def session_down(self, peering: Peering, error: ZBusError) -> None:
+        self.bulk.session_down(peering, error)
+        self.measuring.session_down(peering, error)
+        self.channels.session_down(peering.key, error)
+        self._settle()
+
+    def place_failed(self, place: Place, error: ZBusError) -> None:
+        self.channels.refuse(place.kind, str(place.address), error)
+        self.measuring.place_failed(place, error)
+        self._settle()
+
+    def in_pool(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        """Run `work` in the worker pool and `then` with its result here."""
+
+        def done(future: Future[Any]) -> None:
+            if not future.cancelled():
+                self.post(lambda: then(future.result()))
+
+        self.pool.submit(work).add_done_callback(done)
+
+    def message(self, peering: Peering, message: Message, body: Body | None) -> None:
+        """A message for channels or transfers has come.
+
+        Raises:
+            RemoteProtocolError: It breaks the protocol.
+        """
+        match message:
+            case Chunk():
+                self.bulk.chunk(peering, message, body)
+            case Grant():
+                self.bulk.grant(peering, message, time.monotonic())
+            case Finish():
+                self.bulk.finish(peering, message)
+            case Stored():
+                self.bulk.stored(peering, message.transfer)
+                self.steps.stored(peering, message.transfer)
+            case Refused():
+                error = TransferRefused(message.why, peer=peering.name)
+                self.bulk.refused(peering, message.transfer, error)
+                self.steps.refused(peering, message.transfer, error)
+            case Pong():
+                self.measuring.pong(peering, message.token)
+            case Measure():
+                self.measuring.asked(peering, message)
+            case _:
+                data = body.take() if body is not None and isinstance(message, Offer) else b""
+                self.channels.receive(peering.key, message, data)
+
+    # --- for people ---------------------------------------------------------------------------
+
+    def set_activity(self, activity: str) -> None:
+        """Tell every peer what this process is doing."""
+        if activity != self.activity:
+            self.activity = activity
+            for peering in self.links.peerings:
+                peering.session.send(Status(clip(activity, 300)))

@@ -1,0 +1,196 @@
+"""Every exception that zbus raises, in one tree::
+
+    ZBusError
+    +-- LocalProtocolError        the caller used zbus wrongly
+    +-- RemoteProtocolError       the peer sent what the protocol does not allow
+    +-- InputError (ValueError)   an argument cannot be used; nothing was sent
+    |   +-- InvalidAddress        not "host:port" or "listen:host:port"
+    |   +-- InvalidOrder          an order below 0, or not an int
+    |   +-- UnknownCodec          no codec or choice of that name
+    |   +-- CodecRefused          this codec cannot carry this value (8-bit of a latent)
+    |   +-- NotTransferable       a live object, or a value too deep or too large
+    +-- ConnectError              no link to the peer came about
+    |   +-- NameNotResolved       the host name is unknown
+    |   +-- Unreachable           refused, timed out, no route
+    |   +-- NotZBus               something else answers on that port
+    |   +-- NobodyBehind          a tunnel accepts and closes: nobody listens at its far end
+    |   +-- DialledSelf           that address is this very process
+    |   +-- VersionMismatch       the two zbus versions have no protocol in common
+    |   +-- PortInUse             the address to listen on is taken
+    |   +-- ListenRefused         a plain listener off the loopback
+    +-- LinkError                 the link ended while something was open on it
+    |   +-- LinkLost              not back within reconnect_wait
+    |   +-- PeerRestarted         the peer's process is a new one
+    |   +-- PeerGone              the peer said goodbye, or its process has ended
+    +-- ChannelError              two runs did not fit together
+    |   +-- Mismatch              the operations of the two chains do not pair
+    |   +-- WrongNodes            Jumper's nodes here, zbus's own there
+    |   +-- OperationPending      a second operation on one endpoint at a time
+    |   +-- AmbiguousPeer         no peer named, and more than one connected
+    |   +-- RunEnded              the other run ended: finished, failed or cancelled
+    +-- TransferError             one value did not arrive
+    |   +-- TransferRefused       the receiver would not take it (memory, type, its own cancel)
+    |   +-- DigestMismatch        what arrived is not what was sent
+    +-- Cancelled                 cancelled on this side
+    +-- TimedOut                  the caller's own deadline passed (also a TimeoutError)
+    +-- PeerClosed                this process's own Peer was closed
+
+The text of each says which peer, at which stage, what happened, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class ZBusError(Exception):
+    """Base of all zbus errors.
+
+    Args:
+        what: What happened, as one clause without a full stop.
+        peer: The name or address of the peer it concerns, where there is one.
+        stage: What was being done ("waiting for order 2", "sending").
+        remedy: What the user can do about it, as a sentence.
+    """
+
+    def __init__(self, what: str, *, peer: str = "", stage: str = "", remedy: str = "") -> None:
+        self.what, self.peer, self.stage, self.remedy = what, peer, stage, remedy
+        where = ", ".join(part for part in (peer, stage) if part)
+        text = f"{where}: {what}" if where else what
+        super().__init__(f"{text}. {remedy}" if remedy else text)
+
+    def at(self, *, peer: str = "", stage: str = "") -> ZBusError:
+        """The same error with a peer and a stage, where it had none."""
+        return type(self)(
+            self.what, peer=self.peer or peer, stage=self.stage or stage, remedy=self.remedy
+        )
+
+
+class LocalProtocolError(ZBusError):
+    """The caller used zbus wrongly: a bug on this side."""
+
+
+class RemoteProtocolError(ZBusError):
+    """The peer sent what the protocol does not allow. Ends that connection, and nothing else."""
+
+
+class InputError(ZBusError, ValueError):
+    """An argument cannot be used. Nothing was sent and nothing is lost."""
+
+
+class InvalidAddress(InputError):
+    """Not "host:port" or "listen:host:port"."""
+
+
+class InvalidOrder(InputError):
+    """An order is a whole number from 0 up."""
+
+
+class UnknownCodec(InputError):
+    """No codec and no choice has that name."""
+
+
+class CodecRefused(InputError):
+    """This codec cannot carry this value."""
+
+
+class NotTransferable(InputError):
+    """The value holds something that cannot travel; the text names its type and place."""
+
+
+class ConnectError(ZBusError):
+    """No link to the peer came about."""
+
+
+class NameNotResolved(ConnectError):
+    """The host name is unknown to the resolver."""
+
+
+class Unreachable(ConnectError):
+    """Nothing accepted the TCP connection."""
+
+
+class NotZBus(ConnectError):
+    """Something answers on that port which is not a zbus peer."""
+
+
+class NobodyBehind(ConnectError):
+    """The port accepts and closes at once: a tunnel with nobody listening at its far end."""
+
+
+class DialledSelf(ConnectError):
+    """That address is this very process."""
+
+
+class VersionMismatch(ConnectError):
+    """The two zbus versions have no protocol version in common."""
+
+
+class PortInUse(ConnectError):
+    """The address to listen on is held by another program."""
+
+
+class ListenRefused(ConnectError):
+    """A plain listener is allowed on the loopback only."""
+
+
+class LinkError(ZBusError):
+    """The link ended while something was open on it."""
+
+
+class LinkLost(LinkError):
+    """The link broke and was not back within ``reconnect_wait``."""
+
+
+class PeerRestarted(LinkError):
+    """Another process answers in the peer's place: what was under way is gone with the old one."""
+
+
+class PeerGone(LinkError):
+    """The peer said goodbye, or its process has ended."""
+
+
+class ChannelError(ZBusError):
+    """Two runs did not fit together."""
+
+
+class Mismatch(ChannelError):
+    """The operations of the two chains do not pair."""
+
+
+class WrongNodes(ChannelError):
+    """Jumper's nodes on one side, zbus's own on the other: they do not meet."""
+
+
+class OperationPending(ChannelError):
+    """A second operation was begun on an endpoint where one is still open."""
+
+
+class AmbiguousPeer(ChannelError):
+    """No peer was named and more than one is connected."""
+
+
+class RunEnded(ChannelError):
+    """The other run ended: it finished, failed or was cancelled; the text says which and why."""
+
+
+class TransferError(ZBusError):
+    """One value did not arrive."""
+
+
+class TransferRefused(TransferError):
+    """The receiver would not take the value."""
+
+
+class DigestMismatch(TransferError):
+    """What arrived is not what was sent."""
+
+
+class Cancelled(ZBusError):
+    """Cancelled on this side."""
+
+
+class TimedOut(ZBusError, TimeoutError):
+    """The caller's own deadline passed."""
+
+
+class PeerClosed(ZBusError):
+    """This process's own Peer was closed."""

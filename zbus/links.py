@@ -1,0 +1,584 @@
+"""Keeps the links: dials and redials, accepts, shakes hands, and holds the sessions over them.
+
+Runs in the I/O thread. Between `transport`, which moves frames, and the engine, which gives the
+messages their meaning. What blocks (a name, a probe) goes to the worker pool.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+from . import probe
+from .address import Address
+from .errors import (
+    ConnectError,
+    DialledSelf,
+    LinkLost,
+    NobodyBehind,
+    NotZBus,
+    PeerGone,
+    PeerRestarted,
+    PortInUse,
+    RemoteProtocolError,
+    Unreachable,
+    VersionMismatch,
+    ZBusError,
+)
+from .handshake import Handshake, rejection
+from .machine import port_holder, process_start
+from .messages import Bye, Hello, Message, Reject, Status, clip, decode, encode
+from .places import BACKOFF_FIRST, Peering, Place, Settings
+from .session import REDIAL_AFTER, Ended, Redial, Session, Silent
+from .transport import Body, Closed, Connected, Connection, Received, Transport
+
+logger = logging.getLogger(__name__)
+
+MAX_HANDSHAKES = 256  # under way at once
+MAX_FAULTS = 3  # protocol errors that one session survives
+PID_EVERY = 0.2  # seconds between looks whether a lost local peer still lives
+
+T = TypeVar("T")
+
+
+class Owner(Protocol):
+    """Who is told what happens on the links: the engine."""
+
+    def session_up(self, peering: Peering) -> None: ...
+    def session_linked(self, peering: Peering) -> None: ...
+    def session_unlinked(self, peering: Peering) -> None: ...
+    def session_down(self, peering: Peering, error: ZBusError) -> None: ...
+    def place_failed(self, place: Place, error: ZBusError) -> None: ...
+    def message(self, peering: Peering, message: Message, body: Body | None) -> None: ...
+    def in_pool(self, work: Callable[[], T], then: Callable[[T], None]) -> None: ...
+
+
+@dataclass(eq=False)
+class _Handshaking:
+    shake: Handshake
+    place: Place
+    since: float
+
+
+class Links:
+    """All places and sessions of one peer.
+
+    Args:
+        transport: Moves the frames.
+        own: This process's HELLO.
+        settings: Times.
+        owner: Is told what happens.
+    """
+
+    def __init__(self, transport: Transport, own: Hello, settings: Settings, owner: Owner) -> None:
+        self._transport, self._own, self._settings, self._owner = transport, own, settings, owner
+        self.places: list[Place] = []
+        self._handshakes: dict[Connection, _Handshaking] = {}
+        self._peerings: dict[Connection, Peering] = {}
+        self._logged_at = 0.0
+
+    @property
+    def peerings(self) -> list[Peering]:
+        return [peering for place in self.places for peering in place.peerings]
+
+    # --- places -------------------------------------------------------------------------------
+
+    def listen(self, address: Address) -> Place:
+        """Listen there, or go on listening; `release` it afterwards.
+
+        Raises:
+            PortInUse: Somebody else does; the text says who, where it can be told.
+        """
+        place = self._find("listen", address) if address.port else None
+        if place is None:
+            try:
+                listener = self._transport.bind(address.host, address.port)
+            except PortInUse as error:
+                raise _port_in_use(address, str(error)) from error
+            place = Place("listen", Address(address.host, listener.port), listener=listener)
+            self.places.append(place)
+            logger.info("listening on %s", place.address)
+        place.users += 1
+        return place
+
+    def dial(self, address: Address, now: float) -> Place:
+        """Dial there, or go on dialling; `release` it afterwards."""
+        place = self._find("dial", address)
+        if place is None:
+            place = Place("dial", address)
+            self.places.append(place)
+        if isinstance(place.problem, (NotZBus, DialledSelf, VersionMismatch)):
+            place.problem = None  # an earlier run's: look again
+        if place.connection is None and not place.looking:
+            place.next_dial, place.backoff = now, BACKOFF_FIRST
+        place.users += 1
+        return place
+
+    def release(self, place: Place, now: float) -> None:
+        """A run is done with the place. It stays a while, and until all is acknowledged."""
+        place.users -= 1
+        place.idle_since = now
+
+    def _find(self, kind: str, address: Address) -> Place | None:
+        return next((p for p in self.places if p.kind == kind and p.address == address), None)
+
+    def _close_place(self, place: Place, why: str) -> None:
+        self.places.remove(place)
+        for peering in list(place.peerings):
+            self.end_session(peering, PeerGone(why, peer=peering.name), say=why)
+        if place.connection is not None:
+            self._drop(place.connection)
+            place.connection = None
+        if place.listener is not None:
+            for connection in [c for c, h in self._handshakes.items() if h.place is place]:
+                del self._handshakes[connection]
+            self._transport.unbind(place.listener)
+
+    def close(self, why: str) -> None:
+        """Say goodbye everywhere."""
+        for place in list(self.places):
+            self._close_place(place, why)
+
+    # --- dialling -----------------------------------------------------------------------------
+
+    def _dial_now(self, place: Place, now: float) -> None:
+        place.next_dial = None
+        if place.numeric is None:
+            self._look(place, lambda: probe.resolve(place.address), self._resolved)
+            return
+        place.dialled_at = now
+        place.connection = self._transport.dial(place.numeric, place.address.port)
+
+    def _look(
+        self,
+        place: Place,
+        work: Callable[[], T],
+        then: Callable[[Place, T | ZBusError], None],
+    ) -> None:
+        def guarded() -> T | ZBusError:
+            try:
+                return work()
+            except ZBusError as error:
+                return error
+
+        def done(result: T | ZBusError) -> None:
+            place.looking = False
+            if place in self.places:
+                then(place, result)
+
+        place.looking = True
+        self._owner.in_pool(guarded, done)
+
+    def _resolved(self, place: Place, result: str | ZBusError) -> None:
+        if isinstance(result, ZBusError):
+            self._hopeless(place, result)
+            return
+        place.numeric = result
+        place.next_dial = time.monotonic()
+
+    def _hopeless(self, place: Place, error: ZBusError) -> None:
+        """Dialling again cannot help: whoever waits there is told, and it ends."""
+        place.problem = error if isinstance(error, ConnectError) else None
+        place.next_dial = None
+        self._owner.place_failed(place, error)
+
+    def _dial_failed(self, place: Place, stage: str, now: float) -> None:
+        place.connection = None
+        place.failures += 1
+        place.next_dial = now + place.delay()
+        if place.numeric is not None and not place.looking and place.failures % 5 == 1:
+            numeric = place.numeric
+            self._look(place, lambda: probe.diagnose(place.address, numeric), self._diagnosed)
+        refused_elsewhere = stage == "connect" and not place.address.is_loopback
+        if not (stage == "greeting" or refused_elsewhere):
+            place.hopeless_since = None
+        elif place.hopeless_since is None:
+            place.hopeless_since = now
+
+    def _diagnosed(self, place: Place, error: ConnectError | ZBusError | None) -> None:
+        if place.connection is not None and place.connection.greeted:
+            return  # meanwhile it works
+        place.problem = error if isinstance(error, ConnectError) else None
+        if isinstance(error, NotZBus):
+            self._hopeless(place, error)
+
+    # --- events of the transport --------------------------------------------------------------
+
+    def connected(self, event: Connected, now: float) -> None:
+        """A dialled connection stands: say HELLO."""
+        connection = event.connection
+        place = next((p for p in self.places if p.connection is connection), None)
+        if place is None:
+            self._transport.end(connection)
+            return
+        shake = Handshake(self._own, True, _random)
+        session = place.peering.session if place.peering else None
+        key = session.key if session else _random()
+        shake.dial(key, session is not None, session.received if session else 0)
+        self._handshakes[connection] = _Handshaking(shake, place, now)
+        self._say(connection, shake)
+
+    def closed(self, event: Closed, now: float) -> None:
+        """A connection is gone."""
+        connection = event.connection
+        self._handshakes.pop(connection, None)
+        peering = self._peerings.pop(connection, None)
+        if peering is not None and peering.connection is connection:
+            self._unlink(peering, now)
+        place = next((p for p in self.places if p.connection is connection), None)
+        if place is not None:
+            self._dial_failed(place, event.stage, now)
+
+    def received(self, event: Received, now: float) -> None:
+        """A message has come. Whatever is wrong with it ends its connection, and nothing else."""
+        connection = event.connection
+        try:
+            seq, message = decode(event.header, event.body is not None)
+            peering = self._peerings.get(connection)
+            if peering is None:
+                self._shake(connection, message, now)
+            else:
+                self._take(peering, seq, message, event.body, now)
+        except RemoteProtocolError as error:
+            self._fault(connection, error, now)
+
+    def _take(
+        self, peering: Peering, seq: int, message: Message, body: Body | None, now: float
+    ) -> None:
+        peering.silent = 0.0
+        if not peering.session.receive(seq, message, now):
+            return
+        if isinstance(message, Bye):
+            error = PeerGone(f"said goodbye: {message.why}", peer=peering.name)
+            self.end_session(peering, error)
+        elif isinstance(message, Reject):
+            raise RemoteProtocolError(f"the peer ended the connection: {message.why}")
+        elif isinstance(message, Status):
+            peering.activity = message.activity
+        else:
+            self._owner.message(peering, message, body)
+
+    def _fault(self, connection: Connection, error: RemoteProtocolError, now: float) -> None:
+        peering = self._peerings.pop(connection, None)
+        shaking = self._handshakes.pop(connection, None)
+        place = shaking.place if shaking else None
+        where = connection.listener.port if connection.listener else "a dialled address"
+        if now - self._logged_at >= 1.0:
+            self._logged_at = now
+            logger.error("protocol error on %s: %s; connection ended", where, error)
+        if not str(error).startswith("the peer ended"):
+            self._transport.send(connection, encode(Reject("protocol", clip(str(error), 500))))
+        self._transport.end(connection, linger=100)
+        if peering is not None:
+            peering.faults += 1
+            self._unlink(peering, now)
+            if peering.faults >= MAX_FAULTS:
+                self.end_session(peering, error.at(peer=peering.name))
+            place = peering.place
+        if place is not None and place.connection is connection:
+            self._dial_failed(place, "link", now)
+            if place.peering is None and place.failures >= MAX_FAULTS:
+                self._hopeless(place, error.at(peer=str(place.address)))
+
+    # --- handshakes ---------------------------------------------------------------------------
+
+    def _shake(self, connection: Connection, message: Message, now: float) -> None:
+        shaking = self._handshakes.get(connection)
+        if shaking is None:
+            shaking = self._begin_shake(connection, now)
+        shake = shaking.shake
+        try:
+            shake.receive(message)
+        except (DialledSelf, VersionMismatch) as error:
+            self._refuse(connection, shaking, error)
+            return
+        if shake.done:
+            del self._handshakes[connection]
+            if connection.dialled:
+                self._dialled(connection, shaking, now)
+            else:
+                self._accepted(connection, shaking, now)
+        else:
+            known = self._known(shaking)
+            shake.answer(known is not None, known.session.received if known else 0)
+            self._say(connection, shake)
+
+    def _begin_shake(self, connection: Connection, now: float) -> _Handshaking:
+        place = next((p for p in self.places if p.listener is connection.listener), None)
+        if place is None or connection.dialled or len(self._handshakes) >= MAX_HANDSHAKES:
+            raise RemoteProtocolError("no handshake is possible here")
+        own = replace(self._own, listener="addr")
+        shaking = _Handshaking(Handshake(own, False, _random), place, now)
+        self._handshakes[connection] = shaking
+        return shaking
+
+    def _refuse(self, connection: Connection, shaking: _Handshaking, error: ZBusError) -> None:
+        del self._handshakes[connection]
+        if not connection.dialled:
+            self._transport.send(connection, encode(rejection(error)))
+            return  # the dialler closes it
+        self._transport.end(connection)
+        shaking.place.connection = None
+        self._hopeless(shaking.place, error.at(peer=str(shaking.place.address)))
+
+    def _say(self, connection: Connection, shake: Handshake) -> None:
+        for message in shake.outgoing:
+            self._transport.send(connection, encode(message))
+        shake.outgoing.clear()
+
+    def _known(self, shaking: _Handshaking) -> Peering | None:
+        peer = shaking.shake.peer
+        assert peer is not None
+        for peering in shaking.place.peerings:
+            told = peering.session.peer
+            if peering.key == peer.session and told.incarnation == peer.incarnation:
+                return peering
+        return None
+
+    def _dialled(self, connection: Connection, shaking: _Handshaking, now: float) -> None:
+        place, peer = shaking.place, shaking.shake.peer
+        assert peer is not None
+        place.succeeded()
+        peering = place.peering
+        if peering is not None and not peer.resumed:
+            self.end_session(peering, _not_resumed(peering.session.peer, peer))
+            self._drop(connection)
+            place.connection, place.next_dial = None, now
+            return
+        self._say(connection, shaking.shake)  # READY, before anything else
+        is_new = peering is None
+        if peering is None:
+            peering = self._new_peering(place, peer, peer.session, now, dialled=True)
+        self._link(peering, connection, peer.received, now, is_new)
+
+    def _accepted(self, connection: Connection, shaking: _Handshaking, now: float) -> None:
+        place, peer = shaking.place, shaking.shake.peer
+        assert peer is not None
+        peering = self._known(shaking)
+        is_new = peering is None
+        if peering is None:
+            if peer.resumed:
+                raise RemoteProtocolError("READY for a session that is not known here")
+            self._supersede(place, peer)
+            peering = self._new_peering(place, peer, peer.session, now, dialled=False)
+        elif peering.connection is not None:
+            self._drop(peering.connection)
+            self._unlink(peering, now)
+        self._link(peering, connection, peer.received, now, is_new)
+
+    def _supersede(self, place: Place, peer: Hello) -> None:
+        """A peer that comes anew has forgotten its older sessions here."""
+        for old in list(place.peerings):
+            told = old.session.peer
+            if told.instance != peer.instance:
+                continue
+            if told.incarnation != peer.incarnation:
+                self.end_session(old, _not_resumed(told, peer))
+            elif old.connection is None:
+                self.end_session(old, PeerGone("has dialled anew", peer=told.name))
+
+    def _new_peering(
+        self, place: Place, peer: Hello, key: bytes, now: float, *, dialled: bool
+    ) -> Peering:
+        wait = self._settings.reconnect_wait
+        session = Session(key, peer, dialled=dialled, reconnect_wait=wait, now=now)
+        peering = Peering(session, place)
+        if peer.boot and peer.boot == self._own.boot:
+            peering.process = process_start(peer.pid)
+        place.peerings.append(peering)
+        logger.info("session with %s at %s", peer.name, place.address)
+        return peering
+
+    def _link(
+        self, peering: Peering, connection: Connection, received: int, now: float, is_new: bool
+    ) -> None:
+        peering.session.linked(received, now)
+        peering.connection = connection
+        self._peerings[connection] = peering
+        if is_new:
+            self._owner.session_up(peering)
+        else:
+            logger.info("link to %s is back", peering.name)
+        self._owner.session_linked(peering)
+        self.flush(peering)
+
+    def _unlink(self, peering: Peering, now: float) -> None:
+        if peering.connection is not None:
+            self._peerings.pop(peering.connection, None)
+        peering.connection = None
+        peering.silent = 0.0
+        if peering.error is None and peering.session.is_linked:
+            peering.session.unlinked(now)
+            peering.pace.reset()
+            logger.info("link to %s lost", peering.name)
+            self._owner.session_unlinked(peering)
+            self._look_after_pid(peering)
+
+    def _drop(self, connection: Connection) -> None:
+        self._handshakes.pop(connection, None)
+        self._peerings.pop(connection, None)
+        self._transport.end(connection)
+
+    # --- sessions -----------------------------------------------------------------------------
+
+    def flush(self, peering: Peering) -> None:
+        """Put what the session has to say on its connection."""
+        for header, *body in peering.session.outgoing():
+            if peering.connection is not None:
+                self._transport.send(peering.connection, header, body[0] if body else None)
+
+    def end_session(self, peering: Peering, error: ZBusError, say: str = "") -> None:
+        """The session is over: tell the owner, and with `say` the peer too."""
+        if peering not in peering.place.peerings:
+            return
+        peering.place.peerings.remove(peering)
+        if say:
+            peering.session.send(Bye(say))
+            self.flush(peering)
+        peering.session.end(error)
+        logger.info("session with %s ended: %s", peering.name, error)
+        connection, peering.connection = peering.connection, None
+        if connection is not None:
+            self._peerings.pop(connection, None)
+            self._transport.end(connection, linger=200)
+            if peering.place.connection is connection:
+                peering.place.connection = None
+                peering.place.next_dial = time.monotonic() + BACKOFF_FIRST
+        self._owner.session_down(peering, error)
+
+    def _look_after_pid(self, peering: Peering) -> None:
+        peer = peering.session.peer
+        if peering.process is not None and process_start(peer.pid) != peering.process:
+            error = PeerGone(
+                f"its process (pid {peer.pid}) has ended",
+                peer=peering.name,
+                remedy="Start that ComfyUI again, then run both workflows",
+            )
+            self.end_session(peering, error)
+
+    # --- time ---------------------------------------------------------------------------------
+
+    def tick(self, now: float, late: float) -> None:
+        """Do what is due. Call it after all input that had come was handed in."""
+        for place in list(self.places):
+            self._tick_place(place, now)
+            for peering in list(place.peerings):
+                self._tick_peering(peering, now, late)
+        for connection, shaking in list(self._handshakes.items()):
+            if now - shaking.since > REDIAL_AFTER:
+                self._drop(connection)
+                if shaking.place.connection is connection:
+                    self._dial_failed(shaking.place, "link", now)
+
+    def _tick_place(self, place: Place, now: float) -> None:
+        if not place.users and self._is_done(place, now):
+            self._close_place(place, "the address is not in use any more")
+            return
+        is_due = place.next_dial is not None and now >= place.next_dial
+        is_resolving = place.looking and place.numeric is None
+        if is_due and place.connection is None and not is_resolving:
+            self._dial_now(place, now)
+
+    def _is_done(self, place: Place, now: float) -> bool:
+        unused = now - place.idle_since
+        if place.kind == "dial" and place.peering is None:
+            return True
+        if any(not p.session.drained or p.transfers for p in place.peerings):
+            return unused >= self._settings.reconnect_wait
+        return unused >= self._settings.linger
+
+    def _tick_peering(self, peering: Peering, now: float, late: float) -> None:
+        session, place = peering.session, peering.place
+        session.active = place.users > 0 or peering.transfers > 0
+        for event in session.tick(now, late):
+            if isinstance(event, Silent):
+                peering.silent = event.seconds
+            elif isinstance(event, Redial) and peering.connection is not None:
+                connection = peering.connection
+                self._drop(connection)
+                self._unlink(peering, now)
+                if place.connection is connection:
+                    self._dial_failed(place, "link", now)
+            elif isinstance(event, Ended):
+                self.end_session(peering, event.error)
+        if session.error is None and not session.is_linked:
+            self._look_after_pid(peering)
+            self._give_up_hopeless(peering, now)
+
+    def _give_up_hopeless(self, peering: Peering, now: float) -> None:
+        since = peering.place.hopeless_since
+        if since is None or now - since < self._settings.nobody_wait or peering.error is not None:
+            return
+        problem = peering.place.problem
+        why = problem.what if problem else "every new connection is closed at once"
+        error = LinkLost(
+            f"the link was lost, and for {now - since:.0f} s {why}",
+            peer=peering.name,
+            remedy="Look at the tunnel, and whether that ComfyUI still runs; then run both again",
+        )
+        self.end_session(peering, error)
+
+    def deadline(self, now: float) -> float | None:
+        """When `tick` has something to do."""
+        times = [shaking.since + REDIAL_AFTER + 0.1 for shaking in self._handshakes.values()]
+        for place in self.places:
+            if place.next_dial is not None and place.connection is None:
+                times.append(place.next_dial)
+            if not place.users:
+                times.append(max(place.idle_since + self._settings.linger, now + PID_EVERY))
+            for peering in place.peerings:
+                due = peering.session.deadline()
+                if due is not None:
+                    times.append(due)
+                if not peering.session.is_linked:
+                    times.append(now + PID_EVERY)
+        return min(times, default=None)
+
+    def explain(self, place: Place, now: float) -> str:
+        """One line for people: why nobody is there yet."""
+        if place.kind == "listen":
+            return (
+                f"listening on {place.address}: nobody has connected yet; "
+                "press Run on the Client side"
+            )
+        connection = place.connection
+        if connection is not None and connection.greeted:
+            waited = now - place.dialled_at
+            return f"{place.address} has accepted and has not answered for {waited:.0f} s"
+        if isinstance(place.problem, (Unreachable, NobodyBehind)):
+            return str(place.problem)
+        return f"dialling {place.address}"
+
+
+def _port_in_use(address: Address, why: str) -> PortInUse:
+    holder = port_holder(address.port)
+    if holder.startswith("ssh"):
+        remedy = "A tunnel ends here: this side should be Client"
+    elif f"(pid {os.getpid()})" in holder:
+        remedy = "That is this very ComfyUI: choose another port"
+    elif holder:
+        remedy = (
+            "If that is the other ComfyUI, both sides are Server: set one to Client. "
+            "Else choose another port on both sides"
+        )
+    else:
+        remedy = "Choose another port on both sides, or set one side to Client"
+    what = f"held by {holder}" if holder else why.lower()
+    return PortInUse(f"cannot listen on {address}: {what}", remedy=remedy)
+
+
+def _not_resumed(known: Hello, peer: Hello) -> ZBusError:
+    remedy = "Run both workflows again"
+    if known.incarnation != peer.incarnation:
+        return PeerRestarted(
+            "was restarted; what was under way is gone", peer=known.name, remedy=remedy
+        )
+    return LinkLost("gave up waiting for this side", peer=known.name, remedy=remedy)
+
+
+def _random() -> bytes:
+    return os.urandom(16)

@@ -1,0 +1,76 @@
+"""What this machine can tell: its boot, whether a process lives, free memory, who holds a port."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+FALLBACK_MEMORY = 4 << 30  # where the system does not say
+
+
+def boot_id() -> str:
+    """Names this boot of this machine and the pid namespace in it; "" where it cannot be told.
+
+    Two processes with equal names can look at each other's pid.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+    return hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:32]
+
+
+def process_start(pid: int) -> str | None:
+    """Something that two processes with one pid do not share; None: no such process lives."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    state, *rest = stat.rpartition(")")[2].split()
+    return None if state in "ZXx" else rest[18]
+
+
+def free_memory() -> int:
+    """Bytes of memory that may still be taken without swapping."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(ImportError):
+        import psutil  # type: ignore[import-untyped]  # ComfyUI brings it
+
+        return int(psutil.virtual_memory().available)
+    return FALLBACK_MEMORY
+
+
+def port_holder(port: int) -> str:
+    """The program that listens on a TCP port here, as "name (pid N)"; "" if it cannot be told."""
+    with contextlib.suppress(Exception):  # psutil raises its own AccessDenied, and more
+        import psutil
+
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status == "LISTEN" and connection.laddr.port == port and connection.pid:
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return _port_holder_from_proc(port) if sys.platform == "linux" else ""
+
+
+def _port_holder_from_proc(port: int) -> str:
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                parts = line.split()
+                if parts[3] == "0A" and int(parts[1].rpartition(":")[2], 16) == port:
+                    inodes.add(f"socket:[{parts[9]}]")
+    for process in Path("/proc").iterdir() if inodes else ():
+        if not process.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            if any(os.readlink(fd) in inodes for fd in (process / "fd").iterdir()):
+                name = (process / "comm").read_text().strip()
+                return f"{name} (pid {process.name})"
+    return ""

@@ -1,0 +1,116 @@
+"""The handle of one send or receive under way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from typing import Any, Generic, TypeVar
+
+from .errors import ZBusError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all), in the I/O thread, at most 20 times a second."""
+
+PROGRESS_EVERY = 0.05  # seconds
+
+
+class Operation(Generic[T]):
+    """One send or receive under way. Wait for it with `result()`, or ``await`` it.
+
+    Attributes:
+        note: One line for people: whom it waits for and why, or size, rate and time left.
+        done_bytes: Plain bytes that have arrived.
+        total_bytes: Plain bytes in all; 0 until they are known.
+        notes: What the user should know of the value ("values outside 0..1 were clipped").
+    """
+
+    def __init__(self, cancel: Callable[[Operation[T]], None], progress: Progress | None) -> None:
+        self.note = ""
+        self.notes: tuple[str, ...] = ()
+        self.done_bytes = self.total_bytes = 0
+        self.codec = ""
+        self._cancel, self._progress = cancel, progress
+        self._future: Future[T] = Future()
+        self._future.set_running_or_notify_cancel()  # only `cancel` below ends it
+        self._began = self._told = 0.0
+
+    def result(self) -> T:
+        """Wait for the end. A send returns None, a receive the value.
+
+        Raises:
+            ZBusError: What went wrong; `Cancelled` and `TimedOut` among them.
+        """
+        return self._future.result()
+
+    def done(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self._future.done()
+
+    def cancel(self) -> None:
+        """End it, from any thread. It raises `Cancelled`, and the other side is told."""
+        self._cancel(self)
+
+    def add_done_callback(self, call: Callable[[Operation[T]], None]) -> None:
+        """Call `call` with this operation when it has ended, in the I/O thread."""
+        self._future.add_done_callback(lambda _: call(self))
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> T:
+        try:
+            return await asyncio.wrap_future(self._future)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+    # --- for the engine -----------------------------------------------------------------------
+
+    def begin_bytes(self, total: int) -> None:
+        """The value is known: `total` plain bytes will move."""
+        self.total_bytes, self._began = total, time.monotonic()
+
+    def progressed(self, done: int) -> None:
+        """So many bytes have arrived."""
+        self.done_bytes = done
+        now = time.monotonic()
+        if done < self.total_bytes and now - self._told < PROGRESS_EVERY:
+            return
+        self._told = now
+        self.note = self._rate(now)
+        if self._progress is not None:
+            try:
+                self._progress(done, self.total_bytes)
+            except Exception:  # the caller's own code
+                logger.exception("a progress callback failed")
+
+    def _rate(self, now: float) -> str:
+        took = max(now - self._began, 1e-9)
+        rate = self.done_bytes / took
+        left = (self.total_bytes - self.done_bytes) / rate if rate else 0.0
+        done, total = size_text(self.done_bytes), size_text(self.total_bytes)
+        return f"{done} of {total}, {rate / 1e9:.2f} GB/s, {left:.1f} s left"
+
+    def succeed(self, value: T) -> None:
+        if not self._future.done():
+            self._future.set_result(value)
+
+    def fail(self, error: ZBusError) -> None:
+        if not self._future.done():
+            self._future.set_exception(error)
+
+
+def size_text(size: float) -> str:
+    """A number of bytes, for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"

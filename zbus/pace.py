@@ -1,0 +1,85 @@
+"""Sans-IO: how many bytes may be under way on one link.
+
+Control messages share the connection with the bulk, so what is in flight is what a cancel or a
+ping waits behind. It is kept to what the link delivers in its round trip and a little more: enough
+to keep the wire busy, and never seconds of data. The rate is taken as in BBR (draft-cardwell-iccrg
+-bbr, delivery rate estimation): bytes delivered between a chunk's departure and its grant.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+MIN_CHUNK = 16 * 1024
+MAX_CHUNK = 1024 * 1024
+CHUNK_TIME = 0.025  # a chunk is at most this many seconds of the rate
+EXTRA_TIME = 0.050  # the window is the rate times (round trip + this)...
+EXTRA_MAX = 12 * 1024 * 1024  # ...but beyond the round trip at most this many bytes
+START_RATE = 20e6  # bytes/s, until something is known
+KEEP = 24  # rate samples that count
+
+
+class Pace:
+    """The window and chunk size of one session, learned from its grants. Bytes are wire bytes."""
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self._rates: deque[float] = deque(maxlen=KEEP)
+        self._trip: float | None = None
+        self._delivered = 0
+        self._delivered_at = 0.0
+        self._sent: deque[tuple[int, float, int, float]] = deque()
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes per second that the link has delivered lately; None if nothing is known."""
+        return max(self._rates) if self._rates else None
+
+    @property
+    def chunk(self) -> int:
+        """The plain bytes that one chunk should have."""
+        size = int((self.rate or START_RATE) * CHUNK_TIME)
+        return max(MIN_CHUNK, min(MAX_CHUNK, size & ~0x3FFF))
+
+    @property
+    def window(self) -> int:
+        """The wire bytes that may be under way."""
+        rate = self.rate or START_RATE
+        trip = self._trip or 0.0
+        return max(2 * self.chunk, int(rate * trip + min(rate * EXTRA_TIME, EXTRA_MAX)))
+
+    @property
+    def room(self) -> bool:
+        """Whether another chunk may go."""
+        return self.in_flight < self.window
+
+    def sent(self, size: int, now: float) -> None:
+        """A chunk of `size` wire bytes has gone."""
+        if not self._sent:
+            self._delivered_at = now
+        self.in_flight += size
+        self._sent.append((size, now, self._delivered, self._delivered_at))
+
+    def delivered(self, count: int, now: float) -> None:
+        """The oldest `count` chunks have arrived."""
+        for _ in range(min(count, len(self._sent))):
+            size, at, delivered, delivered_at = self._sent.popleft()
+            self.in_flight -= size
+            self._delivered += size
+        if count > 0:
+            self._delivered_at = now
+            trip = now - at
+            self._trip = trip if self._trip is None else min(self._trip, trip)
+            if now > delivered_at:
+                self._rates.append((self._delivered - delivered) / (now - delivered_at))
+
+    def dropped(self, count: int) -> None:
+        """`count` chunks will never be granted: their transfer was cancelled."""
+        for _ in range(min(count, len(self._sent))):
+            self.in_flight -= self._sent.popleft()[0]
+
+    def reset(self) -> None:
+        """The connection is gone, and what was under way with it."""
+        self.in_flight = 0
+        self._sent.clear()
+        self._trip = None

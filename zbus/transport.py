@@ -1,0 +1,392 @@
+"""Moves frames: one ROUTER for each listener, one DEALER for each connection that is dialled.
+
+Knows no message. Everything here belongs to the I/O thread. A `Connection` is one TCP connection:
+a DEALER's socket is used for one and never again, so no stale frame can arrive; on a ROUTER a
+connection is a routing id, and the file descriptor under it (`SRCFD`) is what the monitor's
+DISCONNECTED names and what `end` shuts down, since ZeroMQ has no call for that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from .errors import PortInUse
+from .messages import MAX_FRAME
+
+logger = logging.getLogger(__name__)
+
+DRAIN = 64  # messages taken from one socket before the others have their turn
+ZAP_DOMAIN = b"zbus"  # without one a ROUTER accepts ZMTP 1.0, and so an HTTP form's body
+
+_EVENTS = (
+    zmq.EVENT_ACCEPTED
+    | zmq.EVENT_CONNECTED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CLOSED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+
+
+@dataclass(eq=False)
+class Connection:
+    """One TCP connection, dialled or accepted."""
+
+    socket: zmq.Socket[bytes]
+    routing_id: bytes = b""  # of an accepted one
+    fd: int = -1
+    listener: Listener | None = None
+    is_open: bool = True
+    connected: bool = False  # TCP stands (a dialled one)
+    greeted: bool = False  # and ZMTP too
+
+    @property
+    def dialled(self) -> bool:
+        return self.listener is None
+
+
+@dataclass(eq=False)
+class Listener:
+    """One bound ROUTER and its connections."""
+
+    socket: zmq.Socket[bytes]
+    host: str
+    port: int
+    by_id: dict[bytes, Connection] = field(default_factory=dict)
+    by_fd: dict[int, Connection] = field(default_factory=dict)
+    alive: set[int] = field(default_factory=set)  # file descriptors, as the monitor tells
+    ignored: set[bytes] = field(default_factory=set)  # routing ids that were ended
+
+
+class Body:
+    """The body frame of the message just received; take it at once, and once."""
+
+    def __init__(self, source: zmq.Socket[bytes]) -> None:
+        self._socket: zmq.Socket[bytes] | None = source
+
+    def take(self) -> bytes:
+        """The body's bytes, copied."""
+        return bytes(self._taken().recv(zmq.DONTWAIT))
+
+    def frame(self) -> zmq.Frame:
+        """The body without a copy."""
+        return self._taken().recv(zmq.DONTWAIT, copy=False)
+
+    def into(self, view: memoryview) -> int:
+        """Receive straight into `view`, without the GIL; returns the body's own length, which may
+        be more than the view took."""
+        return self._taken().recv_into(view, flags=zmq.DONTWAIT)
+
+    def _taken(self) -> zmq.Socket[bytes]:
+        source, self._socket = self._socket, None
+        assert source is not None, "a body is taken once"
+        return source
+
+    def drop(self) -> None:
+        """Throw away what is left of the message."""
+        source, self._socket = self._socket, None
+        while source is not None and source.getsockopt(zmq.RCVMORE):
+            source.recv(zmq.DONTWAIT, copy=False)
+
+
+@dataclass(frozen=True)
+class Received:
+    connection: Connection
+    header: bytes
+    body: Body | None
+
+
+@dataclass(frozen=True)
+class Connected:
+    """A dialled connection stands and speaks ZMTP."""
+
+    connection: Connection
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A connection is gone. `stage`: "connect", "greeting" (it stood, without ZMTP), "link"."""
+
+    connection: Connection
+    stage: str
+
+
+Event = Received | Connected | Closed
+
+
+class Transport:
+    """All sockets of one peer, in a Context of its own."""
+
+    def __init__(self) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.context.setsockopt(zmq.MAX_SOCKETS, 4096)
+        self._poller = zmq.Poller()
+        self._wake_in, self._wake_out = socket.socketpair()
+        for end in (self._wake_in, self._wake_out):
+            end.setblocking(False)
+        self._poller.register(self._wake_out.fileno(), zmq.POLLIN)
+        self._monitors: dict[zmq.Socket[bytes], Listener | Connection] = {}
+        self._sources: dict[zmq.Socket[bytes], Listener | Connection] = {}
+        self._pending: list[Event] = []
+
+    def wake(self) -> None:
+        """End a `poll` under way. The one call for other threads."""
+        with contextlib.suppress(OSError):  # it is awake already, or closed
+            self._wake_in.send(b"\0")
+
+    # --- making and ending ----------------------------------------------------------------------
+
+    def bind(self, host: str, port: int) -> Listener:
+        """Listen on a numeric address.
+
+        Raises:
+            PortInUse: The system refuses the address.
+        """
+        router = self._socket(zmq.ROUTER, host)
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        try:
+            router.bind(f"tcp://{_bracket(host)}:{port or '*'}")
+        except zmq.ZMQError as error:
+            router.close()
+            raise PortInUse(str(error)) from error
+        endpoint = router.getsockopt(zmq.LAST_ENDPOINT)
+        assert isinstance(endpoint, bytes)
+        listener = Listener(router, host, int(endpoint.rstrip(b"\0").rpartition(b":")[2]))
+        self._register(router, listener)
+        return listener
+
+    def dial(self, host: str, port: int) -> Connection:
+        """Begin a connection to a numeric address; `Connected` or `Closed` follows."""
+        dealer = self._socket(zmq.DEALER, host)
+        dealer.setsockopt(zmq.RECONNECT_IVL, -1)
+        dealer.setsockopt(zmq.CONNECT_TIMEOUT, 10_000)
+        connection = Connection(dealer)
+        self._register(dealer, connection)
+        dealer.connect(f"tcp://{_bracket(host)}:{port}")
+        return connection
+
+    def _socket(self, kind: int, host: str) -> zmq.Socket[bytes]:
+        made = self.context.socket(kind)
+        made.setsockopt(zmq.LINGER, 0)
+        made.setsockopt(zmq.IPV6, int(":" in host))
+        made.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
+        made.setsockopt(zmq.SNDHWM, 0)  # grants bound it
+        made.setsockopt(zmq.RCVHWM, 16)
+        made.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
+        made.setsockopt(zmq.TCP_MAXRT, 120_000)  # shorter would cut a live peer that is deaf
+        made.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        made.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
+        made.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 10)
+        made.setsockopt(zmq.TCP_KEEPALIVE_CNT, 6)
+        made.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+        return made
+
+    def _register(self, made: zmq.Socket[bytes], owner: Listener | Connection) -> None:
+        monitor = made.get_monitor_socket(_EVENTS)
+        self._monitors[monitor] = owner
+        self._sources[made] = owner
+        self._poller.register(made, zmq.POLLIN)
+        self._poller.register(monitor, zmq.POLLIN)
+
+    def end(self, connection: Connection, linger: int = 0) -> None:
+        """End one connection; no event follows. `linger` ms for what was just sent (dialled)."""
+        if not connection.is_open:
+            return
+        connection.is_open = False
+        if connection.listener is None:
+            self._close(connection.socket, linger)
+            return
+        listener = connection.listener
+        listener.by_id.pop(connection.routing_id, None)
+        listener.ignored.add(connection.routing_id)
+        if listener.by_fd.get(connection.fd) is connection:
+            _shutdown(connection.fd)
+
+    def unbind(self, listener: Listener, linger: int = 200) -> None:
+        """Stop listening and end all connections there."""
+        for connection in listener.by_id.values():
+            connection.is_open = False
+        self._close(listener.socket, linger)
+
+    def _close(self, made: zmq.Socket[bytes], linger: int) -> None:
+        owner = self._sources.pop(made)
+        monitor = next((m for m, owns in self._monitors.items() if owns is owner), None)
+        self._poller.unregister(made)
+        if monitor is not None:
+            del self._monitors[monitor]
+            self._poller.unregister(monitor)
+            made.disable_monitor()
+            monitor.close(0)
+        made.close(linger)
+
+    def close(self) -> None:
+        """Close everything; waits at most for the sockets' lingers."""
+        for made, owner in list(self._sources.items()):
+            if isinstance(owner, Listener):
+                self.unbind(owner)
+            else:
+                owner.is_open = False
+                self._close(made, 200)
+        self.context.term()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    # --- frames -----------------------------------------------------------------------------------
+
+    def send(
+        self, connection: Connection, header: bytes, body: bytes | memoryview | None = None
+    ) -> bool:
+        """Put one message on a connection; False if it is gone. A body of 64 KiB or more is sent
+        from its own memory: it must not change until the peer has it."""
+        if not connection.is_open:
+            return False
+        more = zmq.SNDMORE if body is not None else 0
+        try:
+            if connection.listener is not None:
+                connection.socket.send(connection.routing_id, zmq.SNDMORE | zmq.DONTWAIT)
+            connection.socket.send(header, more | zmq.DONTWAIT)
+            if body is not None:
+                connection.socket.send(body, zmq.DONTWAIT, copy=len(body) < 65536)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            self._gone(connection, "link")
+            return False
+        return True
+
+    def poll(self, timeout: float | None) -> Iterator[Event]:
+        """Wait for input, at most `timeout` seconds, and yield it: monitors first. A `Received`
+        body that is not taken when the next event is asked for is dropped."""
+        ready = dict(self._poller.poll(_milliseconds(timeout)))
+        if ready.pop(self._wake_out.fileno(), None):
+            self._drain_wake()
+        for monitor in [m for m in self._monitors if m in ready]:
+            self._read_monitor(monitor)
+        yield from self._take_pending()
+        for source in [s for s in self._sources if s in ready]:
+            yield from self._read(source)
+            yield from self._take_pending()
+
+    def _take_pending(self) -> Iterator[Event]:
+        pending, self._pending = self._pending, []
+        yield from pending
+
+    def _drain_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self._wake_out.recv(4096):
+                pass
+
+    def _read(self, source: zmq.Socket[bytes]) -> Iterator[Event]:
+        for _ in range(DRAIN):
+            owner = self._sources.get(source)
+            if owner is None:
+                return
+            try:
+                first = source.recv(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return
+            connection = self._accepted(owner, first) if isinstance(owner, Listener) else owner
+            header: bytes | None = first.bytes
+            if isinstance(owner, Listener):
+                header = source.recv(zmq.DONTWAIT) if source.getsockopt(zmq.RCVMORE) else None
+            rest = Body(source)
+            if connection is not None and connection.is_open and header is not None:
+                has_body = bool(source.getsockopt(zmq.RCVMORE))
+                yield Received(connection, header, rest if has_body else None)
+            if self._sources.get(source) is owner:
+                Body(source).drop()
+
+    def _accepted(self, listener: Listener, first: zmq.Frame) -> Connection | None:
+        routing_id = first.bytes
+        connection = listener.by_id.get(routing_id)
+        if connection is not None or routing_id in listener.ignored:
+            return connection
+        fd = int(first.get(zmq.SRCFD))
+        # The monitor has told of this descriptor's ACCEPTED before its first message could come,
+        # and of the DISCONNECTED of an earlier connection that had the same one.
+        for monitor in [m for m, owner in self._monitors.items() if owner is listener]:
+            self._read_monitor(monitor)
+        if fd not in listener.alive:
+            return None
+        connection = Connection(listener.socket, routing_id, fd, listener, greeted=True)
+        listener.by_id[routing_id] = listener.by_fd[fd] = connection
+        return connection
+
+    def _read_monitor(self, monitor: zmq.Socket[bytes]) -> None:
+        while monitor in self._monitors:
+            try:
+                parts = monitor.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            event = parse_monitor_message(parts)
+            owner = self._monitors[monitor]
+            if isinstance(owner, Listener):
+                self._listener_event(owner, event["event"], event["value"])
+            else:
+                self._dialled_event(owner, event["event"])
+
+    def _listener_event(self, listener: Listener, event: int, fd: int) -> None:
+        if event == zmq.EVENT_ACCEPTED:
+            listener.alive.add(fd)
+        elif event == zmq.EVENT_DISCONNECTED:
+            listener.alive.discard(fd)
+            connection = listener.by_fd.pop(fd, None)
+            if connection is not None:
+                listener.ignored.discard(connection.routing_id)
+                if connection.is_open:
+                    self._gone(connection, "link")
+        elif event & _FAILED:
+            logger.debug("a connection to port %d that is not ZeroMQ", listener.port)
+
+    def _dialled_event(self, connection: Connection, event: int) -> None:
+        if event == zmq.EVENT_CONNECTED:
+            connection.connected = True
+        elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            connection.greeted = True
+            self._pending.append(Connected(connection))
+        elif event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED) or event & _FAILED:
+            stage = "link" if connection.greeted else "greeting"
+            self._gone(connection, stage if connection.connected else "connect")
+
+    def _gone(self, connection: Connection, stage: str) -> None:
+        if not connection.is_open:
+            return
+        connection.is_open = False
+        if connection.listener is None:
+            self._close(connection.socket, 0)
+        else:
+            connection.listener.by_id.pop(connection.routing_id, None)
+        self._pending.append(Closed(connection, stage))
+
+
+def _milliseconds(timeout: float | None) -> int | None:
+    """Rounded up: a poll that ends just before its deadline would spin."""
+    return None if timeout is None else max(0, math.ceil(timeout * 1000))
+
+
+def _bracket(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _shutdown(fd: int) -> None:
+    """Shut down the connection under a descriptor that belongs to ZeroMQ, through a copy."""
+    try:
+        with socket.fromfd(fd, socket.AF_INET, socket.SOCK_STREAM) as copy:
+            copy.shutdown(socket.SHUT_RDWR)
+    except OSError as error:
+        logger.debug("shutdown of descriptor %d: %s", fd, error)
