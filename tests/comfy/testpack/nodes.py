@@ -1,0 +1,165 @@
+"""The test nodes; ComfyUI itself is imported only inside the functions that need it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from . import values
+
+
+class AnyType(str):
+    """The wildcard of V1 nodes: a type that no comparison finds different."""
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = str.__hash__
+
+
+ANY = AnyType("*")
+NODE_CLASS_MAPPINGS: dict[str, type] = {}
+
+
+def node(*, output: bool = False, returns: tuple[str, ...] = (ANY,), as_list: bool = False) -> Any:
+    """Register a class as a node whose function is ``run``."""
+
+    def register(cls: type) -> type:
+        cls.CATEGORY, cls.FUNCTION = "zbus tests", "run"  # type: ignore[attr-defined]
+        cls.OUTPUT_NODE, cls.RETURN_TYPES = output, returns  # type: ignore[attr-defined]
+        if as_list:
+            cls.OUTPUT_IS_LIST = (True,)  # type: ignore[attr-defined]
+        NODE_CLASS_MAPPINGS[cls.__name__] = cls
+        return cls
+
+    return register
+
+
+class Always:
+    """Runs each time: what it tells is of this run."""
+
+    @classmethod
+    def IS_CHANGED(cls, **_: Any) -> float:
+        return float("nan")
+
+
+@node()
+class TestSlow(Always):
+    """Takes `seconds`, in steps that look for the interrupt; passes the value through."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        seconds = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 3600.0, "step": 0.01})
+        step = ("FLOAT", {"default": 0.05, "min": 0.001, "max": 60.0, "step": 0.001})
+        return {"required": {"value": (ANY,), "seconds": seconds}, "optional": {"step": step}}
+
+    def run(self, value: Any, seconds: float, step: float = 0.05) -> tuple[Any]:
+        from comfy.model_management import throw_exception_if_processing_interrupted
+        from comfy.utils import ProgressBar
+
+        steps = max(1, round(seconds / step))
+        bar = ProgressBar(steps)
+        for _ in range(steps):
+            time.sleep(seconds / steps)
+            throw_exception_if_processing_interrupted()
+            bar.update(1)
+        return (value,)
+
+
+@node()
+class TestDeaf(Always):
+    """Sleeps without looking for the interrupt, as a checkpoint load does."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"value": (ANY,), "seconds": ("FLOAT", {"default": 1.0})}}
+
+    def run(self, value: Any, seconds: float) -> tuple[Any]:
+        time.sleep(seconds)
+        return (value,)
+
+
+@node()
+class TestRaise(Always):
+    """Raises ValueError(text), or passes the value through where the text is empty."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"value": (ANY,), "text": ("STRING", {"default": "test error"})}}
+
+    def run(self, value: Any, text: str) -> tuple[Any]:
+        if text:
+            raise ValueError(text)
+        return (value,)
+
+
+@node(returns=("IMAGE",))
+class TestNoise:
+    """An IMAGE of float32 noise from 0 to 1, the same for the same inputs anywhere."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        def size(default: int) -> tuple[str, dict[str, int]]:
+            return ("INT", {"default": default, "min": 0, "max": 1 << 16})
+
+        names = {"batch": 1, "height": 64, "width": 64, "channels": 3, "seed": 0}
+        return {"required": {name: size(default) for name, default in names.items()}}
+
+    def run(self, batch: int, height: int, width: int, channels: int, seed: int) -> tuple[Any]:
+        return (values.noise((batch, height, width, channels), seed),)
+
+
+@node()
+class TestMake:
+    """Makes a value of a kind; see values.KINDS."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"kind": (list(values.KINDS),), "seed": ("INT", {"default": 0})}}
+
+    def run(self, kind: str, seed: int) -> tuple[Any]:
+        return (values.make(kind, seed),)
+
+
+@node(as_list=True)
+class TestList:
+    """Makes a list output of `count` values of a kind: what follows runs once per item."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        count, seed = ("INT", {"default": 2}), ("INT", {"default": 0})
+        return {"required": {"kind": (list(values.KINDS),), "count": count, "seed": seed}}
+
+    def run(self, kind: str, count: int, seed: int) -> tuple[list[Any]]:
+        return ([values.make(kind, seed + i) for i in range(count)],)
+
+
+@node(output=True)
+class TestDigest(Always):
+    """Shows a digest of any value: equal digests mean equal types, dtypes, shapes and bytes.
+
+    UI: digest (sha256, hex), description (text), bytes (of tensors and texts), time_ns (when it
+    ran).
+    """
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"value": (ANY,)}}
+
+    def run(self, value: Any) -> dict[str, Any]:
+        now = time.time_ns()
+        shown = {"digest": values.digest(value), "description": values.describe(value)}
+        shown |= {"bytes": values.size(value), "time_ns": now}
+        return {"ui": {key: [item] for key, item in shown.items()}, "result": (value,)}
+
+
+@node(output=True)
+class TestStamp(Always):
+    """Shows when it ran (UI: time_ns); passes the value through. `after` only puts it later."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"value": (ANY,)}, "optional": {"after": (ANY,)}}
+
+    def run(self, value: Any, after: Any = None) -> dict[str, Any]:
+        return {"ui": {"time_ns": [time.time_ns()]}, "result": (value,)}
