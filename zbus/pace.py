@@ -15,8 +15,10 @@ MAX_CHUNK = 1024 * 1024
 CHUNK_TIME = 0.025  # a chunk is at most this many seconds of the rate
 EXTRA_TIME = 0.050  # the window is the rate times (round trip + this)...
 EXTRA_MAX = 12 * 1024 * 1024  # ...but beyond the round trip at most this many bytes
-START_RATE = 20e6  # bytes/s, until something is known
+START_RATE = 0.5e6  # bytes/s, until something is known: the first chunks must not take long
 KEEP = 24  # rate samples that count
+STARTUP_GAIN = 2.0  # the window while the rate still grows, on links with a long round trip
+STARTUP_TRIPS = 3  # round trips without growth that end the start
 
 
 class Pace:
@@ -26,6 +28,9 @@ class Pace:
         self.in_flight = 0
         self._rates: deque[float] = deque(maxlen=KEEP)
         self._trip: float | None = None
+        self._best = 0.0
+        self._grew_at = 0.0
+        self._is_starting = True
         self._delivered = 0
         self._delivered_at = 0.0
         self._sent: deque[tuple[int, float, int, float]] = deque()
@@ -45,7 +50,7 @@ class Pace:
     def window(self) -> int:
         """The wire bytes that may be under way."""
         rate = self.rate or START_RATE
-        trip = self._trip or 0.0
+        trip = (self._trip or 0.0) * (STARTUP_GAIN if self._is_starting else 1.0)
         return max(2 * self.chunk, int(rate * trip + min(rate * EXTRA_TIME, EXTRA_MAX)))
 
     @property
@@ -72,6 +77,14 @@ class Pace:
             self._trip = trip if self._trip is None else min(self._trip, trip)
             if now > delivered_at:
                 self._rates.append((self._delivered - delivered) / (now - delivered_at))
+                self._look_whether_it_grows(now)
+
+    def _look_whether_it_grows(self, now: float) -> None:
+        rate = self._rates[-1]
+        if rate > self._best * 1.1:
+            self._best, self._grew_at = rate, now
+        elif self._is_starting and now - self._grew_at > STARTUP_TRIPS * (self._trip or 0.0):
+            self._is_starting = False
 
     def dropped(self, count: int) -> None:
         """`count` chunks will never be granted: their transfer was cancelled."""
@@ -83,3 +96,4 @@ class Pace:
         self.in_flight = 0
         self._sent.clear()
         self._trip = None
+        self._best, self._is_starting = 0.0, True

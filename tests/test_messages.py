@@ -1,0 +1,150 @@
+"""Messages: every kind there and back; whatever comes in is parsed or RemoteProtocolError."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import msgpack
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from zbus import messages as m
+from zbus.errors import LocalProtocolError, RemoteProtocolError
+
+HELLO = m.Hello((1, 1), b"i" * 16, b"n" * 16, "desk-8188", b"x" * 16, codecs=("raw", "png"))
+EXAMPLES: list[m.Message] = [
+    HELLO,
+    m.Ready(b"x" * 16, 7),
+    m.Reject("version", "too old"),
+    m.Ack(5),
+    m.Ping(1),
+    m.Pong(1),
+    m.Bye("closing"),
+    m.Status("KSampler 14/20"),
+    m.Chunk(4, 1 << 40, 1 << 20, True),
+    m.Grant(4, 0, 1 << 46),
+    m.Announce("run", "main", "14:02", ("main",), (("send", "image", None, True, "Send"),)),
+    m.Announce("run", "main", "14:02", (), None),
+    m.Withdraw("run", "main", "busy"),
+    m.Bound(1, "main", "mine", "yours"),
+    m.BoundOk(1),
+    m.NotBound(1, "gone"),
+    m.Await(1, 2, 3, "image", "Receive Images 8"),
+    m.Offer(1, 2, 3, "image", "Send", 192 << 20, "raw", b"spec", 0, False),
+    m.Finish(2, b"d" * 16),
+    m.Stored(2),
+    m.Refused(2, "no memory"),
+    m.Cancel(2, "cancelled"),
+    m.Close(1, "failed", "ValueError: x"),
+    m.Measure(2, "up", 1 << 30),
+]
+
+
+def test_every_kind_is_among_the_examples() -> None:
+    assert {type(example) for example in EXAMPLES} == set(m.KINDS.values())
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+def test_there_and_back(message: m.Message) -> None:
+    seq = 9 if message.SEQUENCED else 0
+    assert m.decode(m.encode(message, seq), has_body=False) == (seq, message)
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+def test_a_sequence_number_where_none_belongs(message: m.Message) -> None:
+    with pytest.raises(RemoteProtocolError, match="sequence"):
+        m.decode(m.encode(message, 0 if message.SEQUENCED else 9), has_body=False)
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+def test_a_body_where_none_belongs(message: m.Message) -> None:
+    header = m.encode(message, 9 if message.SEQUENCED else 0)
+    if message.BODY:
+        assert m.decode(header, has_body=True)[1] == message
+    else:
+        with pytest.raises(RemoteProtocolError, match="body"):
+            m.decode(header, has_body=True)
+
+
+def test_hello_ignores_what_a_later_version_adds() -> None:
+    kind, seq, told = msgpack.unpackb(m.encode(HELLO))
+    told["hat"] = {"colour": "red"}
+    assert m.decode(msgpack.packb([kind, seq, told]), has_body=False) == (0, HELLO)
+
+
+def test_hello_needs_what_has_no_default() -> None:
+    kind, seq, told = msgpack.unpackb(m.encode(HELLO))
+    del told["incarnation"]
+    with pytest.raises(RemoteProtocolError, match="no incarnation"):
+        m.decode(msgpack.packb([kind, seq, told]), has_body=False)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        m.Chunk(-1, 0, 1, False),
+        m.Chunk(0, 0, (1 << 20) + 1, False),
+        m.Chunk(0, 0, 0, False),
+        m.Chunk(0, 0, True, False),
+        m.Grant(0, 0, (1 << 46) + 1),
+        m.Reject("whatever", ""),
+        m.Status("x" * 301),
+        m.Announce("r", "c", "", (), (("eat", "image", 0, True, ""),)),
+        m.Announce("r", "c", "", (), (("send", "image", 0, True, ""),) * 257),
+        m.Finish(0, b"short"),
+        replace(HELLO, versions=(1,)),  # type: ignore[arg-type]
+    ],
+    ids=repr,
+)
+def test_a_field_out_of_its_bounds(bad: m.Message) -> None:
+    """The sender refuses to say it; a receiver, who gets it anyway, refuses to hear it."""
+    values = [getattr(bad, f.name) for f in fields(bad)]
+    body = [dict(zip((f.name for f in fields(bad)), values, strict=True))]
+    header = [bad.KIND, int(bad.SEQUENCED), *(body if isinstance(bad, m.Hello) else values)]
+    with pytest.raises(RemoteProtocolError):
+        m.decode(msgpack.packb(header), has_body=False)
+    if bad.KIND != m.Hello.KIND:
+        with pytest.raises(LocalProtocolError):
+            m.encode(bad, int(bad.SEQUENCED))
+
+
+def test_a_header_too_long() -> None:
+    with pytest.raises(RemoteProtocolError, match="header"):
+        m.decode(bytes(m.MAX_HEADER + 1), has_body=False)
+    long = m.Announce("r", "c", "", (), (("send", "x" * 20, None, True, "y" * 120),) * 256)
+    assert len(m.encode(long, 1)) < m.MAX_HEADER
+    with pytest.raises(LocalProtocolError, match="too long|header of"):
+        m.encode(replace(long, manifest=(("send", "x" * 20, None, True, "界" * 120),) * 256), 1)
+
+
+@given(st.binary(max_size=200))
+@example(b"\xdf\xff\xff\xff\xff")  # a map of 2**32 - 1 entries
+@example(b"\xdd\xff\xff\xff\xff")
+@example(b"\x91" * 5000)
+@example(b"\xc1")
+@example(b"\x81\x90\x90")  # an unhashable key
+def test_any_bytes(data: bytes) -> None:
+    try:
+        m.decode(data, has_body=False)
+    except RemoteProtocolError:
+        pass
+
+
+_scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text() | st.binary()
+_values = st.recursive(
+    _scalars, lambda v: st.lists(v) | st.dictionaries(st.text(), v), max_leaves=12
+)
+
+
+@given(st.sampled_from(sorted(m.KINDS)), st.integers(0, 3), st.lists(_values, max_size=12))
+def test_any_fields(kind: int, seq: int, values: list[object]) -> None:
+    try:
+        m.decode(msgpack.packb([kind, seq, *values]), has_body=False)
+    except RemoteProtocolError:
+        pass
+
+
+def test_clip_makes_any_text_fit() -> None:
+    assert m.clip("a\udcffb") == "a?b"
+    assert m.clip("x" * 30, 10) == "x" * 9 + "…"
+    m.encode(m.Bye(m.clip("\udc80" * 5000)))
