@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from .bulk import Bulk
@@ -25,11 +26,18 @@ from .channel import (
     SeatBound,
     Send,
 )
-from .errors import LocalProtocolError, PeerClosed, TransferRefused, ZBusError
+from .errors import (
+    LocalProtocolError,
+    PeerClosed,
+    RemoteProtocolError,
+    TransferRefused,
+    ZBusError,
+)
 from .links import Links
 from .machine import free_memory
 from .measure import Measuring
 from .messages import (
+    MAX_INLINE,
     Chunk,
     Finish,
     Grant,
@@ -160,22 +168,28 @@ class Engine:
         for event in self.transport.poll(timeout):
             now = time.monotonic()
             woke = woke or now
-            self._handle(event, now)
-            self._settle()
+            self._guard(partial(self._handle, event, now))
         now = time.monotonic()
         due = before + (timeout or 0.0)
         late = now - (woke or now) + max(0.0, (woke or now) - due if timeout is not None else 0.0)
         for _ in range(len(self._calls)):
-            self._calls.popleft()()
-            self._settle()
-        self.links.tick(now, late)
-        self.steps.tick(now)
+            self._guard(self._calls.popleft())
+        self._guard(lambda: self.links.tick(now, late))
+        self._guard(lambda: self.steps.tick(now))
         self.bulk.grants()
-        self._settle()
         self._flush()
         busy = self.bulk.pump(time.monotonic())
         self._flush()
         return busy
+
+    def _guard(self, call: Callable[[], None]) -> None:
+        """Do one thing, and what the channels want done for it. A bug in it ends that one thing,
+        and not every link of this process."""
+        try:
+            call()
+        except Exception:
+            logger.exception("a fault in zbus itself; please report it")
+        self._settle()
 
     def _deadline(self, now: float) -> float | None:
         times = [t for t in (self.links.deadline(now), self.steps.deadline(now)) if t is not None]
@@ -263,6 +277,16 @@ class Engine:
 
         self.pool.submit(work).add_done_callback(done)
 
+    def aside(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        """As `in_pool`, for what may block long: a process's end waits for the pool's threads,
+        and not for this one."""
+
+        def run() -> None:
+            result = work()
+            self.post(lambda: then(result))
+
+        threading.Thread(target=run, name="zbus-look", daemon=True).start()
+
     def message(self, peering: Peering, message: Message, body: Body | None) -> None:
         """A message for channels or transfers has come.
 
@@ -289,6 +313,8 @@ class Engine:
                 self.measuring.asked(peering, message)
             case _:
                 data = body.take() if body is not None and isinstance(message, Offer) else b""
+                if len(data) > MAX_INLINE:
+                    raise RemoteProtocolError(f"an OFFER with {len(data)} bytes inside")
                 self.channels.receive(peering.key, message, data)
 
     # --- for people ---------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Keeps the links: dials and redials, accepts, shakes hands, and holds the sessions over them.
 
 Runs in the I/O thread. Between `transport`, which moves frames, and the engine, which gives the
-messages their meaning. What blocks (a name, a probe) goes to the worker pool.
+messages their meaning. What blocks (a name, a probe) goes to a thread of its own.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 MAX_HANDSHAKES = 256  # under way at once
 MAX_FAULTS = 3  # protocol errors that one session survives
+RESOLVE_AGAIN = 20  # failures after which a name is looked up anew
 PID_EVERY = 0.2  # seconds between looks whether a lost local peer still lives
 
 T = TypeVar("T")
@@ -54,7 +55,7 @@ class Owner(Protocol):
     def session_down(self, peering: Peering, error: ZBusError) -> None: ...
     def place_failed(self, place: Place, error: ZBusError) -> None: ...
     def message(self, peering: Peering, message: Message, body: Body | None) -> None: ...
-    def in_pool(self, work: Callable[[], T], then: Callable[[T], None]) -> None: ...
+    def aside(self, work: Callable[[], T], then: Callable[[T], None]) -> None: ...
 
 
 @dataclass(eq=False)
@@ -109,6 +110,7 @@ class Links:
         """Dial there, or go on dialling; `release` it afterwards."""
         place = self._find("dial", address)
         if place is None:
+            self._leave_idle_listener(address)
             place = Place("dial", address)
             self.places.append(place)
         if isinstance(place.problem, (NotZBus, DialledSelf, VersionMismatch)):
@@ -117,6 +119,12 @@ class Links:
             place.next_dial, place.backoff = now, BACKOFF_FIRST
         place.users += 1
         return place
+
+    def _leave_idle_listener(self, address: Address) -> None:
+        """The sides have changed their modes: whom we dial may want to listen there now."""
+        place = self._find("listen", address)
+        if place and not place.users and all(p.session.drained for p in place.peerings):
+            self._close_place(place, "this side dials that address now")
 
     def release(self, place: Place, now: float) -> None:
         """A run is done with the place. It stays a while, and until all is acknowledged."""
@@ -171,7 +179,7 @@ class Links:
                 then(place, result)
 
         place.looking = True
-        self._owner.in_pool(guarded, done)
+        self._owner.aside(guarded, done)
 
     def _resolved(self, place: Place, result: str | ZBusError) -> None:
         if isinstance(result, ZBusError):
@@ -189,6 +197,8 @@ class Links:
     def _dial_failed(self, place: Place, stage: str, now: float) -> None:
         place.connection = None
         place.failures += 1
+        if place.failures % RESOLVE_AGAIN == 0:
+            place.numeric = None  # the name may mean another machine by now
         place.next_dial = now + place.delay()
         if place.numeric is not None and not place.looking and place.failures % 5 == 1:
             numeric = place.numeric

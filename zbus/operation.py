@@ -28,6 +28,7 @@ class Operation(Generic[T]):
         note: One line for people: whom it waits for and why, or size, rate and time left.
         done_bytes: Plain bytes that have arrived.
         total_bytes: Plain bytes in all; 0 until they are known.
+        seconds: How long the bytes took, once it has ended well.
         notes: What the user should know of the value ("values outside 0..1 were clipped").
     """
 
@@ -36,6 +37,7 @@ class Operation(Generic[T]):
         self.notes: tuple[str, ...] = ()
         self.done_bytes = self.total_bytes = 0
         self.codec = ""
+        self.seconds = 0.0
         self._cancel, self._progress = cancel, progress
         self._future: Future[T] = Future()
         self._future.set_running_or_notify_cancel()  # only `cancel` below ends it
@@ -100,6 +102,7 @@ class Operation(Generic[T]):
 
     def succeed(self, value: T) -> None:
         if not self._future.done():
+            self.seconds = time.monotonic() - self._began if self._began else 0.0
             self._future.set_result(value)
 
     def fail(self, error: ZBusError) -> None:

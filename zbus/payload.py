@@ -67,6 +67,9 @@ EightBit = Literal["never", "always", "if exact"]
 
 KINDS = ("any", "image", "mask", "latent", "audio", "text", "number", "conditioning")
 
+LIST = "zbus.list"
+"""How ComfyUI's lists travel: {LIST: [item, ...]}. Its kind is that of its items."""
+
 _DICTS = (dict, OrderedDict, defaultdict, Counter)
 # Parts of these are never pictures, whatever their shapes.
 _NOT_PICTURES = ("latent", "audio", "conditioning")
@@ -117,6 +120,9 @@ def _describe_tensor(tensor: Any) -> str:
 
 
 def _describe_dict(value: dict[Any, Any]) -> str:
+    if len(value) == 1 and isinstance(value.get(LIST), list):
+        kinds = {describe(item) for item in value[LIST]}
+        return kinds.pop() if len(kinds) == 1 else "any"
     samples = value.get("samples")
     if is_tensor(samples) or is_nested(samples):
         return "latent"

@@ -27,7 +27,7 @@ from .engine import Engine
 from .errors import InvalidOrder, PeerClosed, ZBusError
 from .machine import boot_id
 from .manifest import Manifest
-from .messages import VERSION, Hello, clip
+from .messages import MAX_HEADER, MAX_PLANNED, VERSION, Hello, clip
 from .operation import Operation, Progress
 from .places import Place, Settings
 from .steps import Running
@@ -123,7 +123,7 @@ class Channel:
         codecs.check(quality)
         flat = payload.flatten(value)
         payload.check_choice(flat, codecs.eight_bit(quality) == "always")
-        step = Step("send", kind or flat.kind, node, _order(order))
+        step = Step("send", clip(kind or flat.kind, 20), clip(node, 120), _order(order))
         return self._start(step, timeout, progress, flat, quality)
 
     def start_receive(
@@ -138,7 +138,8 @@ class Channel:
         """As `receive`, but returns at once: see `start_send`."""
         if expect not in EXPECT:
             raise ValueError(f"expect is one of {', '.join(EXPECT)}, not {expect!r}")
-        return self._start(Step("receive", expect, node, _order(order)), timeout, progress)
+        step = Step("receive", expect, clip(node, 120), _order(order))
+        return self._start(step, timeout, progress)
 
     def _start(
         self,
@@ -322,8 +323,8 @@ class Peer:
             clip(run or os.urandom(8).hex(), 80),
             endpoint,
             clip(channel, 80),
-            since or datetime.now().strftime("%H:%M"),
-            manifest,
+            clip(since or datetime.now().strftime("%H:%M"), 20),
+            _fitting(manifest),
         )
         if on_broken is not None:
             self._engine.on_broken[seat] = on_broken
@@ -388,10 +389,20 @@ class Probe:
         self._engine.post(lambda: self._engine.links.release(self._place, time.monotonic()))
 
 
+def _fitting(manifest: Manifest | None) -> Manifest | None:
+    """The manifest as it can travel; None, as if it were not known, where it is too long."""
+    if manifest is None or len(manifest) > MAX_PLANNED:
+        return None
+    fitting = tuple(
+        (d, clip(k, 20), key, certain, clip(n, 60)) for d, k, key, certain, n in manifest
+    )
+    return fitting if sum(len(op[4].encode()) for op in fitting) < MAX_HEADER // 2 else None
+
+
 def _order(order: int | None) -> int | None:
     if order is None:
         return None
-    if isinstance(order, bool) or not isinstance(order, int) or order < 0:
+    if isinstance(order, bool) or not isinstance(order, int) or not 0 <= order < 1 << 63:
         raise InvalidOrder(
             f"an order is a whole number from 0 up, not {order!r}",
             remedy="Start the chain at 0",

@@ -6,20 +6,27 @@ each for a bounded time: call them off the I/O thread.
 
 from __future__ import annotations
 
+import contextlib
 import socket
-import time
 
 from .address import Address
 from .errors import ConnectError, NameNotResolved, NobodyBehind, NotZBus, Unreachable
 
 TIMEOUT = 5.0  # seconds for TCP
-GREETING_TIMEOUT = 3.0  # seconds for the first bytes of the other side
-SIGNATURE = b"\xff\0\0\0\0\0\0\0\1\x7f"  # the first ten bytes of ZMTP 3, RFC 23
+LISTEN_FIRST = 1.0  # seconds for the other side to speak before we do
+GREETING_TIMEOUT = 3.0  # seconds for its first bytes after that
+SIGNATURE = 10  # bytes that a ZMTP 3 peer says first, RFC 23; the first of them is FF
+QUESTION = b"GET / HTTP/1.0\r\n\r\n"  # what makes most others speak
 
 NO_SERVER = (
     "No Server node has run there yet: press Run on the Server side "
     "(or, if both sides are Client, set one to Server)"
 )
+CHECK_PORT = "Check the port; or does the original ComfyUI-Jumper run there? Install zbus there"
+WEB_PORT = (
+    "If that is ComfyUI's own page: give the port in the Server node's addr (8282), not the page's"
+)
+MAY_BE_STOPPED = f"{CHECK_PORT}. If it is zbus, its process is stopped or hangs"
 
 
 def resolve(address: Address) -> str:
@@ -40,14 +47,14 @@ def resolve(address: Address) -> str:
     return str(found[0][4][0])
 
 
-def connect(address: Address, numeric: str) -> socket.socket:
+def connect(address: Address, numeric: str, timeout: float = TIMEOUT) -> socket.socket:
     """A TCP connection.
 
     Raises:
         Unreachable: With the system's reason, and what to do.
     """
     try:
-        return socket.create_connection((numeric, address.port), timeout=TIMEOUT)
+        return socket.create_connection((numeric, address.port), timeout=timeout)
     except OSError as error:
         refused = isinstance(error, ConnectionRefusedError)
         raise Unreachable(
@@ -57,31 +64,44 @@ def connect(address: Address, numeric: str) -> socket.socket:
         ) from error
 
 
-def greeting(address: Address, numeric: str) -> float:
-    """Whether ZMTP answers there; returns the seconds that TCP took.
+def greeting(address: Address, numeric: str, timeout: float = TIMEOUT) -> None:
+    """Whether ZMTP answers there.
+
+    A ZMTP peer speaks first, and a tunnel with nobody behind closes first: so listen before
+    speaking, or neither can be told from a program that hangs up on what it does not understand.
 
     Raises:
         Unreachable: TCP does not connect.
-        NobodyBehind: It accepts and closes without a word.
+        NobodyBehind: It accepts and closes.
         NotZBus: Something else answers, or nothing does.
     """
-    start = time.monotonic()
-    with connect(address, numeric) as link:
-        took = time.monotonic() - start
-        link.settimeout(GREETING_TIMEOUT)
-        first = b""
-        try:
-            link.sendall(SIGNATURE)
-            first = link.recv(len(SIGNATURE))
-        except TimeoutError as error:
-            raise _not_zbus(address, "accepts, but says nothing") from error
-        except OSError:
-            pass  # reset: the same as closed
+    with connect(address, numeric, timeout) as link:
+        first = _first_bytes(link, min(timeout, LISTEN_FIRST))
+        if first is None:
+            with contextlib.suppress(OSError):
+                link.sendall(QUESTION)
+            first = _first_bytes(link, min(timeout, GREETING_TIMEOUT))
+            if first is None:
+                raise _not_zbus(address, "accepts, but says nothing", MAY_BE_STOPPED)
+            if not first:
+                raise _hangs_up(address)
     if not first:
         raise nobody_behind(address)
     if first[0] != 0xFF:
-        raise _not_zbus(address, f"{_guess(first)} answers there")
-    return took
+        is_web = first.startswith(b"HTTP")
+        remedy = WEB_PORT if is_web else CHECK_PORT
+        raise _not_zbus(address, f"{_guess(first)} answers there", remedy)
+
+
+def _first_bytes(link: socket.socket, timeout: float) -> bytes | None:
+    """What the other side says; empty if it closes, None if it says nothing."""
+    link.settimeout(timeout)
+    try:
+        return link.recv(SIGNATURE)
+    except TimeoutError:
+        return None
+    except OSError:
+        return b""  # reset: the same as closed
 
 
 def diagnose(address: Address, numeric: str) -> ConnectError | None:
@@ -102,17 +122,26 @@ def nobody_behind(address: Address) -> NobodyBehind:
     )
 
 
-def _not_zbus(address: Address, what: str) -> NotZBus:
-    return NotZBus(
-        f"{what}, not a zbus peer",
+def _hangs_up(address: Address) -> NobodyBehind:
+    """It closes once spoken to. Over a slow link that can be a tunnel with nobody behind, too,
+    for which a run must go on waiting: so it is no `NotZBus`, which ends it."""
+    return NobodyBehind(
+        "the port accepts, and closes when spoken to: not a zbus peer, or a slow tunnel",
         peer=str(address),
-        remedy="Check the port; or does the original ComfyUI-Jumper run there? Install zbus there",
+        remedy="If the original ComfyUI-Jumper runs there, install zbus there. "
+        f"If it is a tunnel: {NO_SERVER}",
     )
+
+
+def _not_zbus(address: Address, what: str, remedy: str = CHECK_PORT) -> NotZBus:
+    return NotZBus(f"{what}, not a zbus peer", peer=str(address), remedy=remedy)
 
 
 def _guess(first: bytes) -> str:
     if first.startswith(b"HTTP"):
         return "a web server"
+    if first[0] == 0x15:  # an alert
+        return "a TLS server"
     if first.startswith(b"SSH-"):
         return "an SSH server"
     if first.startswith(b"jumper"):

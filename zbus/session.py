@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from .errors import LinkLost, LocalProtocolError, RemoteProtocolError, ZBusError
+from .errors import LinkLost, RemoteProtocolError, ZBusError
 from .messages import Ack, Hello, Message, Ping, Pong, encode
 
 MAX_UNACKED = 1024  # messages
@@ -84,16 +84,15 @@ class Session:
         self._pinged = now
         self._pings: dict[int, float] = {}
         self._token = 0
+        self._overflowed = False
         self._told_silent = 0.0
 
     # --- the sequence -------------------------------------------------------------------------
 
     def send(self, message: Message, body: bytes = b"") -> None:
         """Queue a message. Sequenced ones are kept and reach the peer exactly once, in order;
-        others go out only if the link stands.
-
-        Raises:
-            LocalProtocolError: More is unacknowledged than a session keeps.
+        others go out only if the link stands. More than a session keeps ends it, at the next
+        `tick`: a peer that acknowledges nothing does not get to fill this side's memory.
         """
         if self.error is not None:
             return
@@ -102,9 +101,8 @@ class Session:
                 self._out.append(_frames(encode(message), body))
             return
         if len(self._unacked) >= MAX_UNACKED or self._unacked_bytes >= MAX_UNACKED_BYTES:
-            raise LocalProtocolError(
-                "too much is waiting to be acknowledged", peer=self.peer.name, stage="sending"
-            )
+            self._overflowed = True
+            return
         self._sent += 1
         frames = _frames(encode(message, self._sent), body)
         self._unacked.append((self._sent, frames))
@@ -217,6 +215,8 @@ class Session:
         """When `tick` has to be called next; None: never."""
         if self.error is not None:
             return None
+        if self._overflowed:
+            return self._heard
         if not self.is_linked:
             return self._lost_at + self.reconnect_wait
         ping_at = self._pinged + self._ping_every
@@ -239,6 +239,14 @@ class Session:
         """
         if self.error is not None:
             return []
+        if self._overflowed:
+            error = LinkLost(
+                f"{len(self._unacked)} messages are not acknowledged",
+                peer=self.peer.name,
+                remedy="Restart that side; its zbus reads nothing any more",
+            )
+            self.end(error)
+            return [Ended(error)]
         if not self.is_linked:
             return self._tick_lost(now)
         if late > LATE_TURN:

@@ -396,9 +396,13 @@ class Steps:
         if seat.link is not None and seat.state is State.BOUND:
             peering = self._engine.peering(seat.link.key)
             return "" if peering is None else self._explain_bound(running, peering, now)
-        for link in self._engine.channels.links.values():
-            peering = self._engine.peering(link.key)
-            if peering is None or not seat.endpoint.covers(link):
+        covered = [x for x in self._engine.channels.links.values() if seat.endpoint.covers(x)]
+        known = [(link, self._engine.peering(link.key)) for link in covered]
+        # A session whose link stands says more than one that is lost.
+        for link, peering in sorted(
+            known, key=lambda p: p[1] is None or not p[1].session.is_linked
+        ):
+            if peering is None:
                 continue
             troubled = _trouble(peering, now, self._engine.settings.reconnect_wait)
             if troubled:

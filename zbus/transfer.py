@@ -37,7 +37,7 @@ class Outgoing:
         self.id, self.total = transfer, total
         self.received = 0  # by the peer, as it says
         self.next = 0  # the offset that is planned next
-        self.epoch = 0  # grows with each reconnect: what was planned before does not count
+        self.epoch = 0  # grows with each cut: what was planned before does not count
         self._limit = 0
         self._linked = True
         self._cut, self._pace = cut, pace
@@ -65,11 +65,11 @@ class Outgoing:
     def unlinked(self) -> None:
         """The connection is gone: nothing goes until the receiver has said what it has."""
         self._linked = False
+        self.epoch += 1
         self._under_way.clear()
 
     def _resume(self, received: int) -> None:
         self._linked = True
-        self.epoch += 1
         self.next = self.received = received
 
     def plan(self) -> tuple[int, int] | None:

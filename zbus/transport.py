@@ -12,6 +12,7 @@ import contextlib
 import logging
 import math
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -23,6 +24,7 @@ from .messages import MAX_FRAME
 
 logger = logging.getLogger(__name__)
 
+DOOMED_EVERY = 0.05  # seconds between looks while a connection is to be shut down
 DRAIN = 64  # messages taken from one socket before the others have their turn
 ZAP_DOMAIN = b"zbus"  # without one a ROUTER accepts ZMTP 1.0, and so an HTTP form's body
 
@@ -143,6 +145,7 @@ class Transport:
         self._monitors: dict[zmq.Socket[bytes], Listener | Connection] = {}
         self._sources: dict[zmq.Socket[bytes], Listener | Connection] = {}
         self._pending: list[Event] = []
+        self._doomed: list[tuple[float, Connection]] = []  # when to shut down which
 
     def wake(self) -> None:
         """End a `poll` under way. The one call for other threads."""
@@ -204,23 +207,32 @@ class Transport:
         self._poller.register(monitor, zmq.POLLIN)
 
     def end(self, connection: Connection, linger: int = 0) -> None:
-        """End one connection; no event follows. `linger` ms for what was just sent (dialled)."""
+        """End one connection; no event follows. `linger` ms for what was just sent."""
         if not connection.is_open:
             return
         connection.is_open = False
         if connection.listener is None:
             self._close(connection.socket, linger)
             return
-        listener = connection.listener
-        listener.by_id.pop(connection.routing_id, None)
-        listener.ignored.add(connection.routing_id)
-        if listener.by_fd.get(connection.fd) is connection:
-            _shutdown(connection.fd)
+        connection.listener.by_id.pop(connection.routing_id, None)
+        connection.listener.ignored.add(connection.routing_id)
+        self._doomed.append((time.monotonic() + linger / 1000, connection))
+        self._end_doomed()
+
+    def _end_doomed(self) -> None:
+        """Shut down the accepted connections whose time has come."""
+        now = time.monotonic()
+        for at, connection in self._doomed:
+            listener = connection.listener
+            if at <= now and listener and listener.by_fd.get(connection.fd) is connection:
+                _shutdown(connection.fd)
+        self._doomed = [(at, connection) for at, connection in self._doomed if at > now]
 
     def unbind(self, listener: Listener, linger: int = 200) -> None:
         """Stop listening and end all connections there."""
         for connection in listener.by_id.values():
             connection.is_open = False
+        self._doomed = [(at, c) for at, c in self._doomed if c.listener is not listener]
         self._close(listener.socket, linger)
 
     def _close(self, made: zmq.Socket[bytes], linger: int) -> None:
@@ -272,11 +284,14 @@ class Transport:
     def poll(self, timeout: float | None) -> Iterator[Event]:
         """Wait for input, at most `timeout` seconds, and yield it: monitors first. A `Received`
         body that is not taken when the next event is asked for is dropped."""
+        if self._doomed:
+            timeout = min(DOOMED_EVERY, DOOMED_EVERY if timeout is None else timeout)
         ready = dict(self._poller.poll(_milliseconds(timeout)))
         if ready.pop(self._wake_out.fileno(), None):
             self._drain_wake()
         for monitor in [m for m in self._monitors if m in ready]:
             self._read_monitor(monitor)
+        self._end_doomed()
         yield from self._take_pending()
         for source in [s for s in self._sources if s in ready]:
             yield from self._read(source)

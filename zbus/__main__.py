@@ -1,0 +1,41 @@
+"""The command line: ``python -m zbus COMMAND ...``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+from .cli import ping as _ping
+
+COMMANDS = (_ping,)  # each has NAME, HELP, arguments(parser) and run(given)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit status: 0 well, 1 not well, 2 wrong usage."""
+    parser = argparse.ArgumentParser(prog="zbus", description="A tensor bus for ComfyUI.")
+    parser.add_argument("--version", action="version", version=f"zbus {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        sub = commands.add_parser(command.NAME, help=command.HELP, description=command.__doc__)
+        sub.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.arguments(sub)
+        sub.set_defaults(run=command.run)
+    given = parser.parse_args(argv)
+    try:
+        return int(given.run(given))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `| head`: the reader has seen enough
+        sys.stderr.close()
+        return 1
+
+
+def ping() -> int:
+    """The command ``zbus-ping``."""
+    return main(["ping", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
