@@ -23,7 +23,7 @@ from .places import Peering
 from .transfer import Incoming, Outgoing
 from .transport import Body, Transport
 
-ENCODES_AHEAD = 4  # chunks of one transfer in the pool at once
+ENCODES_AHEAD = 8  # chunks of one transfer in the pool at once
 TURN = 8 << 20  # bytes that one turn sends before it looks at its input again
 
 

@@ -8,6 +8,7 @@ want done, control messages, then bulk: so nothing that controls ever waits for 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -61,7 +62,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MEMORY_SHARE = 0.8  # of what is free, for values on their way in
-WORKERS = 4
+WORKERS = max(4, min(8, os.cpu_count() or 4))
 
 
 class Engine:

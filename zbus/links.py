@@ -31,7 +31,7 @@ from .errors import (
 )
 from .handshake import Handshake, rejection
 from .machine import port_holder, process_start
-from .messages import Bye, Hello, Message, Reject, Status, clip, decode, encode
+from .messages import Bye, Hello, Message, Ready, Reject, Status, clip, decode, encode
 from .places import BACKOFF_FIRST, Peering, Place, Settings
 from .session import REDIAL_AFTER, Ended, Redial, Session, Silent
 from .transport import Body, Closed, Connected, Connection, Received, Transport
@@ -110,7 +110,6 @@ class Links:
         """Dial there, or go on dialling; `release` it afterwards."""
         place = self._find("dial", address)
         if place is None:
-            self._leave_idle_listener(address)
             place = Place("dial", address)
             self.places.append(place)
         if isinstance(place.problem, (NotZBus, DialledSelf, VersionMismatch)):
@@ -119,12 +118,6 @@ class Links:
             place.next_dial, place.backoff = now, BACKOFF_FIRST
         place.users += 1
         return place
-
-    def _leave_idle_listener(self, address: Address) -> None:
-        """The sides have changed their modes: whom we dial may want to listen there now."""
-        place = self._find("listen", address)
-        if place and not place.users and all(p.session.drained for p in place.peerings):
-            self._close_place(place, "this side dials that address now")
 
     def release(self, place: Place, now: float) -> None:
         """A run is done with the place. It stays a while, and until all is acknowledged."""
@@ -155,11 +148,20 @@ class Links:
 
     def _dial_now(self, place: Place, now: float) -> None:
         place.next_dial = None
+        if self._left_behind(place):
+            place.next_dial = now + BACKOFF_FIRST
+            return
         if place.numeric is None:
             self._look(place, lambda: probe.resolve(place.address), self._resolved)
             return
         place.dialled_at = now
         place.connection = self._transport.dial(place.numeric, place.address.port)
+
+    def _left_behind(self, place: Place) -> bool:
+        """Whether this peer still listens, for nobody, where it dials now: the two sides have
+        changed their modes. The listener goes as soon as all is acknowledged."""
+        listening = self._find("listen", place.address)
+        return listening is not None and not listening.users
 
     def _look(
         self,
@@ -267,6 +269,8 @@ class Links:
             self.end_session(peering, error)
         elif isinstance(message, Reject):
             raise RemoteProtocolError(f"the peer ended the connection: {message.why}")
+        elif isinstance(message, (Hello, Ready)):
+            raise RemoteProtocolError(f"{type(message).__name__.upper()} after the handshake")
         elif isinstance(message, Status):
             peering.activity = message.activity
         else:
@@ -499,6 +503,9 @@ class Links:
             return True
         if any(not p.session.drained or p.transfers for p in place.peerings):
             return unused >= self._settings.reconnect_wait
+        dialled = self._find("dial", place.address) if place.kind == "listen" else None
+        if dialled is not None and dialled.users:
+            return True
         return unused >= self._settings.linger
 
     def _tick_peering(self, peering: Peering, now: float, late: float) -> None:

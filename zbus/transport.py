@@ -146,6 +146,7 @@ class Transport:
         self._sources: dict[zmq.Socket[bytes], Listener | Connection] = {}
         self._pending: list[Event] = []
         self._doomed: list[tuple[float, Connection]] = []  # when to shut down which
+        self._leaving: list[tuple[Connection, str]] = []  # gone, but perhaps not all of it is read
 
     def wake(self) -> None:
         """End a `poll` under way. The one call for other threads."""
@@ -296,6 +297,12 @@ class Transport:
         for source in [s for s in self._sources if s in ready]:
             yield from self._read(source)
             yield from self._take_pending()
+        while self._leaving:
+            connection, stage = self._leaving.pop(0)
+            # Its last words (STORED, BYE) come before its end, also where both are seen at once.
+            yield from self._read(connection.socket, DRAIN * 4)
+            self._gone(connection, stage)
+            yield from self._take_pending()
 
     def _take_pending(self) -> Iterator[Event]:
         pending, self._pending = self._pending, []
@@ -306,8 +313,8 @@ class Transport:
             while self._wake_out.recv(4096):
                 pass
 
-    def _read(self, source: zmq.Socket[bytes]) -> Iterator[Event]:
-        for _ in range(DRAIN):
+    def _read(self, source: zmq.Socket[bytes], most: int = DRAIN) -> Iterator[Event]:
+        for _ in range(most):
             owner = self._sources.get(source)
             if owner is None:
                 return
@@ -364,7 +371,7 @@ class Transport:
             if connection is not None:
                 listener.ignored.discard(connection.routing_id)
                 if connection.is_open:
-                    self._gone(connection, "link")
+                    self._leaving.append((connection, "link"))
         elif event & _FAILED:
             logger.debug("a connection to port %d that is not ZeroMQ", listener.port)
 
@@ -376,7 +383,7 @@ class Transport:
             self._pending.append(Connected(connection))
         elif event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED) or event & _FAILED:
             stage = "link" if connection.greeted else "greeting"
-            self._gone(connection, stage if connection.connected else "connect")
+            self._leaving.append((connection, stage if connection.connected else "connect"))
 
     def _gone(self, connection: Connection, stage: str) -> None:
         if not connection.is_open:

@@ -1,0 +1,23 @@
+"""What this ComfyUI is doing, in a few words: shown on the nodes of a peer that waits for it."""
+
+from __future__ import annotations
+
+from zbus.messages import clip
+
+from . import host
+from .plan import NODES, title
+
+IDLE = "idle"
+
+
+def describe() -> str:
+    """The node that computes, with its progress; else the node of ours that waits."""
+    ours: list[str] = []
+    others: list[str] = []
+    for node_id, node, value, maximum in host.doing():
+        if node.get("class_type") in NODES:
+            ours.append(f"waits in {title(node_id, node)}")
+        else:
+            progress = f" {value:.0f}/{maximum:.0f}" if maximum > 1 else ""
+            others.append(title(node_id, node) + progress)
+    return clip((["running"] + ours + others)[-1], 300)

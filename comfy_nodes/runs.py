@@ -1,0 +1,154 @@
+"""The life of a run: its channels open when its prompt starts and close when that has ended.
+
+A prompt's start and end are seen in the queue (`sync`), by a watcher as they happen, and once more
+when a node is reached, in case that came first.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from zbus import Channel
+from zbus.errors import ZBusError
+
+from . import host
+from .meeting import Meeting
+from .plan import NODES, Plan, plan
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """One prompt that is being executed, and its channels."""
+
+    id: str
+    client: str | None = None
+    in_queue: bool = True  # else a program of its own executes it, and its end cannot be seen
+    plans: dict[Meeting, Plan] = field(default_factory=dict)
+    since: str = field(default_factory=lambda: datetime.now().strftime("%H:%M"))
+    channels: dict[Meeting, Channel] = field(default_factory=dict)
+    broken: ZBusError | None = None  # the other side's end, for which this run is stopped
+    done: set[str] = field(default_factory=set)  # nodes of ours that have ended
+
+    def close(self, outcome: str, why: str = "") -> None:
+        """Tell the other sides how this run has ended. The first word counts."""
+        for channel in self.channels.values():
+            channel.close(outcome, why)
+
+    def show(self, text: str, nodes: tuple[str, ...]) -> None:
+        """Put a text on those of the nodes that have not ended."""
+        for node in nodes:
+            if node not in self.done:
+                host.show(text, node, self.client)
+
+
+class Runs:
+    """The runs of this process. Usable from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: dict[str, Run] = {}
+
+    def sync(self) -> bool:
+        """Begin and end runs as the queue says; whether any prompt is being executed."""
+        with self._lock:
+            return self._sync()
+
+    def _sync(self) -> bool:
+        running = {item.id: item for item in host.running()}
+        for run in [r for r in self._runs.values() if r.in_queue and r.id not in running]:
+            self._end(run)
+        for item in running.values():
+            if item.id not in self._runs:
+                self._begin(item)
+        return bool(running)
+
+    def _begin(self, item: host.Running) -> None:
+        run = self._runs[item.id] = Run(item.id, item.client)
+        if not any(node.get("class_type") in NODES for node in item.prompt.values()):
+            return
+        run.plans = plan(item.prompt, item.outputs, host.Classes())
+        for meeting, planned in run.plans.items():
+            try:
+                self._open(run, meeting)
+            except ZBusError as error:
+                # Raised when the node is reached, if it is so still.
+                logger.warning("%s", error)
+                run.show(str(error), planned.nodes)
+
+    def _end(self, run: Run) -> None:
+        del self._runs[run.id]
+        if not run.channels or not run.in_queue:
+            run.close("ok")
+            return
+        outcome, why = host.outcome(run.id)
+        if run.broken is not None:
+            outcome, why = "failed", str(run.broken)
+        run.close(outcome, why)
+
+    def _open(self, run: Run, meeting: Meeting) -> Channel:
+        peer, planned = host.peer(), run.plans.get(meeting)
+
+        def broken(error: ZBusError) -> None:
+            self._broken(run, planned, error)
+
+        more: dict[str, Any] = {
+            "channel": meeting.channel,
+            "run": run.id,
+            "manifest": planned.manifest if planned else None,
+            "since": run.since,
+            "on_broken": broken,
+        }
+        if meeting.kind == "any":
+            channel = peer.anyone(**more)
+        elif meeting.kind == "listen":
+            channel = peer.listen(meeting.address, **more)
+        else:
+            channel = peer.connect(meeting.address, **more)
+        run.channels[meeting] = channel
+        return channel
+
+    def _broken(self, run: Run, planned: Plan | None, error: ZBusError) -> None:
+        """The other run has ended and this one still computes: stop it. (In the I/O thread.)"""
+        run.broken = error
+        text = f"stopped: {error}"
+        logger.error("prompt %s is %s", run.id, text)
+        host.interrupt(run.id)
+        host.notice(text, run.client, prompt_id=run.id, level="error")
+        run.show(text, planned.nodes if planned else ())
+
+    def stop_broken(self) -> None:
+        """Once more: an interrupt that came just before its prompt began was lost."""
+        with self._lock:
+            broken = [run.id for run in self._runs.values() if run.broken is not None]
+        for prompt_id in broken:
+            host.interrupt(prompt_id)
+
+    # --- for the nodes ------------------------------------------------------------------------
+
+    def of(self, prompt_id: str) -> Run:
+        """The run of a prompt that is being executed."""
+        with self._lock:
+            self._sync()
+            if prompt_id not in self._runs:
+                for before in [r for r in self._runs.values() if not r.in_queue]:
+                    self._end(before)
+                self._runs[prompt_id] = Run(prompt_id, in_queue=False)
+            return self._runs[prompt_id]
+
+    def channel(self, run: Run, meeting: Meeting) -> Channel:
+        """The run's channel there; opened now if its place was not known before.
+
+        Raises:
+            ZBusError: It cannot be opened.
+        """
+        with self._lock:
+            return run.channels.get(meeting) or self._open(run, meeting)
+
+
+RUNS = Runs()

@@ -1,0 +1,121 @@
+"""How a node waits: for its operation, the interrupt, and the user's eye at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from zbus import Operation
+from zbus.errors import Cancelled, ZBusError
+from zbus.operation import size_text
+
+from . import host
+from .meeting import Meeting
+from .plan import title
+from .runs import RUNS, Run
+from .watcher import WATCHER
+
+logger = logging.getLogger(__name__)
+
+POLL = 0.05  # seconds between looks for the interrupt
+SHOW_EVERY = 0.25
+
+
+async def send(meeting: Meeting, value: Any, order: int | None, **more: Any) -> None:
+    """Send a value from the node that is being executed; `more` as in `Channel.start_send`.
+
+    Raises:
+        ZBusError: It did not arrive, and why.
+    """
+    await _operate(meeting, "start_send", value, order, **more)
+
+
+async def receive(meeting: Meeting, order: int | None, **more: Any) -> Any:
+    """Receive a value into the node that is being executed; see `send`."""
+    return await _operate(meeting, "start_receive", order, **more)
+
+
+async def _operate(meeting: Meeting, start: str, *args: Any, **more: Any) -> Any:
+    WATCHER.start()
+    here = host.executing()
+    run = RUNS.of(here.prompt_id)
+    channel = RUNS.channel(run, meeting)
+    operation = getattr(channel, start)(*args, node=title(here.node_id, here.node), **more)
+    try:
+        value = await _finish(operation, run, here.node_id)
+    except ZBusError as error:
+        host.show(str(error), here.node_id, run.client)
+        raise
+    finally:
+        run.done.add(here.node_id)
+    verb = "sent" if start == "start_send" else "received"
+    host.show(_summary(operation, verb), here.node_id, run.client)
+    return value
+
+
+async def _finish(operation: Operation[Any], run: Run, node_id: str) -> Any:
+    view = _View(operation, run, node_id)
+    ended = _when_done(operation)
+    try:
+        while not (await asyncio.wait((ended,), timeout=POLL))[0]:
+            host.check_interrupt()
+            view.refresh()
+        return operation.result()
+    except host.Interrupted:
+        # The other side is told now, and not when this prompt has come to its end.
+        run.close("cancelled")
+        raise
+    except Cancelled as error:  # by another node of this run, a moment ago
+        raise host.Interrupted() from error
+    # On CancelledError another node has failed: the end of the run tells the other side why.
+
+
+def _when_done(operation: Operation[Any]) -> asyncio.Future[None]:
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+
+    def wake() -> None:
+        if not ended.done():
+            ended.set_result(None)
+
+    def done(_: Operation[Any]) -> None:
+        try:
+            loop.call_soon_threadsafe(wake)
+        except RuntimeError:
+            pass  # the prompt has ended, and its loop with it
+
+    operation.add_done_callback(done)
+    return ended
+
+
+class _View:
+    """The progress bar and the line of text on one node."""
+
+    def __init__(self, operation: Operation[Any], run: Run, node_id: str) -> None:
+        self._operation, self._run, self._node_id = operation, run, node_id
+        self._bar: Any = None
+        self._done = -1
+        self._said, self._said_at = "", 0.0
+
+    def refresh(self) -> None:
+        """Show what has changed. Only to be called from the node's own coroutine."""
+        operation = self._operation
+        if operation.total_bytes and operation.done_bytes != self._done:
+            self._done = operation.done_bytes
+            self._bar = self._bar or host.ProgressBar(operation.total_bytes)
+            self._bar.update_absolute(self._done, operation.total_bytes)
+        now = time.monotonic()
+        if operation.note != self._said and now - self._said_at >= SHOW_EVERY:
+            self._said, self._said_at = operation.note, now
+            host.show(self._said, self._node_id, self._run.client)
+
+
+def _summary(operation: Operation[Any], verb: str) -> str:
+    text = f"{verb} {size_text(operation.total_bytes)}" if operation.total_bytes else verb
+    if operation.total_bytes >= 1 << 20 and operation.seconds > 0:
+        rate = operation.total_bytes / operation.seconds / 1e9
+        text += f" in {operation.seconds:.2f} s, {rate:.2f} GB/s"
+    codec = "" if operation.codec in ("", "raw") else f", {operation.codec}"
+    return "; ".join((text + codec, *operation.notes))

@@ -1,0 +1,137 @@
+"""Imports point one way, and what may import what is kept."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "zbus"
+
+SANS_IO = ("messages", "handshake", "session", "pace", "transfer", "manifest", "channel")
+FORBIDDEN = {"zmq", "torch", "threading", "time", "asyncio", "socket", "concurrent", "select"}
+# Each may import from the rows above its own and from its own row, but for itself in a circle.
+FLOORS = (
+    ("errors",),
+    ("messages", "layout", "address", "machine", "operation", "pace"),
+    (*SANS_IO, "probe", "transport", "tensors", "quantise", "spec"),
+    ("payload", "unpack", "codecs", "streams", "places"),
+    ("links", "dialling", "bulk"),
+    ("parts",),
+    ("sending", "receiving", "steps", "measure"),
+    ("engine",),
+    ("runs", "peer"),
+    ("__init__",),
+    ("cli", "__main__"),
+)
+# What only the host has. One file of ours may touch it.
+COMFY = {"comfy", "comfy_execution", "execution", "folder_paths", "nodes", "server", "app"}
+
+
+def modules(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def imports(path: Path) -> Iterator[tuple[str, int, bool]]:
+    """(module, relative level, only for types) of each import in a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typed = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, 0, id(node) in typed) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            yield from ((name, node.level, id(node) in typed) for name in names)
+
+
+def place(path: Path) -> str:
+    """The top-level module of zbus that a file belongs to."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+@pytest.mark.parametrize("path", modules(PACKAGE), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    floor = {name: level for level, row in enumerate(FLOORS) for name in row}
+    here = place(path)
+    assert here in floor, f"{here} has no floor yet: give it one above"
+    for name, level, _ in imports(path):
+        depth = len(path.relative_to(PACKAGE).parts)
+        if level == 0 or level < depth:
+            continue  # not of zbus, or a neighbour in the same folder
+        target = name.split(".")[0]
+        if target not in floor:
+            target = "__init__"  # a name such as __version__
+            if here == "peer":
+                continue  # its one look upwards, at the version, inside a function
+        assert floor[target] <= floor[here], f"{path.name} imports {target}, which stands above it"
+
+
+@pytest.mark.parametrize("name", SANS_IO)
+def test_the_core_has_no_socket_clock_or_thread(name: str) -> None:
+    found = {module.split(".")[0] for module, level, _ in imports(PACKAGE / f"{name}.py") if not level}
+    assert not found & FORBIDDEN
+
+
+def test_zmq_is_imported_by_the_transport_alone() -> None:
+    users = {path.name for path in modules(PACKAGE) for m, _, _ in imports(path) if m.startswith("zmq")}
+    assert users == {"transport.py"}
+
+
+def test_torch_is_imported_by_name_nowhere() -> None:
+    users = [
+        path.name
+        for path in modules(PACKAGE)
+        for module, _, typed in imports(path)
+        if module.split(".")[0] == "torch" and not typed
+    ]
+    assert users == [], "tensors.torch_module() imports it, when the first tensor comes"
+
+
+def test_importing_zbus_brings_no_torch_and_starts_no_thread() -> None:
+    code = (
+        "import sys, threading, zbus, zbus.cli.ping; "
+        "print('torch' in sys.modules, threading.active_count())"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert out.stdout.split() == ["False", "1"]
+
+
+@pytest.mark.parametrize("path", modules(ROOT / "comfy_nodes"), ids=lambda p: p.name)
+def test_only_host_touches_comfyui(path: Path) -> None:
+    found = {module.split(".")[0] for module, level, _ in imports(path) if level == 0}
+    assert path.name == "host.py" or not found & COMFY
+
+
+def test_zbus_knows_nothing_of_comfyui() -> None:
+    allowed = {"tensors.py"}  # NestedTensor's own class, where the process has it
+    for path in modules(PACKAGE):
+        found = {m.split(".")[0] for m, level, _ in imports(path) if level == 0}
+        assert path.name in allowed or not found & (COMFY | {"comfy_api"}), path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for folder in ("zbus", "comfy_nodes", "scripts") for p in modules(ROOT / folder)],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_no_pickle_no_eval_no_shell(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            assert name not in ("eval", "exec", "os.system", "os.popen", "pickle.loads"), name
+            assert not any(k.arg == "shell" for k in node.keywords), f"{name}(shell=...)"
+    assert not {"pickle", "marshal", "shelve"} & {m for m, _, _ in imports(path)}

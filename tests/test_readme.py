@@ -1,0 +1,144 @@
+"""The READMEs: examples run, files and commands exist, quoted texts are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ENGLISH, JAPANESE = READMES = ("README.md", "README_JP.md")
+DOCUMENTS = (*READMES, "CHANGELOG.md", "docs/performance.md", "docs/protocol.md")
+
+FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+SCRIPT = re.compile(r"\bscripts[/\\]([\w.-]+)")
+GAPS = re.compile("…|[,:] ")  # in a quoted text: names, numbers, and where two texts are joined
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(name: str, *languages: str) -> list[str]:
+    return [code for language, code in FENCED.findall(read(name)) if language in languages]
+
+
+def examples() -> list[object]:
+    return [
+        pytest.param(code, id=f"{name}-{number}")
+        for name in READMES
+        for number, code in enumerate(blocks(name, "python"))
+    ]
+
+
+@pytest.mark.parametrize("code", examples())
+def test_the_example_runs(code, tmp_path):
+    script = tmp_path / "example.py"
+    script.write_text(code, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-B", "-W", "error", str(script)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+
+
+def test_there_are_examples():
+    assert len(blocks(ENGLISH, "python")) == 2
+
+
+def test_both_languages_say_the_same():
+    """The same code, commands, outputs, pictures, tables, files: only the words differ."""
+    assert FENCED.findall(read(ENGLISH)) == FENCED.findall(read(JAPANESE))
+    assert scripts(ENGLISH) == scripts(JAPANESE)
+    assert quoted(ENGLISH) == quoted(JAPANESE)
+    assert shape(ENGLISH) == shape(JAPANESE)
+    files = [{link for link in LINK.findall(read(n)) if link[0] != "#"} for n in READMES]
+    assert files[0] - {JAPANESE} == files[1] - {ENGLISH}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_link_leads_somewhere(name):
+    headings = {anchor(line) for line in read(name).splitlines() if line.startswith("#")}
+    for link in LINK.findall(read(name)):
+        if link.startswith("#"):
+            assert link[1:] in headings, link
+        elif not link.startswith("https://"):
+            assert (ROOT / name).parent.joinpath(link).is_file(), link
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_script_exists(name):
+    missing = {script for script in scripts(name) if not (ROOT / "scripts" / script).is_file()}
+    assert not missing
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_nothing_of_the_machine_it_was_written_on(name):
+    assert not re.search(r"/(work|root|home|tmp)/", read(name))
+
+
+def test_every_file_in_the_map_exists():
+    rows = re.findall(r"^\| (`.*?`) \|", read("docs/protocol.md"), re.M)
+    assert len(rows) > 15
+    for row in rows:
+        folder = Path()
+        for name in re.findall(r"`(.*?)`", row):
+            found = [path for path in (ROOT / name, ROOT / folder / name) if path.exists()]
+            assert found, f"{name} in {row}"
+            folder = Path(name).parent if "/" in name else folder
+
+
+def test_the_texts_in_the_table_are_the_real_ones():
+    known = "\n".join(texts_of_the_code())
+    rows = quoted(ENGLISH)
+    assert len(rows) > 25
+    for row in rows:
+        for piece in GAPS.split(row):
+            assert piece.strip(' "') in known, f"{piece!r} of {row}"
+
+
+# --- details
+
+
+def scripts(name: str) -> set[str]:
+    return set(SCRIPT.findall(read(name)))
+
+
+def quoted(name: str) -> list[str]:
+    """The first cells of the table of what to do when it does not connect."""
+    return re.findall(r"^\| `([^`|]*[a-z]{3} [^`|]*)` \|", read(name), re.M)
+
+
+def shape(name: str) -> list[str]:
+    """The headings' levels and the columns of the tables, in order."""
+    text = FENCED.sub("", read(name))
+    lines = [line for line in text.splitlines() if line.startswith(("#", "|", "- "))]
+    return [f"{line.split()[0] if line[0] == '#' else line[0]}{line.count('|')}" for line in lines]
+
+
+def anchor(heading: str) -> str:
+    """As GitHub makes it."""
+    words = heading.lstrip("#").strip().lower()
+    return re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+
+
+def texts_of_the_code() -> list[str]:
+    """Every text in the code, without what is filled in."""
+    found = []
+    paths = [ROOT / "_locate.py", *ROOT.glob("zbus/**/*.py"), *ROOT.glob("comfy_nodes/*.py")]
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
