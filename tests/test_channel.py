@@ -9,7 +9,9 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
-from zbus import channel as c
+
+from zbus import seats as c
+from zbus.channel import Channels
 from zbus.errors import (
     AmbiguousPeer,
     Cancelled,
@@ -32,7 +34,7 @@ class Side:
     """One process: its Channels, and what an engine would do with the events."""
 
     name: str
-    channels: c.Channels = field(default_factory=c.Channels)
+    channels: Channels = field(default_factory=Channels)
     outbox: dict[bytes, deque[tuple[Message, bytes]]] = field(default_factory=dict)
     outcomes: dict[c.Step, list[object]] = field(default_factory=dict)
     broken: list[c.RunBroken] = field(default_factory=list)

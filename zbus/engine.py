@@ -18,15 +18,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from .bulk import Bulk
-from .channel import (
-    Channels,
-    Failed,
-    Matched,
-    RunBroken,
-    Seat,
-    SeatBound,
-    Send,
-)
+from .channel import Channels
 from .errors import (
     LocalProtocolError,
     PeerClosed,
@@ -52,7 +44,9 @@ from .messages import (
     Stored,
     clip,
 )
+from .parts import Parts
 from .places import Peering, Place, Settings
+from .seats import Failed, Matched, RunBroken, Seat, SeatBound, Send
 from .steps import Steps
 from .streams import Budget
 from .transport import Body, Closed, Connected, Received, Transport
@@ -76,8 +70,11 @@ class Engine:
         self.channels = Channels()
         self.bulk = Bulk(self.transport, self.pool, self.post)
         self.budget = Budget(self._memory)
-        self.steps = Steps(self)
-        self.measuring = Measuring(self)
+        self.parts = Parts(
+            settings, self.links, self.channels, self.bulk, self.budget, self.in_pool
+        )
+        self.steps = Steps(self.parts)
+        self.measuring = Measuring(self.parts)
         self.activity = ""
         self.on_broken: dict[Seat, Callable[[ZBusError], None]] = {}
         self._calls: deque[Callable[[], None]] = deque()
@@ -214,7 +211,7 @@ class Engine:
             for event in events:
                 match event:
                     case Send():
-                        peering = self.peering(event.session)
+                        peering = self.parts.peering(event.session)
                         if peering is not None:
                             peering.session.send(event.message, event.body)
                     case SeatBound():
@@ -234,10 +231,6 @@ class Engine:
                 tell(event.error)
             except Exception:  # the caller's own code
                 logger.exception("a callback of a broken run failed")
-
-    def peering(self, key: bytes) -> Peering | None:
-        """The session of that key."""
-        return next((p for p in self.links.peerings if p.key == key), None)
 
     # --- told by the links --------------------------------------------------------------------
 

@@ -9,18 +9,15 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from .bulk import Inflow, Outflow
 from .codecs import CODECS
 from .errors import RemoteProtocolError, ZBusError
 from .messages import Hello, Measure, Refused, Stored, clip
+from .parts import Parts
 from .places import Peering, Place
 from .streams import DropSink, PatternSource
 from .transfer import Incoming, Outgoing
-
-if TYPE_CHECKING:
-    from .engine import Engine
 
 WINDOW = 64 << 20  # bytes granted ahead; nothing is held
 
@@ -35,8 +32,8 @@ class _Ask:
 class Measuring:
     """What zbus-ping asks of a link, on both sides."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
         self._meetings: list[tuple[Place, Future[Hello]]] = []
         self._pings: dict[tuple[bytes, int], tuple[float, _Ask]] = {}
         self._asks: list[_Ask] = []
@@ -65,7 +62,7 @@ class Measuring:
     def block(self, place: Place, direction: str, size: int) -> Future[float]:
         """The seconds that a verified block of `size` bytes takes, "up" or "down"."""
         ask, peering = self._ask(place)
-        link = self._engine.channels.links.get(peering.key) if peering is not None else None
+        link = self._parts.channels.links.get(peering.key) if peering is not None else None
         if peering is None or link is None:
             return ask.future
         transfer, began = link.new_operation(), time.monotonic()
@@ -118,7 +115,7 @@ class Measuring:
     def _send(self, peering: Peering, transfer: int, size: int, done, failed) -> None:  # type: ignore[no-untyped-def]
         source = PatternSource(size)
         outgoing = Outgoing(transfer, size, source.cut, peering.pace)
-        self._engine.bulk.send(
+        self._parts.bulk.send(
             Outflow(peering, outgoing, source, CODECS["raw"], lambda _: None, done, failed)
         )
 
@@ -132,7 +129,7 @@ class Measuring:
             failed(error)
 
         incoming = Incoming(transfer, size, WINDOW)
-        self._engine.bulk.receive(
+        self._parts.bulk.receive(
             Inflow(peering, incoming, DropSink(), CODECS["raw"], lambda _: None, complete, broken)
         )
 

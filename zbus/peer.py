@@ -22,15 +22,15 @@ from typing import Any
 
 from . import codecs, payload
 from .address import parse_dial, parse_listen
-from .channel import Endpoint, Seat, Step
 from .engine import Engine
 from .errors import InvalidOrder, PeerClosed, ZBusError
 from .machine import boot_id
 from .manifest import Manifest
 from .messages import MAX_HEADER, MAX_PLANNED, VERSION, Hello, clip
 from .operation import Operation, Progress
+from .parts import Running
 from .places import Place, Settings
-from .steps import Running
+from .seats import Endpoint, Seat, Step
 
 EXPECT = ("any", "image", "mask", "latent", "audio", "text", "number", "conditioning")
 
