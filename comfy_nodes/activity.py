@@ -20,4 +20,4 @@ def describe() -> str:
         else:
             progress = f" {value:.0f}/{maximum:.0f}" if maximum > 1 else ""
             others.append(title(node_id, node) + progress)
-    return clip((["running"] + ours + others)[-1], 300)
+    return clip(["running", *ours, *others][-1], 300)

@@ -100,8 +100,16 @@ class _StandIn:
 def watch_queue(on_status: Callable[[], None]) -> None:
     """Call `on_status`, on the server's loop, whenever a prompt is queued, starts or ends."""
     server = _server()
-    if server is not None:
-        server.sockets[f"zbus-{uuid.uuid4().hex}"] = _StandIn(on_status)
+    if server is None:
+        return
+    server.sockets[f"zbus-{uuid.uuid4().hex}"] = _StandIn(on_status)
+
+    # Statuses wait for a page that is slow to read: a prompt that comes by HTTP is seen here.
+    def on_prompt(json: Any) -> Any:
+        on_status()
+        return json
+
+    server.add_on_prompt_handler(on_prompt)
 
 
 # --- prompts ------------------------------------------------------------------------------------

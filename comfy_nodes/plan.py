@@ -237,10 +237,9 @@ class _Graph:
 
 
 def _link(value: Any) -> tuple[str, int] | None:
-    if isinstance(value, list) and len(value) == 2 and isinstance(value[1], (int, float)):
-        if isinstance(value[0], str):
-            return value[0], int(value[1])
-    return None
+    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
+        return None
+    return (value[0], int(value[1])) if isinstance(value[1], (int, float)) else None
 
 
 def _whole(value: Any) -> int | None:

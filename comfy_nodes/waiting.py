@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import Any
@@ -81,10 +82,8 @@ def _when_done(operation: Operation[Any]) -> asyncio.Future[None]:
             ended.set_result(None)
 
     def done(_: Operation[Any]) -> None:
-        try:
+        with contextlib.suppress(RuntimeError):  # the prompt has ended, and its loop with it
             loop.call_soon_threadsafe(wake)
-        except RuntimeError:
-            pass  # the prompt has ended, and its loop with it
 
     operation.add_done_callback(done)
     return ended

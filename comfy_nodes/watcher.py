@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 from . import host
 from .activity import IDLE, describe
@@ -11,7 +12,8 @@ from .runs import RUNS
 
 logger = logging.getLogger(__name__)
 
-TICK = 0.25  # seconds, while a prompt is being executed; without one it sleeps
+TICK = 0.25  # seconds, while a prompt is being executed; without one it sleeps,
+STAY = 2.0  # but not for so long after news: what they announce may not have happened yet
 
 
 class Watcher:
@@ -35,12 +37,15 @@ class Watcher:
             self._thread.start()
 
     def _run(self) -> None:
-        busy = True
+        awake_until = time.monotonic()
         while True:
-            self._news.wait(TICK if busy else None)
+            now = time.monotonic()
+            if self._news.wait(TICK if now < awake_until else None):
+                awake_until = time.monotonic() + STAY
             self._news.clear()
             try:
-                busy = self._turn()
+                if self._turn():
+                    awake_until = time.monotonic() + STAY
             except Exception:  # the next turn is another chance
                 logger.exception("the queue could not be followed")
 

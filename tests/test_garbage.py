@@ -524,7 +524,7 @@ def bad(target: Target) -> Iterator[Bad]:
         {"spec": DEEP[:16000], "total": 4},
         {"spec": b"\xdd\xff\xff\xff\xff", "total": 1 << 46},
         {"codec": "no such codec"},
-        {"total": 1 << 46, "head": 1 << 28},
+        {"total": 1 << 46, "head": 16 << 20},
         {"total": 4, "inline": True, "body": b"much more than four"},
         {"total": 1 << 46, "inline": True, "body": b""},
         {"total": 0, "inline": True, "body": b""},

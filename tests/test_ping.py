@@ -320,7 +320,7 @@ def test_a_version_that_the_other_side_rejects(ping: Run, monkeypatch: pytest.Mo
         )
         status, out, _ = ping(channel.address, "--timeout", "3")
     assert (status, failed_leg(out)) == (1, "version")
-    assert "speaks 5" in out and "Update zbus on " in out
+    assert " speaks 5" in out and "Update zbus on " in out
 
 
 # --- a peer that stops in the middle -------------------------------------------------------------

@@ -128,7 +128,7 @@ class Moving(RuleBasedStateMachine):
 
     @initialize(
         total=st.integers(0, 3 * MIB),
-        window=st.none() | st.integers(1, MIB),
+        window=st.none() | st.integers(4096, MIB),
         data=st.integers(0, 255),
     )
     def begin(self, total: int, window: int | None, data: int) -> None:

@@ -243,6 +243,8 @@ class Channels:
         if tell and step.posted and seat.link is not None and seat.state is State.BOUND:
             self._send(seat.link, Cancel(step.id, clip(str(error))))
         seat.step = None
+        if step.order is None and seat.channel != JUMPER:
+            seat.count = step.key  # its number is free again, on both sides
         if step.matched:
             seat.remote, seat.remote_body = None, b""
         self.out.append(Failed(seat, step, error))

@@ -104,9 +104,9 @@ class Handshake:
         low, high = peer.versions
         if not low <= VERSION <= high:
             raise VersionMismatch(
-                f"speaks protocol {low} to {high}, this side speaks {VERSION}",
-                peer=peer.name,
-                remedy="Update zbus on " + ("that side" if high < VERSION else "this side"),
+                # Both sides show this text: it may not say "here" and "there".
+                f"{peer.name} speaks protocol {low} to {high}, {self.own.name} speaks {VERSION}",
+                remedy=f"Update zbus on {peer.name if high < VERSION else self.own.name}",
             )
 
     def _say(self, echo: bytes = b"", session: bytes = bytes(16), **told: int | bool) -> None:

@@ -39,6 +39,10 @@ from .transport import Body, Closed, Connected, Connection, Received, Transport
 logger = logging.getLogger(__name__)
 
 MAX_HANDSHAKES = 256  # under way at once
+REFUSED = (
+    "press Run on the Server side: nobody listens on {} yet "
+    "(if both sides are Client, set one to Server)"
+)
 MAX_FAULTS = 3  # protocol errors that one session survives
 RESOLVE_AGAIN = 20  # failures after which a name is looked up anew
 PID_EVERY = 0.2  # seconds between looks whether a lost local peer still lives
@@ -112,6 +116,7 @@ class Links:
         if place is None:
             place = Place("dial", address)
             self.places.append(place)
+            logger.info("dialling %s", address)
         if isinstance(place.problem, (NotZBus, DialledSelf, VersionMismatch)):
             place.problem = None  # an earlier run's: look again
         if place.connection is None and not place.looking:
@@ -286,7 +291,7 @@ class Links:
             logger.error("protocol error on %s: %s; connection ended", where, error)
         if not str(error).startswith("the peer ended"):
             self._transport.send(connection, encode(Reject("protocol", clip(str(error), 500))))
-        self._transport.end(connection, linger=100)
+        self._transport.end(connection, linger=500)
         if peering is not None:
             peering.faults += 1
             self._unlink(peering, now)
@@ -458,7 +463,8 @@ class Links:
         connection, peering.connection = peering.connection, None
         if connection is not None:
             self._peerings.pop(connection, None)
-            self._transport.end(connection, linger=200)
+            # What is under way goes first: a goodbye behind a window of bulk takes its time.
+            self._transport.end(connection, linger=600 if peering.transfers else 200)
             if peering.place.connection is connection:
                 peering.place.connection = None
                 peering.place.next_dial = time.monotonic() + BACKOFF_FIRST
@@ -558,16 +564,19 @@ class Links:
     def explain(self, place: Place, now: float) -> str:
         """One line for people: why nobody is there yet."""
         if place.kind == "listen":
-            return (
-                f"listening on {place.address}: nobody has connected yet; "
-                "press Run on the Client side"
-            )
+            return f"press Run on the Client side: nobody has connected to {place.address} yet"
         connection = place.connection
         if connection is not None and connection.greeted:
             waited = now - place.dialled_at
             return f"{place.address} has accepted and has not answered for {waited:.0f} s"
-        if isinstance(place.problem, (Unreachable, NobodyBehind)):
-            return str(place.problem)
+        if isinstance(place.problem, NobodyBehind):
+            return (
+                f"press Run on the Server side: {place.address} is a tunnel with nobody at its "
+                "far end yet"
+            )
+        if isinstance(place.problem, Unreachable):
+            refused = "refused" in place.problem.what
+            return REFUSED.format(place.address) if refused else str(place.problem)
         return f"dialling {place.address}"
 
 

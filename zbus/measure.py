@@ -84,7 +84,7 @@ class Measuring:
         peering = place.peering
         ask = _Ask(place, peering, Future())
         self._asks.append(ask)
-        if peering is None:
+        if peering is None or not peering.session.is_linked:
             error = place.problem or ZBusError("the link is gone", peer=str(place.address))
             self._end(ask, error)
         return ask, peering

@@ -25,6 +25,7 @@ VERSION = 1  # of the protocol; HELLO carries the span that a peer speaks
 MAX_HEADER = 64 * 1024
 MAX_INLINE = 64 * 1024  # a value up to this size rides inside its OFFER
 MAX_SPEC = 16 * 1024  # a longer spec goes in front of its value's bytes
+MAX_HEAD = 16 << 20  # bytes of a spec in front: taken before the memory budget is asked
 MAX_CHUNK = 1024 * 1024
 MAX_FRAME = MAX_CHUNK + 64 * 1024  # what a socket accepts in one frame, with slack
 MAX_TOTAL = 1 << 46  # bytes of one value
@@ -310,7 +311,7 @@ class Offer(Message):
     total: int = _is(number(0, MAX_TOTAL))
     codec: str = _is(text(20))
     spec: bytes = _is(blob(0, MAX_SPEC))
-    head: int = _is(number(0, 1 << 28))
+    head: int = _is(number(0, MAX_HEAD))
     inline: bool = _is(flag)
 
 

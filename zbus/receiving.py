@@ -87,7 +87,7 @@ class Receiving:
             return None
 
         # The first tensor may import torch, which takes seconds outside of ComfyUI.
-        if "torch" in sys.modules or unpacker.memory == 0:
+        if "torch" in sys.modules or not unpacker.needs_torch:
             self._allocated(work())
         else:
             self._parts.in_pool(work, self._allocated)

@@ -126,6 +126,20 @@ def tensor_dtype(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
+def check_dtype(name: str) -> str:
+    """The name, if this side has that dtype. Does not import torch for it: where nothing has
+    yet, what this torch lacks shows in `find_dtype`.
+
+    Raises:
+        RemoteProtocolError: As `find_dtype`.
+    """
+    if name not in TENSOR_ITEMSIZE:
+        raise RemoteProtocolError(f"the value holds a tensor of unknown dtype {name[:40]!r}")
+    if "torch" in sys.modules:
+        find_dtype(name)
+    return name
+
+
 def find_dtype(name: str) -> torch.dtype:
     """The torch dtype of a name from the table.
 

@@ -30,6 +30,7 @@ from .tensors import (
     ARRAY_ITEMSIZE,
     QUANTISABLE,
     TENSOR_ITEMSIZE,
+    check_dtype,
     empty_tensor,
     find_dtype,
     memory_of,
@@ -52,6 +53,7 @@ class Unpacker:
         total: The bytes of all buffers.
         memory: The bytes that :meth:`allocate` takes and :meth:`value` takes on top of it.
         layouts: (length, layout) of each buffer, in order; none is empty.
+        needs_torch: Whether :meth:`allocate` imports torch, if nothing has yet.
 
     Raises:
         RemoteProtocolError: The spec is not one that :func:`zbus.payload.pack` writes, or names
@@ -66,6 +68,7 @@ class Unpacker:
         self.layouts = [(leaf.length, leaf.layout) for leaf in self._leaves if leaf.length]
         self.total = sum(length for length, _ in self.layouts)
         self.memory = sum(leaf.memory for leaf in self._leaves)
+        self.needs_torch = any(isinstance(leaf, (_Tensor, _Quantised)) for leaf in self._leaves)
 
     def allocate(self) -> list[memoryview]:
         """The memory to fill: writable views of bytes, parallel to ``layouts``.
@@ -74,7 +77,8 @@ class Unpacker:
             TransferRefused: The system does not give that much.
         """
         self._allocated = True
-        return [leaf.allocate() for leaf in self._leaves if leaf.length]
+        made = [(leaf.length, leaf.allocate()) for leaf in self._leaves]
+        return [view for length, view in made if length]
 
     def value(self) -> object:
         """The value. You must have filled every view of :meth:`allocate` before.
@@ -128,27 +132,27 @@ class _Bytes(_Leaf):
 
 class _Tensor(_Leaf):
     def __init__(self, dtype: str, shape: tuple[int, ...], length: int) -> None:
-        self._dtype = find_dtype(dtype)
+        self._dtype = check_dtype(dtype)
         self._shape = shape
         self._tensor: torch.Tensor | None = None
         self.length = self.memory = length
         self.layout = Layout(TENSOR_ITEMSIZE[dtype])
 
     def allocate(self) -> memoryview:
-        self._tensor = empty_tensor(self._shape, self._dtype)
+        self._tensor = empty_tensor(self._shape, find_dtype(self._dtype))
         return tensor_bytes(self._tensor)
 
     def build(self) -> object:
         if self._tensor is None:  # it has no bytes
-            return empty_tensor(self._shape, self._dtype)
-        if self._dtype is torch_module().bool:
+            return empty_tensor(self._shape, find_dtype(self._dtype))
+        if self._dtype == "bool":
             _check_bools(tensor_bytes(self._tensor))
         return self._tensor
 
 
 class _Quantised(_Leaf):
     def __init__(self, dtype: str, shape: tuple[int, ...], elements: int) -> None:
-        self._dtype = find_dtype(dtype)
+        self._dtype = check_dtype(dtype)
         self._shape = shape
         self._q: torch.Tensor | None = None
         self.length = elements
@@ -160,7 +164,7 @@ class _Quantised(_Leaf):
         return tensor_bytes(self._q)
 
     def build(self) -> object:
-        made = empty_tensor(self._shape, self._dtype)
+        made = empty_tensor(self._shape, find_dtype(self._dtype))
         if self._q is not None:
             dequantise(self._q, made)
         return made

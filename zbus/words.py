@@ -36,7 +36,7 @@ def _waiting(parts: Parts, running: Running, link: Link, peering: Peering, now: 
         return f'{peering.name} waits on channel "{others[0]}", not "{running.seat.channel}"'
     if peering.activity not in ("", "idle"):
         return f"{peering.name} is connected and busy: {peering.activity}"
-    return f"{peering.name} is connected and idle: press Run there"
+    return f"press Run on {peering.name}: it is connected and idle"
 
 
 def _bound(parts: Parts, running: Running, peering: Peering, now: float) -> str:

@@ -46,7 +46,7 @@ def test_while_it_waits_for_the_peer(pair, addr, mode):
     waits = chain.step("Receive String")
     events, since = pair.a.events, pair.a.events.mark()
     prompt_id = pair.a.prompt(chain.end())
-    words = "refused" if mode == "Client" else "nobody has connected"
+    words = "nobody listens" if mode == "Client" else "nobody has connected"
     events.wait_text(words, waits, since=since)
     started = time.monotonic()
     pair.a.interrupt()

@@ -143,7 +143,7 @@ def _timed(pair, addr, kind, make, **more):
     pair.b.wait_running(waiting)
     here = jumper(addr, "Client")
     value = make(here)
-    go = here.add(node("TestStamp", value=here.order, after=list(value.values())[0]))
+    go = here.add(node("TestStamp", value=here.order, after=next(iter(value.values()))))
     here.order = [go, 0]
     here.step(f"Send {kind}", **value, **more)
     sent = pair.a.run(here.end())

@@ -157,7 +157,7 @@ def test_one_side_queued_twice(pair, addr):
     since = pair.a.events.mark()
     assert pair.b.outcome(pair.b.run(there.end(), 10)) == "success"
     assert pair.a.outcome(pair.a.wait(twice[0], 5)) == "success"
-    pair.a.events.wait_text("is connected and idle: press Run there", sends, 5, since)
+    pair.a.events.wait_text("it is connected and idle", sends, 5, since)
     assert pair.b.outcome(pair.b.run(there.prompt, 10)) == "success"
     assert pair.a.outcome(pair.a.wait(twice[1], 5)) == "success"
 
