@@ -8,6 +8,7 @@ import msgpack
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from zbus import messages as m
 from zbus.errors import LocalProtocolError, RemoteProtocolError
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from zbus import session as s
 from zbus.errors import LinkLost, RemoteProtocolError
 from zbus.messages import Ack, Hello, Message, Ping, Pong, Status, Stored, decode

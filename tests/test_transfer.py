@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from zbus.errors import RemoteProtocolError
 from zbus.messages import Chunk, Grant
 from zbus.pace import EXTRA_MAX, MAX_CHUNK, MIN_CHUNK, Pace

@@ -1,7 +1,7 @@
 """Keeps the links: dials and redials, accepts, shakes hands, and holds the sessions over them.
 
 Runs in the I/O thread. Between `transport`, which moves frames, and the engine, which gives the
-messages their meaning. What blocks (a name, a probe) goes to a thread of its own.
+messages their meaning.
 """
 
 from __future__ import annotations
@@ -9,23 +9,19 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
-from . import probe
 from .address import Address
+from .dialling import Dialler, Helper
 from .errors import (
-    ConnectError,
     DialledSelf,
     LinkLost,
-    NobodyBehind,
     NotZBus,
     PeerGone,
     PeerRestarted,
     PortInUse,
     RemoteProtocolError,
-    Unreachable,
     VersionMismatch,
     ZBusError,
 )
@@ -39,27 +35,20 @@ from .transport import Body, Closed, Connected, Connection, Received, Transport
 logger = logging.getLogger(__name__)
 
 MAX_HANDSHAKES = 256  # under way at once
-REFUSED = (
-    "press Run on the Server side: nobody listens on {} yet "
-    "(if both sides are Client, set one to Server)"
-)
 MAX_FAULTS = 3  # protocol errors that one session survives
-RESOLVE_AGAIN = 20  # failures after which a name is looked up anew
 PID_EVERY = 0.2  # seconds between looks whether a lost local peer still lives
 
 T = TypeVar("T")
 
 
-class Owner(Protocol):
+class Owner(Helper, Protocol):
     """Who is told what happens on the links: the engine."""
 
     def session_up(self, peering: Peering) -> None: ...
     def session_linked(self, peering: Peering) -> None: ...
     def session_unlinked(self, peering: Peering) -> None: ...
     def session_down(self, peering: Peering, error: ZBusError) -> None: ...
-    def place_failed(self, place: Place, error: ZBusError) -> None: ...
     def message(self, peering: Peering, message: Message, body: Body | None) -> None: ...
-    def aside(self, work: Callable[[], T], then: Callable[[T], None]) -> None: ...
 
 
 @dataclass(eq=False)
@@ -82,6 +71,7 @@ class Links:
     def __init__(self, transport: Transport, own: Hello, settings: Settings, owner: Owner) -> None:
         self._transport, self._own, self._settings, self._owner = transport, own, settings, owner
         self.places: list[Place] = []
+        self._dialler = Dialler(transport, self.places, owner)
         self._handshakes: dict[Connection, _Handshaking] = {}
         self._peerings: dict[Connection, Peering] = {}
         self._logged_at = 0.0
@@ -149,80 +139,6 @@ class Links:
         for place in list(self.places):
             self._close_place(place, why)
 
-    # --- dialling -----------------------------------------------------------------------------
-
-    def _dial_now(self, place: Place, now: float) -> None:
-        place.next_dial = None
-        if self._left_behind(place):
-            place.next_dial = now + BACKOFF_FIRST
-            return
-        if place.numeric is None:
-            self._look(place, lambda: probe.resolve(place.address), self._resolved)
-            return
-        place.dialled_at = now
-        place.connection = self._transport.dial(place.numeric, place.address.port)
-
-    def _left_behind(self, place: Place) -> bool:
-        """Whether this peer still listens, for nobody, where it dials now: the two sides have
-        changed their modes. The listener goes as soon as all is acknowledged."""
-        listening = self._find("listen", place.address)
-        return listening is not None and not listening.users
-
-    def _look(
-        self,
-        place: Place,
-        work: Callable[[], T],
-        then: Callable[[Place, T | ZBusError], None],
-    ) -> None:
-        def guarded() -> T | ZBusError:
-            try:
-                return work()
-            except ZBusError as error:
-                return error
-
-        def done(result: T | ZBusError) -> None:
-            place.looking = False
-            if place in self.places:
-                then(place, result)
-
-        place.looking = True
-        self._owner.aside(guarded, done)
-
-    def _resolved(self, place: Place, result: str | ZBusError) -> None:
-        if isinstance(result, ZBusError):
-            self._hopeless(place, result)
-            return
-        place.numeric = result
-        place.next_dial = time.monotonic()
-
-    def _hopeless(self, place: Place, error: ZBusError) -> None:
-        """Dialling again cannot help: whoever waits there is told, and it ends."""
-        place.problem = error if isinstance(error, ConnectError) else None
-        place.next_dial = None
-        self._owner.place_failed(place, error)
-
-    def _dial_failed(self, place: Place, stage: str, now: float) -> None:
-        place.connection = None
-        place.failures += 1
-        if place.failures % RESOLVE_AGAIN == 0:
-            place.numeric = None  # the name may mean another machine by now
-        place.next_dial = now + place.delay()
-        if place.numeric is not None and not place.looking and place.failures % 5 == 1:
-            numeric = place.numeric
-            self._look(place, lambda: probe.diagnose(place.address, numeric), self._diagnosed)
-        refused_elsewhere = stage == "connect" and not place.address.is_loopback
-        if not (stage == "greeting" or refused_elsewhere):
-            place.hopeless_since = None
-        elif place.hopeless_since is None:
-            place.hopeless_since = now
-
-    def _diagnosed(self, place: Place, error: ConnectError | ZBusError | None) -> None:
-        if place.connection is not None and place.connection.greeted:
-            return  # meanwhile it works
-        place.problem = error if isinstance(error, ConnectError) else None
-        if isinstance(error, NotZBus):
-            self._hopeless(place, error)
-
     # --- events of the transport --------------------------------------------------------------
 
     def connected(self, event: Connected, now: float) -> None:
@@ -248,7 +164,7 @@ class Links:
             self._unlink(peering, now)
         place = next((p for p in self.places if p.connection is connection), None)
         if place is not None:
-            self._dial_failed(place, event.stage, now)
+            self._dialler.failed(place, event.stage, now)
 
     def received(self, event: Received, now: float) -> None:
         """A message has come. Whatever is wrong with it ends its connection, and nothing else."""
@@ -299,9 +215,9 @@ class Links:
                 self.end_session(peering, error.at(peer=peering.name))
             place = peering.place
         if place is not None and place.connection is connection:
-            self._dial_failed(place, "link", now)
+            self._dialler.failed(place, "link", now)
             if place.peering is None and place.failures >= MAX_FAULTS:
-                self._hopeless(place, error.at(peer=str(place.address)))
+                self._dialler.give_up(place, error.at(peer=str(place.address)))
 
     # --- handshakes ---------------------------------------------------------------------------
 
@@ -342,7 +258,7 @@ class Links:
             return  # the dialler closes it
         self._transport.end(connection)
         shaking.place.connection = None
-        self._hopeless(shaking.place, error.at(peer=str(shaking.place.address)))
+        self._dialler.give_up(shaking.place, error.at(peer=str(shaking.place.address)))
 
     def _say(self, connection: Connection, shake: Handshake) -> None:
         for message in shake.outgoing:
@@ -492,7 +408,7 @@ class Links:
             if now - shaking.since > REDIAL_AFTER:
                 self._drop(connection)
                 if shaking.place.connection is connection:
-                    self._dial_failed(shaking.place, "link", now)
+                    self._dialler.failed(shaking.place, "link", now)
 
     def _tick_place(self, place: Place, now: float) -> None:
         if not place.users and self._is_done(place, now):
@@ -501,7 +417,7 @@ class Links:
         is_due = place.next_dial is not None and now >= place.next_dial
         is_resolving = place.looking and place.numeric is None
         if is_due and place.connection is None and not is_resolving:
-            self._dial_now(place, now)
+            self._dialler.dial(place, now)
 
     def _is_done(self, place: Place, now: float) -> bool:
         unused = now - place.idle_since
@@ -525,7 +441,7 @@ class Links:
                 self._drop(connection)
                 self._unlink(peering, now)
                 if place.connection is connection:
-                    self._dial_failed(place, "link", now)
+                    self._dialler.failed(place, "link", now)
             elif isinstance(event, Ended):
                 self.end_session(peering, event.error)
         if session.error is None and not session.is_linked:
@@ -563,21 +479,9 @@ class Links:
 
     def explain(self, place: Place, now: float) -> str:
         """One line for people: why nobody is there yet."""
-        if place.kind == "listen":
-            return f"press Run on the Client side: nobody has connected to {place.address} yet"
-        connection = place.connection
-        if connection is not None and connection.greeted:
-            waited = now - place.dialled_at
-            return f"{place.address} has accepted and has not answered for {waited:.0f} s"
-        if isinstance(place.problem, NobodyBehind):
-            return (
-                f"press Run on the Server side: {place.address} is a tunnel with nobody at its "
-                "far end yet"
-            )
-        if isinstance(place.problem, Unreachable):
-            refused = "refused" in place.problem.what
-            return REFUSED.format(place.address) if refused else str(place.problem)
-        return f"dialling {place.address}"
+        if place.kind == "dial":
+            return self._dialler.explain(place, now)
+        return f"press Run on the Client side: nobody has connected to {place.address} yet"
 
 
 def _port_in_use(address: Address, why: str) -> PortInUse:
