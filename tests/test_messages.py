@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import fields, replace
 
 import msgpack
@@ -125,10 +126,8 @@ def test_a_header_too_long() -> None:
 @example(b"\xc1")
 @example(b"\x81\x90\x90")  # an unhashable key
 def test_any_bytes(data: bytes) -> None:
-    try:
+    with suppress(RemoteProtocolError):
         m.decode(data, has_body=False)
-    except RemoteProtocolError:
-        pass
 
 
 _scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text() | st.binary()
@@ -139,10 +138,8 @@ _values = st.recursive(
 
 @given(st.sampled_from(sorted(m.KINDS)), st.integers(0, 3), st.lists(_values, max_size=12))
 def test_any_fields(kind: int, seq: int, values: list[object]) -> None:
-    try:
+    with suppress(RemoteProtocolError):
         m.decode(msgpack.packb([kind, seq, *values]), has_body=False)
-    except RemoteProtocolError:
-        pass
 
 
 def test_clip_makes_any_text_fit() -> None:
