@@ -322,6 +322,8 @@ WORDS = packed_of("the quick brown fox " * 20_000)
         ("lz4", NOISE, ALL, 1e9, True, {"lz4"}),
         ("png", FILE, ALL, None, False, {"png"}),
         ("8-bit", FILE, ALL, None, False, {"webp"}),
+        ("8-bit", FILE, ALL, None, True, {"raw"}),
+        ("8-bit", FILE, ALL, 5e9, False, {"raw"}),
         ("8-bit", FILE, ("raw", "png"), None, False, {"png"}),
         ("8-bit", FILE, ("raw", "lz4"), None, False, {"raw"}),
         ("exact", FILE, ALL, None, True, {"raw"}),

@@ -35,6 +35,7 @@ from .transport import Body, Closed, Connected, Connection, Received, Transport
 logger = logging.getLogger(__name__)
 
 MAX_HANDSHAKES = 256  # under way at once
+CHANGE_MODES = 1.0  # seconds that an unused listener keeps a dial of the same address waiting
 MAX_FAULTS = 3  # protocol errors that one session survives
 PID_EVERY = 0.2  # seconds between looks whether a lost local peer still lives
 
@@ -109,7 +110,7 @@ class Links:
             logger.info("dialling %s", address)
         if isinstance(place.problem, (NotZBus, DialledSelf, VersionMismatch)):
             place.problem = None  # an earlier run's: look again
-        if place.connection is None and not place.looking:
+        if place.connection is None and not (place.looking and place.numeric is None):
             place.next_dial, place.backoff = now, BACKOFF_FIRST
         place.users += 1
         return place
@@ -423,11 +424,12 @@ class Links:
         unused = now - place.idle_since
         if place.kind == "dial" and place.peering is None:
             return True
-        if any(not p.session.drained or p.transfers for p in place.peerings):
-            return unused >= self._settings.reconnect_wait
+        drained = all(p.session.drained and not p.transfers for p in place.peerings)
         dialled = self._find("dial", place.address) if place.kind == "listen" else None
         if dialled is not None and dialled.users:
-            return True
+            return drained or unused >= CHANGE_MODES
+        if not drained:
+            return unused >= self._settings.reconnect_wait
         return unused >= self._settings.linger
 
     def _tick_peering(self, peering: Peering, now: float, late: float) -> None:
@@ -481,7 +483,10 @@ class Links:
         """One line for people: why nobody is there yet."""
         if place.kind == "dial":
             return self._dialler.explain(place, now)
-        return f"press Run on the Client side: nobody has connected to {place.address} yet"
+        return (
+            f"press Run on the Client side: nobody has connected to {place.address} yet "
+            "(if both sides are Server, set one to Client)"
+        )
 
 
 def _port_in_use(address: Address, why: str) -> PortInUse:

@@ -114,7 +114,7 @@ class Measuring:
 
     def _send(self, peering: Peering, transfer: int, size: int, done, failed) -> None:  # type: ignore[no-untyped-def]
         source = PatternSource(size)
-        outgoing = Outgoing(transfer, size, source.cut, peering.pace)
+        outgoing = Outgoing(transfer, size, source.cut, peering.pace, peering.largest_chunk)
         self._parts.bulk.send(
             Outflow(peering, outgoing, source, CODECS["raw"], lambda _: None, done, failed)
         )

@@ -27,6 +27,7 @@ MAX_INLINE = 64 * 1024  # a value up to this size rides inside its OFFER
 MAX_SPEC = 16 * 1024  # a longer spec goes in front of its value's bytes
 MAX_HEAD = 16 << 20  # bytes of a spec in front: taken before the memory budget is asked
 MAX_CHUNK = 1024 * 1024
+DIGEST = "xxh3-128"  # of a value's plain bytes
 MAX_FRAME = MAX_CHUNK + 64 * 1024  # what a socket accepts in one frame, with slack
 MAX_TOTAL = 1 << 46  # bytes of one value
 MAX_TEXT = 2000  # characters of a text for people
@@ -67,6 +68,12 @@ def flag(value: Any) -> bool:
     if type(value) is not bool:
         raise ValueError("not true or false")
     return value
+
+
+def sizes(value: Any) -> dict[str, int]:
+    if type(value) is not dict or len(value) > 16:
+        raise ValueError("not a map of at most 16 sizes")
+    return {text(20)(name): number()(size) for name, size in value.items()}
 
 
 def one_of(*allowed: str) -> Check:
@@ -113,6 +120,9 @@ class Message:
 # --- outside the sequence ---------------------------------------------------------------------
 
 
+_LIMITS = optional(sizes)
+
+
 @dataclass(frozen=True)
 class Hello(Message):
     """The first message of each side on each connection. Frozen for all versions."""
@@ -132,6 +142,7 @@ class Hello(Message):
     boot: str = _is(text(80), "")  # names the machine's boot and pid namespace
     codecs: tuple[str, ...] = _is(each(text(20), 64), ())
     lanes: tuple[str, ...] = _is(each(text(20), 16), ("tcp",))
+    limits: dict[str, int] | None = _is(_LIMITS, None)  # {"chunk": the most bytes it takes}
     permissions: tuple[str, ...] = _is(each(text(20), 16), ("exchange",))
     software: str = _is(text(80), "")
 
@@ -313,6 +324,7 @@ class Offer(Message):
     spec: bytes = _is(blob(0, MAX_SPEC))
     head: int = _is(number(0, MAX_HEAD))
     inline: bool = _is(flag)
+    digest: str = _is(text(20), DIGEST)  # its kind; FINISH carries it
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from .engine import Engine
 from .errors import InvalidOrder, PeerClosed, ZBusError
 from .machine import boot_id
 from .manifest import Manifest
-from .messages import MAX_HEADER, MAX_PLANNED, VERSION, Hello, clip
+from .messages import MAX_CHUNK, MAX_HEADER, MAX_PLANNED, VERSION, Hello, clip
 from .operation import Operation, Progress
 from .parts import Running
 from .places import Place, Settings
@@ -228,6 +228,7 @@ class Peer:
             pid=os.getpid(),
             boot=boot_id(),
             codecs=codecs.available(),
+            limits={"chunk": MAX_CHUNK},
             software=f"zbus {__version__}",
         )
         self._engine = Engine(self.own, settings or Settings())

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from .address import Address
 from .errors import ConnectError, ZBusError
+from .messages import MAX_CHUNK
 from .pace import Pace
 from .session import Session
 from .transport import Connection, Listener
@@ -100,6 +101,11 @@ class Peering:
     def is_local(self) -> bool:
         """Whether the peer is on this machine."""
         return self.process is not None
+
+    @property
+    def largest_chunk(self) -> int:
+        """The plain bytes of a chunk that the peer takes."""
+        return max(1, (self.session.peer.limits or {}).get("chunk", MAX_CHUNK))
 
     @property
     def error(self) -> ZBusError | None:

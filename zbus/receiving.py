@@ -10,7 +10,7 @@ from . import codecs, payload
 from .bulk import Inflow
 from .codecs import CODECS
 from .errors import Mismatch, RemoteProtocolError, TransferRefused, ZBusError
-from .messages import Offer, Refused, Stored, clip
+from .messages import DIGEST, Offer, Refused, Stored, clip
 from .operation import size_text
 from .parts import Parts, Running
 from .places import Peering
@@ -49,6 +49,8 @@ class Receiving:
         offer = self._offer
         if offer.codec not in codecs.available():
             self._refuse(RemoteProtocolError(f"no codec {offer.codec!r} here"))
+        elif offer.digest != DIGEST:
+            self._refuse(RemoteProtocolError(f"no digest {offer.digest!r} here"))
         elif offer.head:
             self._receive(offer.head)
         else:

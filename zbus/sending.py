@@ -94,7 +94,9 @@ def _send(
     parts.bulk.send(
         Outflow(
             peering,
-            Outgoing(running.transfer, source.total, source.cut, peering.pace),
+            Outgoing(
+                running.transfer, source.total, source.cut, peering.pace, peering.largest_chunk
+            ),
             source,
             CODECS[codec],
             on_progress=progress,

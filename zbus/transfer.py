@@ -31,16 +31,19 @@ class Outgoing:
         total: Plain bytes.
         cut: Where a chunk may end.
         pace: The window of its link.
+        largest: The plain bytes of a chunk that the peer takes.
     """
 
-    def __init__(self, transfer: int, total: int, cut: Cut, pace: Pace) -> None:
+    def __init__(
+        self, transfer: int, total: int, cut: Cut, pace: Pace, largest: int = MAX_CHUNK
+    ) -> None:
         self.id, self.total = transfer, total
         self.received = 0  # by the peer, as it says
         self.next = 0  # the offset that is planned next
         self.epoch = 0  # grows with each cut: what was planned before does not count
         self._limit = 0
         self._linked = True
-        self._cut, self._pace = cut, pace
+        self._cut, self._pace, self._largest = cut, pace, min(largest, MAX_CHUNK)
         self._under_way: deque[int] = deque()  # the ends of the chunks sent and not granted
 
     def grant(self, grant: Grant, now: float) -> None:
@@ -78,7 +81,7 @@ class Outgoing:
         if not self._linked or self.next >= self._limit or not self._pace.room:
             return None
         offset = self.next
-        size = min(self._cut(offset, self._pace.chunk), MAX_CHUNK, self._limit - offset)
+        size = min(self._cut(offset, self._pace.chunk), self._largest, self._limit - offset)
         self.next = offset + size
         return offset, size
 

@@ -219,7 +219,7 @@ def _build(node: object) -> object:
 
 def _check_bools(view: memoryview) -> None:
     # A bool that is neither 0 nor 1 makes torch and numpy behave as nobody defined.
-    if int(np.frombuffer(view, np.uint8).max()) > 1:
+    if int(np.frombuffer(view, np.uint8).max(initial=0)) > 1:
         raise RemoteProtocolError("a bool tensor of the value holds bytes other than 0 and 1")
 
 
