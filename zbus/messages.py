@@ -70,10 +70,10 @@ def flag(value: Any) -> bool:
     return value
 
 
-def sizes(value: Any) -> dict[str, int]:
-    if type(value) is not dict or len(value) > 16:
-        raise ValueError("not a map of at most 16 sizes")
-    return {text(20)(name): number()(size) for name, size in value.items()}
+def size(value: Any) -> tuple[str, int]:
+    if type(value) not in (list, tuple) or len(value) != 2:
+        raise ValueError("not a name and a size")
+    return text(20)(value[0]), number()(value[1])
 
 
 def one_of(*allowed: str) -> Check:
@@ -120,9 +120,6 @@ class Message:
 # --- outside the sequence ---------------------------------------------------------------------
 
 
-_LIMITS = optional(sizes)
-
-
 @dataclass(frozen=True)
 class Hello(Message):
     """The first message of each side on each connection. Frozen for all versions."""
@@ -142,7 +139,7 @@ class Hello(Message):
     boot: str = _is(text(80), "")  # names the machine's boot and pid namespace
     codecs: tuple[str, ...] = _is(each(text(20), 64), ())
     lanes: tuple[str, ...] = _is(each(text(20), 16), ("tcp",))
-    limits: dict[str, int] | None = _is(_LIMITS, None)  # {"chunk": the most bytes it takes}
+    limits: tuple[tuple[str, int], ...] = _is(each(size, 16), ())  # ("chunk", most bytes)
     permissions: tuple[str, ...] = _is(each(text(20), 16), ("exchange",))
     software: str = _is(text(80), "")
 

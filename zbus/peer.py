@@ -228,7 +228,7 @@ class Peer:
             pid=os.getpid(),
             boot=boot_id(),
             codecs=codecs.available(),
-            limits={"chunk": MAX_CHUNK},
+            limits=(("chunk", MAX_CHUNK),),
             software=f"zbus {__version__}",
         )
         self._engine = Engine(self.own, settings or Settings())

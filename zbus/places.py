@@ -105,7 +105,7 @@ class Peering:
     @property
     def largest_chunk(self) -> int:
         """The plain bytes of a chunk that the peer takes."""
-        return max(1, (self.session.peer.limits or {}).get("chunk", MAX_CHUNK))
+        return max(1, dict(self.session.peer.limits).get("chunk", MAX_CHUNK))
 
     @property
     def error(self) -> ZBusError | None:
