@@ -106,6 +106,7 @@ class Receive(_Node):
     def define_schema(cls) -> Any:
         timeout = "Seconds to wait for the value; 0 waits until it comes or you cancel."
         expect = "The kind of value that must come; another is an error on both sides."
+        value = "What was sent; a list if a list was."
         return io.Schema(
             node_id="ZBusReceive",
             display_name="Receive from Peer",
@@ -119,7 +120,7 @@ class Receive(_Node):
             ],
             outputs=[
                 io.AnyType.Output(
-                    "value", is_output_list=True, tooltip="What was sent; a list if a list was."
+                    "value", display_name="value", is_output_list=True, tooltip=value
                 ),
                 _next_order(),
             ],

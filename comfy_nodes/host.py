@@ -246,12 +246,16 @@ class Classes:
 # --- the page -----------------------------------------------------------------------------------
 
 
+# The page takes a text on a node for HTML, and parts of ours are the other side's words.
+_NO_MARKUP = str.maketrans("<>", "\u2039\u203a")
+
+
 def show(text: str, node_id: str, client: str | None) -> None:
     """Put a line of text on a node. Without a page it only goes to the log."""
     logger.debug("node %s: %s", node_id, text)
     if client is not None:  # None would reach every tab
         shown = get_progress_state().dynprompt.get_display_node_id(node_id)
-        _server().send_progress_text(text, shown, client)
+        _server().send_progress_text(text.translate(_NO_MARKUP), shown, client)
 
 
 def notice(text: str, client: str | None, **more: Any) -> None:

@@ -106,7 +106,8 @@ class SendImages(_Node):
 class ReceiveString(_Node):
     @classmethod
     def define_schema(cls) -> Any:
-        outputs = [io.String.Output("string", tooltip="The text that was sent.")]
+        tooltip = "The text that was sent."
+        outputs = [io.String.Output("string", display_name="string", tooltip=tooltip)]
         return _schema("Receive String", [], outputs, "Receives a text from the other ComfyUI.")
 
     @classmethod
@@ -118,7 +119,8 @@ class ReceiveString(_Node):
 class ReceiveImages(_Node):
     @classmethod
     def define_schema(cls) -> Any:
-        outputs = [io.Image.Output("images", tooltip="The batch of images that was sent.")]
+        tooltip = "The batch of images that was sent."
+        outputs = [io.Image.Output("images", display_name="images", tooltip=tooltip)]
         return _schema("Receive Images", [], outputs, "Receives images from the other ComfyUI.")
 
     @classmethod

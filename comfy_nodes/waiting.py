@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 POLL = 0.05  # seconds between looks for the interrupt
 SHOW_EVERY = 0.25
+SMALL = 1024  # bytes under which the size of a value tells nobody anything
 
 
 async def send(meeting: Meeting, value: Any, order: int | None, **more: Any) -> None:
@@ -46,13 +47,13 @@ async def _operate(meeting: Meeting, start: str, *args: Any, **more: Any) -> Any
     operation = getattr(channel, start)(*args, node=title(here.node_id, here.node), **more)
     try:
         value = await _finish(operation, run, here.node_id)
-    except ZBusError as error:
-        host.show(str(error), here.node_id, run.client)
+    except (ZBusError, host.Interrupted, asyncio.CancelledError) as error:
+        host.show(_end(error, run), here.node_id, run.client)
         raise
     finally:
         run.done.add(here.node_id)
-    verb = "sent" if start == "start_send" else "received"
-    host.show(_summary(operation, verb), here.node_id, run.client)
+    passed = ("sent", args[0]) if start == "start_send" else ("received", value)
+    host.show(_summary(operation, *passed), here.node_id, run.client)
     return value
 
 
@@ -111,10 +112,24 @@ class _View:
             host.show(self._said, self._node_id, self._run.client)
 
 
-def _summary(operation: Operation[Any], verb: str) -> str:
-    text = f"{verb} {size_text(operation.total_bytes)}" if operation.total_bytes else verb
-    if operation.total_bytes >= 1 << 20 and operation.seconds > 0:
-        rate = operation.total_bytes / operation.seconds / 1e9
-        text += f" in {operation.seconds:.2f} s, {rate:.2f} GB/s"
+def _end(error: BaseException, run: Run) -> str:
+    """What stays on a node that did not come to its end."""
+    if isinstance(error, ZBusError):
+        return str(error)
+    if run.broken is not None:
+        return f"stopped: {run.broken}"
+    if isinstance(error, host.Interrupted):
+        return "cancelled"
+    return "ended: another node of this workflow has failed"
+
+
+def _summary(operation: Operation[Any], verb: str, value: Any) -> str:
+    text, total = verb, operation.total_bytes
+    if isinstance(value, str):
+        text += f" a text of {len(value)} character{'s' * (len(value) != 1)}"
+    elif total >= SMALL:
+        text += f" {size_text(total)}"
+    if total >= 1 << 20 and operation.seconds > 0:
+        text += f" in {operation.seconds:.2f} s, {total / operation.seconds / 1e9:.2f} GB/s"
     codec = "" if operation.codec in ("", "raw") else f", {operation.codec}"
     return "; ".join((text + codec, *operation.notes))
