@@ -68,7 +68,7 @@ class Side:
         for event in arriving:
             if event.seat.step is event.step and event.seat.link is not None:
                 self.end(event.step, event.body.decode())
-                self.channels.complete(event.seat, event.step)
+                self.channels.pairing.complete(event.seat, event.step)
                 self.stored.append((event.seat.link.key, event.offer.operation))
 
     def end(self, step: c.Step, outcome: object) -> None:
@@ -77,7 +77,7 @@ class Side:
     def begin(self, seat: c.Seat, step: c.Step, value: str = "") -> c.Step:
         self.values[step] = value
         try:
-            self.channels.begin(seat, step)
+            self.channels.pairing.begin(seat, step)
         except ZBusError as error:
             self.end(step, error)
         else:
@@ -92,7 +92,7 @@ class Side:
             return
         body = self.values[step].encode()
         self.sends[seat.link.key, step.id] = seat, step
-        self.channels.offer(
+        self.channels.pairing.offer(
             seat, step, body, total=len(body), codec="raw", spec=b"", head=0, inline=True
         )
 
@@ -145,7 +145,7 @@ class World:
             seat, step = target.sends[key, message.transfer]
             if seat.step is step:
                 target.end(step, None)
-                target.channels.complete(seat, step)
+                target.channels.pairing.complete(seat, step)
         else:
             target.channels.receive(key, message, body)
         target.settle()
@@ -338,7 +338,7 @@ def test_a_cancelled_operation_frees_both_sides_and_the_channel_goes_on() -> Non
     world, desk, cloud, a, b = pair()
     first = desk.begin(a, send(0), "x")
     world.run()
-    desk.channels.fail(a, first, Cancelled("cancelled here"), tell=True)
+    desk.channels.pairing.fail(a, first, Cancelled("cancelled here"), tell=True)
     desk.settle()
     world.run()
     assert isinstance(desk.outcome(first), Cancelled)
@@ -529,7 +529,7 @@ class Meeting(RuleBasedStateMachine):
         seat = self.seats[name]
         if seat is not None and seat.step is not None:
             side = self.world.sides[name]
-            side.channels.fail(seat, seat.step, Cancelled("here"), tell=True)
+            side.channels.pairing.fail(seat, seat.step, Cancelled("here"), tell=True)
             side.settle()
 
     @precondition(lambda self: self.key is not None)

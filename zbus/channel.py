@@ -9,9 +9,7 @@ first served, and stay bound until one run ends::
        ^                       |
        +------NOT_BOUND--------+          (the side that listens proposes, the other answers)
 
-On a bound seat one operation at a time is open: a send OFFERs, a receive AWAITs. They pair by
-their key: the order, or on Jumper's channel the place in the run's sequence. If each side has one
-open and they do not pair, both fail at once, each with both halves in its text.
+What passes on a bound seat is for `pairing`.
 
 `Channels` holds all seats of a process. It takes messages and calls, and leaves what is to be
 done in `out`: messages to send, and events.
@@ -24,16 +22,13 @@ from collections.abc import Iterable
 from .errors import (
     AmbiguousPeer,
     Cancelled,
-    ChannelError,
-    LinkError,
     Mismatch,
-    OperationPending,
     RemoteProtocolError,
     RunEnded,
     WrongNodes,
     ZBusError,
 )
-from .manifest import JUMPER, Manifest, accepts, compare
+from .manifest import JUMPER, Manifest, compare
 from .messages import (
     Announce,
     Await,
@@ -47,19 +42,16 @@ from .messages import (
     Withdraw,
     clip,
 )
+from .pairing import MIRROR, Pairing
 from .seats import (
     Endpoint,
     Event,
-    Failed,
     Link,
-    Matched,
-    RunBroken,
     Seat,
     SeatBound,
     Send,
     SessionKey,
     State,
-    Step,
 )
 
 MAX_REMOTE_RUNS = 64  # waiting on one session
@@ -70,13 +62,15 @@ class Channels:
 
     def __init__(self) -> None:
         self.out: list[Event] = []
+        self.pairing = Pairing(self.out)
         self.seats: list[Seat] = []
         self.links: dict[SessionKey, Link] = {}
         self._abandoned: dict[tuple[SessionKey, int], Close] = {}  # proposals that ended unanswered
 
     def drain(self) -> list[Event]:
         """What is to be done since the last call, in order."""
-        out, self.out = self.out, []
+        out = self.out.copy()
+        self.out.clear()
         return out
 
     # --- seats ------------------------------------------------------------------------------
@@ -118,7 +112,7 @@ class Channels:
             self._abandoned[seat.link.key, seat.binding] = message
         if seat.state is not State.BOUND:
             self._withdraw(seat, f"the run of {seat.since} there has ended", None)
-        self._end(seat, Cancelled("this run has ended", peer=_peer(seat)), tell_run=False)
+        self.pairing.end(seat, Cancelled("this run has ended", peer=seat.who), tell_run=False)
 
     def _covered(self, seat: Seat) -> list[Link]:
         return [link for link in self.links.values() if seat.endpoint.covers(link)]
@@ -155,7 +149,7 @@ class Channels:
                 remedy="Name one of them in the node's peer field",
             )
             self._withdraw(seat, "that run found more than one peer", None)
-            self._end(seat, error)
+            self.pairing.end(seat, error)
 
     # --- sessions ---------------------------------------------------------------------------
 
@@ -180,125 +174,13 @@ class Channels:
             if seat.state is State.PROPOSED:
                 self._free(seat)
             elif seat.state is State.BOUND:
-                self._end(seat, error)
+                self.pairing.end(seat, error)
 
     def refuse(self, kind: str, address: str, error: ZBusError) -> None:
         """That endpoint will not come about: whoever waits for it need not wait longer."""
         for seat in list(self.seats):
             if seat.endpoint == Endpoint(kind, address) and seat.state is State.WAITING:
-                self._end(seat, error)
-
-    # --- operations ---------------------------------------------------------------------------
-
-    def begin(self, seat: Seat, step: Step) -> None:
-        """A send or receive begins. A send is posted by `offer`, when its value is prepared.
-
-        Raises:
-            OperationPending: One is open here already.
-            ZBusError: The seat has ended; its own error.
-        """
-        if seat.step is not None:
-            raise OperationPending(
-                f"{step} began while {seat.step} is still open on {seat.endpoint}",
-                remedy="Wire the order output of the one into the order input of the other",
-            )
-        if seat.error is not None:
-            raise seat.error
-        step.key = seat.count if seat.channel == JUMPER or step.order is None else (step.order)
-        seat.count += 1
-        seat.step = step
-        if seat.state is State.BOUND:
-            self._post(seat)
-
-    def offer(self, seat: Seat, step: Step, body: bytes = b"", **told: object) -> Link | None:
-        """The value of a send is prepared: offer it, a small one in `body`; `told` are the fields
-        of OFFER that speak of the value. Returns the link, None if it is too late."""
-        link = seat.link
-        if seat.step is not step or seat.state is not State.BOUND or link is None:
-            return None
-        step.posted = True
-        offer = Offer(
-            binding=seat.binding,
-            operation=step.id,
-            key=step.key,
-            kind=step.kind,
-            node=clip(step.node, 120),
-            **told,  # type: ignore[arg-type]
-        )
-        self.out.append(Send(link.key, offer, body))
-        self._pair(seat)
-        return link
-
-    def complete(self, seat: Seat, step: Step) -> None:
-        """The operation's value has been stored."""
-        if seat.step is step:
-            seat.step = seat.remote = None
-            seat.remote_body = b""
-            seat.finished += 1
-
-    def fail(self, seat: Seat, step: Step, error: ZBusError, tell: bool) -> None:
-        """The operation failed or was cancelled on this side; `tell` the other side."""
-        if seat.step is not step:
-            return
-        if tell and step.posted and seat.link is not None and seat.state is State.BOUND:
-            self._send(seat.link, Cancel(step.id, clip(str(error))))
-        seat.step = None
-        if step.order is None and seat.channel != JUMPER:
-            seat.count = step.key  # its number is free again, on both sides
-        if step.matched:
-            seat.remote, seat.remote_body = None, b""
-        self.out.append(Failed(seat, step, error))
-
-    def _post(self, seat: Seat) -> None:
-        step, link = seat.step, seat.link
-        if step is None or link is None:
-            return
-        step.id = link.new_operation()
-        if step.direction == "receive":
-            step.posted = True
-            self._send(
-                link,
-                Await(
-                    seat.binding,
-                    step.id,
-                    step.key,
-                    step.kind,
-                    clip(step.node, 120),
-                ),
-            )
-        self._pair(seat)
-
-    def _pair(self, seat: Seat) -> None:
-        """Look whether the open operations of the two sides belong together."""
-        mine, other = seat.step, seat.remote
-        if mine is None or other is None or mine.matched:
-            return
-        problem = self._misfit(seat, mine, other)
-        if problem:
-            error = Mismatch(
-                problem, peer=_peer(seat), remedy="Make the two chains mirror each other"
-            )
-            self._broken(seat, error)
-        elif isinstance(other, Offer):
-            mine.matched = True
-            self.out.append(Matched(seat, mine, other, seat.remote_body))
-        elif mine.posted:
-            mine.matched = True
-
-    @staticmethod
-    def _misfit(seat: Seat, mine: Step, other: Await | Offer) -> str | None:
-        theirs = "receive" if isinstance(other, Await) else "send"
-        here, there = str(mine), other.node or theirs
-        if mine.direction == theirs:
-            return f"both sides {theirs}: {here} here, {there} there"
-        if mine.key != other.key:
-            return f"{here} here is at order {mine.key}, {there} there at order {other.key}"
-        expect, kind = (
-            (mine.kind, other.kind) if isinstance(other, Offer) else (other.expect, mine.kind)
-        )
-        if not accepts(expect, kind):
-            return f"{here} here and {there} there: {expect} is expected, {kind} is sent"
-        return None
+                self.pairing.end(seat, error)
 
     # --- messages -----------------------------------------------------------------------------
 
@@ -323,11 +205,13 @@ class Channels:
             case NotBound():
                 self._on_not_bound(link, message)
             case Await() | Offer():
-                self._on_operation(link, message, body)
+                for seat in self._bound(link):
+                    if seat.binding == message.binding and seat.state is State.BOUND:
+                        self.pairing.remote(seat, message, body)
             case Close():
                 self._on_close(link, message)
             case Cancel():
-                return self._on_cancel(link, message)
+                return any(self.pairing.cancelled(seat, message) for seat in self._bound(link))
             case _:
                 return False
         return True
@@ -358,7 +242,7 @@ class Channels:
                 peer=link.peer,
                 remedy="Use the same kind of nodes on both sides",
             )
-            self._end(seat, error)
+            self.pairing.end(seat, error)
 
     def _on_withdraw(self, link: Link, message: Withdraw) -> None:
         link.remote.pop((message.run, message.channel), None)
@@ -419,13 +303,11 @@ class Channels:
         if seat.manifest is not None and theirs is not None:
             problem = compare(seat.channel, seat.manifest, theirs)
             if problem:
-                error = Mismatch(
-                    problem, peer=link.peer, remedy="Make the two chains mirror each other"
-                )
-                self._broken(seat, error)
+                error = Mismatch(problem, peer=link.peer, remedy=MIRROR)
+                self.pairing.broken(seat, error)
                 return
         self.out.append(SeatBound(seat))
-        self._post(seat)
+        self.pairing.post(seat)
 
     def _free(self, seat: Seat) -> None:
         """A proposal came to nothing: the seat waits again, everywhere."""
@@ -433,27 +315,6 @@ class Channels:
         for link in self._covered(seat):
             self._announce(seat, link)
             self._bind(link)
-
-    def _on_operation(self, link: Link, message: Await | Offer, body: bytes) -> None:
-        for seat in self._bound(link):
-            if seat.binding == message.binding and seat.state is State.BOUND:
-                # One at a time: a newer one means that the one before is over there.
-                seat.remote, seat.remote_body = message, body
-                self._pair(seat)
-
-    def _on_cancel(self, link: Link, message: Cancel) -> bool:
-        for seat in self._bound(link):
-            if seat.remote is None or seat.remote.operation != message.operation:
-                continue
-            mine = seat.step
-            seat.remote, seat.remote_body = None, b""
-            if mine is not None and mine.matched:
-                error = RunEnded(
-                    f"the other side gave up: {message.why}", peer=link.peer, stage=str(mine)
-                )
-                self.fail(seat, mine, error, tell=True)
-            return True
-        return False
 
     def _on_close(self, link: Link, message: Close) -> None:
         outcome = {
@@ -463,34 +324,16 @@ class Channels:
         }[message.outcome]
         what = f"{outcome}: {message.why}" if message.why else outcome
         remedy = {
-            "ok": "Make the two chains mirror each other, then run both again",
+            "ok": f"{MIRROR}, then run both again",
             "failed": "Mend it there, then run both again",
             "cancelled": "",
         }[message.outcome]
         for seat in self._bound(link):
             if seat.binding == message.binding and seat.state is State.BOUND:
-                self._end(seat, RunEnded(what, peer=link.peer, remedy=remedy))
-
-    # --- ends ---------------------------------------------------------------------------------
+                self.pairing.end(seat, RunEnded(what, peer=link.peer, remedy=remedy))
 
     def _bound(self, link: Link) -> Iterable[Seat]:
         return [seat for seat in self.seats if seat.link is link]
-
-    def _broken(self, seat: Seat, error: ChannelError) -> None:
-        """Both sides see this fault for themselves; the CLOSE is for a side that does not."""
-        if seat.link is not None:
-            self._send(seat.link, Close(seat.binding, "failed", clip(error.what)))
-        self._end(seat, error)
-
-    def _end(self, seat: Seat, error: ZBusError, tell_run: bool = True) -> None:
-        expected = seat.expects_more
-        step, seat.step = seat.step, None
-        seat.state, seat.error = State.ENDED, error
-        seat.remote, seat.remote_body = None, b""
-        if step is not None:
-            self.out.append(Failed(seat, step, _staged(error, step)))
-        elif tell_run and expected:
-            self.out.append(RunBroken(seat, error))
 
     def _send(self, link: Link, message: Message) -> None:
         self.out.append(Send(link.key, message))
@@ -506,14 +349,6 @@ def _busy(seat: Seat) -> str:
     return f"busy with the run{partner}{peer}"
 
 
-def _peer(seat: Seat) -> str:
-    return seat.link.peer if seat.link else str(seat.endpoint)
-
-
 def _nodes(manifest: Manifest | None) -> str:
     names = list(dict.fromkeys(op[4] for op in manifest or () if op[4]))
     return ", ".join(names[:3]) or "unknown nodes"
-
-
-def _staged(error: ZBusError, step: Step) -> ZBusError:
-    return error if isinstance(error, LinkError) and error.stage else error.at(stage=str(step))

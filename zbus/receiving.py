@@ -171,4 +171,4 @@ class Receiving:
         if peering.error is None:
             peering.session.send(Refused(self._offer.operation, clip(str(error))))
         error = error.at(peer=peering.name, stage=str(running.step))
-        self._parts.channels.fail(running.seat, running.step, error, tell=False)
+        self._parts.channels.pairing.fail(running.seat, running.step, error, tell=False)

@@ -98,6 +98,11 @@ class Seat:
     finished: int = 0
 
     @property
+    def who(self) -> str:
+        """Whom this seat has met, or hopes to."""
+        return self.link.peer if self.link else str(self.endpoint)
+
+    @property
     def expects_more(self) -> bool:
         """Whether this run, as far as is known, still has operations here."""
         if self.step is not None or self.manifest is None:

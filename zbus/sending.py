@@ -44,7 +44,7 @@ def prepare(parts: Parts, running: Running) -> None:
         if running.ended:
             return
         if isinstance(result, ZBusError):
-            parts.channels.fail(running.seat, running.step, result, tell=True)
+            parts.channels.pairing.fail(running.seat, running.step, result, tell=True)
         else:
             _offer(parts, running, peering, *result)
 
@@ -69,7 +69,7 @@ def _offer(
     operation.notes, operation.codec = packed.notes, "raw" if inline else codec
     operation.begin_bytes(packed.total)
     running.transfer = running.step.id
-    link = parts.channels.offer(
+    link = parts.channels.pairing.offer(
         running.seat,
         running.step,
         body=b"".join(views) if inline else b"",

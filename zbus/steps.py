@@ -35,7 +35,7 @@ class Steps:
         self._running[running.step] = running
         self._explain_at = 0.0
         try:
-            self._parts.channels.begin(running.seat, running.step)
+            self._parts.channels.pairing.begin(running.seat, running.step)
         except ZBusError as error:
             self._end(running, error)
             return
@@ -47,7 +47,7 @@ class Steps:
         for running in self._running.values():
             if running.operation is operation:
                 error = error or Cancelled("cancelled here", stage=str(running.step))
-                self._parts.channels.fail(running.seat, running.step, error, tell=True)
+                self._parts.channels.pairing.fail(running.seat, running.step, error, tell=True)
                 return
 
     def on(self, seat: Seat) -> list[Running]:
@@ -91,7 +91,7 @@ class Steps:
         """The peer will not take a value of ours."""
         running = self._find(peering, transfer)
         if running is not None:
-            self._parts.channels.fail(running.seat, running.step, error, tell=False)
+            self._parts.channels.pairing.fail(running.seat, running.step, error, tell=False)
 
     def failed(self, event: Failed) -> None:
         """Channels say that a step failed."""
@@ -107,7 +107,7 @@ class Steps:
         return None
 
     def _complete(self, running: Running, value: Any) -> None:
-        self._parts.channels.complete(running.seat, running.step)
+        self._parts.channels.pairing.complete(running.seat, running.step)
         running.operation.progressed(running.operation.total_bytes)
         self._end(running, None, value)
 
