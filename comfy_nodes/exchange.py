@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from zbus import codecs
 from zbus.errors import InputError
 from zbus.payload import LIST
-from zbus.peer import EXPECT
+from zbus.run import EXPECT
 
 from . import waiting
 from .meeting import Meeting, at_peer

@@ -10,8 +10,8 @@ import logging
 import threading
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
+import zbus
 from zbus import Channel
 from zbus.errors import ZBusError
 
@@ -20,6 +20,8 @@ from .meeting import Meeting
 from .plan import NODES, Plan, plan
 
 logger = logging.getLogger(__name__)
+
+NOT_YET = "not reached yet"
 
 
 @dataclass
@@ -74,6 +76,7 @@ class Runs:
             return
         run.plans = plan(item.prompt, item.outputs, host.Classes())
         for meeting, planned in run.plans.items():
+            run.show(NOT_YET, planned.nodes)  # in place of what the run before left there
             try:
                 self._open(run, meeting)
             except ZBusError as error:
@@ -97,19 +100,13 @@ class Runs:
         def broken(error: ZBusError) -> None:
             self._broken(run, planned, error)
 
-        more: dict[str, Any] = {
-            "channel": meeting.channel,
-            "run": run.id,
-            "manifest": planned.manifest if planned else None,
-            "since": run.since,
-            "on_broken": broken,
-        }
+        told = zbus.Run(run.id, run.since, planned.manifest if planned else None, broken)
         if meeting.kind == "any":
-            channel = peer.anyone(**more)
+            channel = peer.anyone(channel=meeting.channel, run=told)
         elif meeting.kind == "listen":
-            channel = peer.listen(meeting.address, **more)
+            channel = peer.listen(meeting.address, channel=meeting.channel, run=told)
         else:
-            channel = peer.connect(meeting.address, **more)
+            channel = peer.connect(meeting.address, channel=meeting.channel, run=told)
         run.channels[meeting] = channel
         return channel
 

@@ -36,7 +36,7 @@ FLOORS = (
     ("parts",),
     ("sending", "receiving", "steps", "measure", "words"),
     ("engine",),
-    ("runs", "peer"),
+    ("run", "peer"),
     ("__init__",),
     ("cli", "__main__"),
 )

@@ -14,8 +14,9 @@ Importing it has no effect: the I/O thread starts with the first `Peer`.
 from . import errors
 from .errors import ZBusError
 from .operation import Operation
-from .peer import Channel, Peer
+from .peer import Peer
 from .places import Settings
+from .run import Channel, Run
 
 __version__ = "0.1.0"
 DISTRIBUTION = "comfyui-bus"  # PyPI has a foreign `zbus`: this tells ours
@@ -25,6 +26,7 @@ __all__ = [
     "Channel",
     "Operation",
     "Peer",
+    "Run",
     "Settings",
     "ZBusError",
     "__version__",

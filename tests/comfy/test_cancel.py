@@ -52,6 +52,7 @@ def test_while_it_waits_for_the_peer(pair, addr, mode):
     pair.a.interrupt()
     assert pair.a.outcome(pair.a.wait(prompt_id, 5)) == "interrupted"
     assert time.monotonic() - started < BOUND
+    pair.a.events.wait_text("cancelled", waits, since=since)
     if mode == "Client":
         _next_pair(pair, addr)
     else:
