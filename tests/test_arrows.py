@@ -30,7 +30,7 @@ FLOORS = (
     ("errors",),
     ("messages", "layout", "address", "machine", "operation", "pace"),
     (*SANS_IO, "probe", "transport", "tensors", "quantise", "spec"),
-    ("payload", "unpack", "codecs", "streams", "places"),
+    ("kinds", "flatten", "unpack", "payload", "codecs", "streams", "places"),
     ("dialling",),
     ("links", "bulk"),
     ("parts",),
