@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from zbus import codecs
 from zbus.errors import InputError
-from zbus.payload import LIST
+from zbus.kinds import LIST
 from zbus.run import EXPECT
 
 from . import waiting

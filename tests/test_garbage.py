@@ -77,7 +77,8 @@ SERVER = """
     for line in sys.stdin:
         engine = peer._engine
         links = engine.links
-        print("STATE", engine._thread.is_alive(), len(links._handshakes), len(links._peerings),
+        print("STATE", engine._thread.is_alive(), len(links.peerings),
+              len(links._greetings._under_way), len(links._peerings),
               sum(len(p.listener.by_id) for p in links.places if p.listener),
               len(engine.bulk._in), len(engine.bulk._out), flush=True)
 """
@@ -88,6 +89,7 @@ class Target:
 
     def __init__(self, process: Child) -> None:
         self.process = process
+        self.sessions = 0  # as of the last `state`
         self.address = process.line("listening").split()[1]
         self.host, port = self.address.split(":")
         self.port = int(port)
@@ -101,8 +103,9 @@ class Target:
 
     def state(self) -> dict[str, int]:
         self.process.tell("state")
-        _, alive, *counts = self.process.line("STATE ").split()
+        _, alive, sessions, *counts = self.process.line("STATE ").split()
         assert alive == "True"
+        self.sessions = int(sessions)
         names = ("handshakes", "peerings", "connections", "inflows", "outflows")
         return dict(zip(names, map(int, counts), strict=True))
 
@@ -628,3 +631,30 @@ def test_good_clients_are_served_while_others_attack(target: Target) -> None:
         stop.set()
         for thread in threads:
             thread.join(10)
+
+
+def test_sessions_that_are_left_behind_are_bounded(target: Target) -> None:
+    """Anybody may open sessions at a plain listener: the oldest lost ones make room."""
+    for _ in range(100):
+        with dealer(target) as link:
+            shake(link)
+            link.send(encode(Ping(1)))
+            until(lambda link=link: getattr(answer(link), "token", None) == 1, 5)
+    target.state()
+    assert 0 < target.sessions <= 65  # one more while a good client is there
+
+
+@pytest.mark.parametrize("told", [{"received": 5}, {"resumed": True}])
+def test_a_session_that_nobody_knows_is_not_gone_on_with(
+    target: Target, told: dict[str, Any]
+) -> None:
+    target.state()
+    before = target.sessions
+    with dealer(target) as link:
+        link.send(encode(hello(**told)))
+        theirs = answer(link)
+        assert isinstance(theirs, Hello) and not theirs.resumed
+        link.send(encode(Ready(theirs.nonce)))
+        assert "not known here" in rejected(link)
+    target.state()
+    assert target.sessions <= before

@@ -139,7 +139,7 @@ def test_dialling_oneself(here: Peer) -> None:
 
 def test_versions_that_do_not_fit(here: Peer, there: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     links = there._engine.links
-    links._own = replace(links._own, versions=(7, 9))
+    links._greetings._own = replace(links._greetings._own, versions=(7, 9))
     check = handshake.Handshake._check
     with here.listen("127.0.0.1:0") as listening, there.connect(listening.address) as dialled:
         # The listener sees versions 7 to 9 and speaks 1.

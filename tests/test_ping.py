@@ -294,7 +294,7 @@ def test_versions_that_do_not_fit(
 ) -> None:
     with Peer("newer") as peer, peer.listen("127.0.0.1:0") as channel:
         links = peer._engine.links
-        links._own = replace(links._own, versions=theirs)
+        links._greetings._own = replace(links._greetings._own, versions=theirs)
         monkeypatch.setattr(
             handshake.Handshake,
             "_check",

@@ -17,11 +17,12 @@ import xxhash
 
 from .codecs import Codec
 from .errors import DigestMismatch, RemoteProtocolError, TransferError, ZBusError
+from .frames import Body
 from .layout import Layout
 from .messages import Chunk, Finish, Grant, encode
 from .places import Peering
 from .transfer import Incoming, Outgoing
-from .transport import Body, Transport
+from .transport import Transport
 
 ENCODES_AHEAD = 8  # chunks of one transfer in the pool at once
 TURN = 8 << 20  # bytes that one turn sends before it looks at its input again

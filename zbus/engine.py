@@ -26,6 +26,7 @@ from .errors import (
     TransferRefused,
     ZBusError,
 )
+from .frames import Body, Closed, Connected, Received
 from .links import Links
 from .machine import free_memory
 from .measure import Measuring
@@ -49,7 +50,7 @@ from .places import Peering, Place, Settings
 from .seats import Failed, Matched, RunBroken, Seat, SeatBound, Send
 from .steps import Steps
 from .streams import Budget
-from .transport import Body, Closed, Connected, Received, Transport
+from .transport import Transport
 
 logger = logging.getLogger(__name__)
 

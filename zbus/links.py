@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from .address import Address
@@ -25,16 +24,17 @@ from .errors import (
     VersionMismatch,
     ZBusError,
 )
-from .handshake import Handshake, rejection
+from .frames import Body, Closed, Connected, Connection, Received
+from .greeting import Greeting, Greetings, Refused
 from .machine import port_holder, process_start
 from .messages import Bye, Hello, Message, Ready, Reject, Status, clip, decode, encode
 from .places import BACKOFF_FIRST, Peering, Place, Settings
-from .session import REDIAL_AFTER, Ended, Redial, Session, Silent
-from .transport import Body, Closed, Connected, Connection, Received, Transport
+from .session import Ended, Redial, Session, Silent
+from .transport import Transport
 
 logger = logging.getLogger(__name__)
 
-MAX_HANDSHAKES = 256  # under way at once
+MAX_PEERINGS = 64  # sessions at one listener
 CHANGE_MODES = 1.0  # seconds that an unused listener keeps a dial of the same address waiting
 MAX_FAULTS = 3  # protocol errors that one session survives
 PID_EVERY = 0.2  # seconds between looks whether a lost local peer still lives
@@ -52,13 +52,6 @@ class Owner(Helper, Protocol):
     def message(self, peering: Peering, message: Message, body: Body | None) -> None: ...
 
 
-@dataclass(eq=False)
-class _Handshaking:
-    shake: Handshake
-    place: Place
-    since: float
-
-
 class Links:
     """All places and sessions of one peer.
 
@@ -73,7 +66,7 @@ class Links:
         self._transport, self._own, self._settings, self._owner = transport, own, settings, owner
         self.places: list[Place] = []
         self._dialler = Dialler(transport, self.places, owner)
-        self._handshakes: dict[Connection, _Handshaking] = {}
+        self._greetings = Greetings(transport, own, _known)
         self._peerings: dict[Connection, Peering] = {}
         self._logged_at = 0.0
 
@@ -131,8 +124,7 @@ class Links:
             self._drop(place.connection)
             place.connection = None
         if place.listener is not None:
-            for connection in [c for c, h in self._handshakes.items() if h.place is place]:
-                del self._handshakes[connection]
+            self._greetings.forget_place(place)
             self._transport.unbind(place.listener)
 
     def close(self, why: str) -> None:
@@ -149,17 +141,12 @@ class Links:
         if place is None:
             self._transport.end(connection)
             return
-        shake = Handshake(self._own, True, _random)
-        session = place.peering.session if place.peering else None
-        key = session.key if session else _random()
-        shake.dial(key, session is not None, session.received if session else 0)
-        self._handshakes[connection] = _Handshaking(shake, place, now)
-        self._say(connection, shake)
+        self._greetings.dial(connection, place, now)
 
     def closed(self, event: Closed, now: float) -> None:
         """A connection is gone."""
         connection = event.connection
-        self._handshakes.pop(connection, None)
+        self._greetings.forget(connection)
         peering = self._peerings.pop(connection, None)
         if peering is not None and peering.connection is connection:
             self._unlink(peering, now)
@@ -174,7 +161,7 @@ class Links:
             seq, message = decode(event.header, event.body is not None)
             peering = self._peerings.get(connection)
             if peering is None:
-                self._shake(connection, message, now)
+                self._greet(connection, message, now)
             else:
                 self._take(peering, seq, message, event.body, now)
         except RemoteProtocolError as error:
@@ -200,8 +187,8 @@ class Links:
 
     def _fault(self, connection: Connection, error: RemoteProtocolError, now: float) -> None:
         peering = self._peerings.pop(connection, None)
-        shaking = self._handshakes.pop(connection, None)
-        place = shaking.place if shaking else None
+        place = self._greetings.place(connection)
+        self._greetings.forget(connection)
         where = connection.listener.port if connection.listener else "a dialled address"
         if now - self._logged_at >= 1.0:
             self._logged_at = now
@@ -222,62 +209,28 @@ class Links:
 
     # --- handshakes ---------------------------------------------------------------------------
 
-    def _shake(self, connection: Connection, message: Message, now: float) -> None:
-        shaking = self._handshakes.get(connection)
-        if shaking is None:
-            shaking = self._begin_shake(connection, now)
-        shake = shaking.shake
+    def _greet(self, connection: Connection, message: Message, now: float) -> None:
+        if self._greetings.place(connection) is None:
+            place = next((p for p in self.places if p.listener is connection.listener), None)
+            if place is None or connection.dialled:
+                raise RemoteProtocolError("no handshake is possible here")
+            self._greetings.accept(connection, place, now)
         try:
-            shake.receive(message)
-        except (DialledSelf, VersionMismatch) as error:
-            self._refuse(connection, shaking, error)
+            greeting = self._greetings.receive(connection, message)
+        except Refused as refused:
+            if connection.dialled:  # else the dialler closes it
+                self._transport.end(connection)
+                refused.place.connection = None
+                error = refused.error.at(peer=str(refused.place.address))
+                self._dialler.give_up(refused.place, error)
             return
-        if shake.done:
-            del self._handshakes[connection]
-            if connection.dialled:
-                self._dialled(connection, shaking, now)
-            else:
-                self._accepted(connection, shaking, now)
-        else:
-            known = self._known(shaking)
-            shake.answer(known is not None, known.session.received if known else 0)
-            self._say(connection, shake)
+        if greeting is not None and connection.dialled:
+            self._dialled(connection, greeting, now)
+        elif greeting is not None:
+            self._accepted(connection, greeting, now)
 
-    def _begin_shake(self, connection: Connection, now: float) -> _Handshaking:
-        place = next((p for p in self.places if p.listener is connection.listener), None)
-        if place is None or connection.dialled or len(self._handshakes) >= MAX_HANDSHAKES:
-            raise RemoteProtocolError("no handshake is possible here")
-        own = replace(self._own, listener="addr")
-        shaking = _Handshaking(Handshake(own, False, _random), place, now)
-        self._handshakes[connection] = shaking
-        return shaking
-
-    def _refuse(self, connection: Connection, shaking: _Handshaking, error: ZBusError) -> None:
-        del self._handshakes[connection]
-        if not connection.dialled:
-            self._transport.send(connection, encode(rejection(error)))
-            return  # the dialler closes it
-        self._transport.end(connection)
-        shaking.place.connection = None
-        self._dialler.give_up(shaking.place, error.at(peer=str(shaking.place.address)))
-
-    def _say(self, connection: Connection, shake: Handshake) -> None:
-        for message in shake.outgoing:
-            self._transport.send(connection, encode(message))
-        shake.outgoing.clear()
-
-    def _known(self, shaking: _Handshaking) -> Peering | None:
-        peer = shaking.shake.peer
-        assert peer is not None
-        for peering in shaking.place.peerings:
-            told = peering.session.peer
-            if peering.key == peer.session and told.incarnation == peer.incarnation:
-                return peering
-        return None
-
-    def _dialled(self, connection: Connection, shaking: _Handshaking, now: float) -> None:
-        place, peer = shaking.place, shaking.shake.peer
-        assert peer is not None
+    def _dialled(self, connection: Connection, greeting: Greeting, now: float) -> None:
+        place, peer = greeting.place, greeting.peer
         place.succeeded()
         peering = place.peering
         if peering is not None and not peer.resumed:
@@ -285,26 +238,37 @@ class Links:
             self._drop(connection)
             place.connection, place.next_dial = None, now
             return
-        self._say(connection, shaking.shake)  # READY, before anything else
         is_new = peering is None
         if peering is None:
-            peering = self._new_peering(place, peer, peer.session, now, dialled=True)
+            peering = self._new_peering(place, peer, now, dialled=True)
+        self._greetings.agree(connection, greeting)
         self._link(peering, connection, peer.received, now, is_new)
 
-    def _accepted(self, connection: Connection, shaking: _Handshaking, now: float) -> None:
-        place, peer = shaking.place, shaking.shake.peer
-        assert peer is not None
-        peering = self._known(shaking)
+    def _accepted(self, connection: Connection, greeting: Greeting, now: float) -> None:
+        place, peer = greeting.place, greeting.peer
+        peering = _known(place, peer)
         is_new = peering is None
         if peering is None:
-            if peer.resumed:
-                raise RemoteProtocolError("READY for a session that is not known here")
             self._supersede(place, peer)
-            peering = self._new_peering(place, peer, peer.session, now, dialled=False)
+            self._make_room(place)
+            peering = self._new_peering(place, peer, now, dialled=False)
         elif peering.connection is not None:
             self._drop(peering.connection)
             self._unlink(peering, now)
         self._link(peering, connection, peer.received, now, is_new)
+
+    def _make_room(self, place: Place) -> None:
+        """Anybody may open sessions at a plain listener: the oldest lost one goes for a new one.
+
+        Raises:
+            RemoteProtocolError: All of them are linked.
+        """
+        if len(place.peerings) < MAX_PEERINGS:
+            return
+        lost = next((p for p in place.peerings if p.connection is None), None)
+        if lost is None:
+            raise RemoteProtocolError(f"{MAX_PEERINGS} peers are connected here")
+        self.end_session(lost, LinkLost("gave way to another peer", peer=lost.name))
 
     def _supersede(self, place: Place, peer: Hello) -> None:
         """A peer that comes anew has forgotten its older sessions here."""
@@ -317,11 +281,11 @@ class Links:
             elif old.connection is None:
                 self.end_session(old, PeerGone("has dialled anew", peer=told.name))
 
-    def _new_peering(
-        self, place: Place, peer: Hello, key: bytes, now: float, *, dialled: bool
-    ) -> Peering:
+    def _new_peering(self, place: Place, peer: Hello, now: float, *, dialled: bool) -> Peering:
+        if peer.resumed or peer.received:
+            raise RemoteProtocolError("it would go on with a session that is not known here")
         wait = self._settings.reconnect_wait
-        session = Session(key, peer, dialled=dialled, reconnect_wait=wait, now=now)
+        session = Session(peer.session, peer, dialled=dialled, reconnect_wait=wait, now=now)
         peering = Peering(session, place)
         if peer.boot and peer.boot == self._own.boot:
             peering.process = process_start(peer.pid)
@@ -355,7 +319,7 @@ class Links:
             self._look_after_pid(peering)
 
     def _drop(self, connection: Connection) -> None:
-        self._handshakes.pop(connection, None)
+        self._greetings.forget(connection)
         self._peerings.pop(connection, None)
         self._transport.end(connection)
 
@@ -405,11 +369,10 @@ class Links:
             self._tick_place(place, now)
             for peering in list(place.peerings):
                 self._tick_peering(peering, now, late)
-        for connection, shaking in list(self._handshakes.items()):
-            if now - shaking.since > REDIAL_AFTER:
-                self._drop(connection)
-                if shaking.place.connection is connection:
-                    self._dialler.failed(shaking.place, "link", now)
+        for connection, place in self._greetings.overdue(now):
+            self._drop(connection)
+            if place.connection is connection:
+                self._dialler.failed(place, "link", now)
 
     def _tick_place(self, place: Place, now: float) -> None:
         if not place.users and self._is_done(place, now):
@@ -465,7 +428,8 @@ class Links:
 
     def deadline(self, now: float) -> float | None:
         """When `tick` has something to do."""
-        times = [shaking.since + REDIAL_AFTER + 0.1 for shaking in self._handshakes.values()]
+        first = self._greetings.deadline()
+        times = [] if first is None else [first]
         for place in self.places:
             if place.next_dial is not None and place.connection is None:
                 times.append(place.next_dial)
@@ -515,5 +479,10 @@ def _not_resumed(known: Hello, peer: Hello) -> ZBusError:
     return LinkLost("gave up waiting for this side", peer=known.name, remedy=remedy)
 
 
-def _random() -> bytes:
-    return os.urandom(16)
+def _known(place: Place, peer: Hello) -> Peering | None:
+    """The session at that place which this HELLO would go on with."""
+    for peering in place.peerings:
+        told = peering.session.peer
+        if peering.key == peer.session and told.incarnation == peer.incarnation:
+            return peering
+    return None

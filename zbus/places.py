@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from .address import Address
 from .errors import ConnectError, ZBusError
+from .frames import Connection, Listener
 from .messages import MAX_CHUNK
 from .pace import Pace
 from .session import Session
-from .transport import Connection, Listener
 
 BACKOFF_FIRST = 0.1  # seconds to the next dial
 BACKOFF_LOOPBACK = 0.5  # it grows to this on the loopback while a run waits,

@@ -14,12 +14,12 @@ import math
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from .errors import PortInUse
+from .frames import Body, Closed, Connected, Connection, Event, Listener, Received
 from .messages import MAX_FRAME
 
 logger = logging.getLogger(__name__)
@@ -43,92 +43,6 @@ _FAILED = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
-
-
-@dataclass(eq=False)
-class Connection:
-    """One TCP connection, dialled or accepted."""
-
-    socket: zmq.Socket[bytes]
-    routing_id: bytes = b""  # of an accepted one
-    fd: int = -1
-    listener: Listener | None = None
-    is_open: bool = True
-    connected: bool = False  # TCP stands (a dialled one)
-    greeted: bool = False  # and ZMTP too
-
-    @property
-    def dialled(self) -> bool:
-        return self.listener is None
-
-
-@dataclass(eq=False)
-class Listener:
-    """One bound ROUTER and its connections."""
-
-    socket: zmq.Socket[bytes]
-    host: str
-    port: int
-    by_id: dict[bytes, Connection] = field(default_factory=dict)
-    by_fd: dict[int, Connection] = field(default_factory=dict)
-    alive: set[int] = field(default_factory=set)  # file descriptors, as the monitor tells
-    ignored: set[bytes] = field(default_factory=set)  # routing ids that were ended
-
-
-class Body:
-    """The body frame of the message just received; take it at once, and once."""
-
-    def __init__(self, source: zmq.Socket[bytes]) -> None:
-        self._socket: zmq.Socket[bytes] | None = source
-
-    def take(self) -> bytes:
-        """The body's bytes, copied."""
-        return bytes(self._taken().recv(zmq.DONTWAIT))
-
-    def frame(self) -> zmq.Frame:
-        """The body without a copy."""
-        return self._taken().recv(zmq.DONTWAIT, copy=False)
-
-    def into(self, view: memoryview) -> int:
-        """Receive straight into `view`, without the GIL; returns the body's own length, which may
-        be more than the view took."""
-        return self._taken().recv_into(view, flags=zmq.DONTWAIT)
-
-    def _taken(self) -> zmq.Socket[bytes]:
-        source, self._socket = self._socket, None
-        assert source is not None, "a body is taken once"
-        return source
-
-    def drop(self) -> None:
-        """Throw away what is left of the message."""
-        source, self._socket = self._socket, None
-        while source is not None and source.getsockopt(zmq.RCVMORE):
-            source.recv(zmq.DONTWAIT, copy=False)
-
-
-@dataclass(frozen=True)
-class Received:
-    connection: Connection
-    header: bytes
-    body: Body | None
-
-
-@dataclass(frozen=True)
-class Connected:
-    """A dialled connection stands and speaks ZMTP."""
-
-    connection: Connection
-
-
-@dataclass(frozen=True)
-class Closed:
-    """A connection is gone. `stage`: "connect", "greeting" (it stood, without ZMTP), "link"."""
-
-    connection: Connection
-    stage: str
-
-
-Event = Received | Connected | Closed
 
 
 class Transport:

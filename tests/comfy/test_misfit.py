@@ -267,3 +267,18 @@ def test_a_killed_comfyui_is_noticed_at_once(pair, make_comfyui, addr):
     entry = pair.a.wait(waiting, 10)
     assert time.monotonic() - started < SOON
     assert f"its process (pid {pid}) has ended" in pair.a.errors(entry)
+
+
+def test_the_other_sides_words_are_no_markup(pair, addr):
+    """The page takes a text on a node for HTML, and a title is what the other side likes."""
+    here, there = jumper(addr, "Client"), jumper(addr, "Server")
+    waits = here.step("Receive String")
+    slow = there.then("TestSlow", seconds=30.0)
+    there.prompt[slow]["_meta"] = {"title": "<img src=x onerror=alert(1)>"}
+    there.step("Send String", string="x")
+    since = pair.a.events.mark()
+    pair.a.prompt(here.end())
+    pair.b.prompt(there.end())
+    text = pair.a.events.wait_text("has not come to this yet", waits, since=since)
+    assert "\u2039img src=x onerror=alert(1)\u203a" in text
+    assert "<" not in text
