@@ -115,7 +115,7 @@ def test_both_sides_client(here: Peer, addr: str) -> None:
     with here.connect(addr) as channel:
         operation = channel.start_receive()
         note = noted(operation, "nobody listens on")
-    assert "press Run on the Server side" in note and "both sides are Client" in note
+    assert "press Run on the other side" in note and "both sides are Client" in note
 
 
 def test_a_server_that_comes_late(here: Peer, there: Peer, addr: str) -> None:

@@ -180,7 +180,7 @@ def test_up_with_nobody_behind(
         with Peer("home") as home, home.connect(f"127.0.0.1:{local}") as near:
             receive = near.start_receive(timeout=30)
             until(lambda: "a tunnel with nobody at its far end" in receive.note, 10)
-            assert "press Run on the Server side" in receive.note
+            assert "press Run on the other side" in receive.note
             # And when somebody is there, it goes on.
             with Peer("cloud") as cloud, cloud.listen(f"127.0.0.1:{remote}") as far:
                 far.send("at last", timeout=20)

@@ -16,7 +16,7 @@ from .transport import Transport
 
 RESOLVE_AGAIN = 20  # failures after which a name is looked up anew
 REFUSED = (
-    "press Run on the Server side: nobody listens on {} yet "
+    "press Run on the other side: nobody listens on {} yet "
     "(if both sides are Client, set one to Server)"
 )
 
@@ -126,7 +126,7 @@ class Dialler:
             return f"{place.address} has accepted and has not answered for {waited:.0f} s"
         if isinstance(place.problem, NobodyBehind):
             return (
-                f"press Run on the Server side: {place.address} is a tunnel with nobody at its "
+                f"press Run on the other side: {place.address} is a tunnel with nobody at its "
                 "far end yet"
             )
         if isinstance(place.problem, Unreachable):

@@ -448,7 +448,7 @@ class Links:
         if place.kind == "dial":
             return self._dialler.explain(place, now)
         return (
-            f"press Run on the Client side: nobody has connected to {place.address} yet "
+            f"press Run on the other side: nobody has connected to {place.address} yet "
             "(if both sides are Server, set one to Client)"
         )
 

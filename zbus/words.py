@@ -20,7 +20,7 @@ def explain(parts: Parts, running: Running, now: float) -> str:
         return _waiting(parts, running, link, peering, now)
     if running.place is not None:
         return parts.links.explain(running.place, now)
-    return "no peer is connected yet"
+    return "press Run on the other side, or name a peer here: none is connected yet"
 
 
 def _waiting(parts: Parts, running: Running, link: Link, peering: Peering, now: float) -> str:

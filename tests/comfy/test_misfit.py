@@ -128,7 +128,7 @@ def test_both_server(pair, addr):
     there.step("Send String", string="x")
     since = pair.a.events.mark()
     prompt_id = pair.a.prompt(here.end())
-    pair.a.events.wait_text("press Run on the Client side", waits, since=since)
+    pair.a.events.wait_text("press Run on the other side", waits, since=since)
     entry = pair.b.run(there.end(), 5)
     assert "both sides are Server: set one to Client" in pair.b.errors(entry)
     assert str(pair.a.pid) in pair.b.errors(entry)
