@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+import zmq
 from children import LISTENER, child, until
 from proxy import Proxy
 
-from zbus import Operation, Peer, Settings, ZBusError, handshake
+from zbus import Operation, Peer, Settings, ZBusError, handshake, messages
 from zbus.errors import (
     Cancelled,
     DialledSelf,
@@ -530,3 +531,36 @@ def test_the_log_of_a_quiet_day_is_quiet(
     here.close()
     there.close()
     assert [r for r in caplog.records if r.levelname in ("WARNING", "ERROR", "CRITICAL")] == []
+
+
+def test_somebody_dials_the_moment_the_port_opens(
+    addr: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dialler knocks twice a second: its connection may stand before `bind` has returned."""
+    bind, knocked = zmq.Socket.bind, threading.Event()
+
+    def slow_bind(self: zmq.Socket[bytes], address: str) -> None:
+        bind(self, address)
+        if address.endswith(addr):
+            assert knocked.wait(5)
+
+    with Peer("late") as late, zmq.Context() as context, context.socket(zmq.DEALER) as knocker:
+        knocker.linger, knocker.reconnect_ivl = 0, 5
+        knocker.connect(f"tcp://{addr}")
+        hello = replace(late.own, incarnation=os.urandom(16), instance=os.urandom(16))
+        knocker.send(messages.encode(hello))
+        monitor = knocker.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+
+        def watch() -> None:
+            monitor.poll(5000)
+            knocked.set()
+
+        monkeypatch.setattr(zmq.Socket, "bind", slow_bind)
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        with late.listen(addr):
+            watcher.join()
+            assert knocker.poll(5000), "its HELLO is answered"
+            assert isinstance(messages.decode(knocker.recv(), False)[1], messages.Hello)
+        knocker.disable_monitor()
+        monitor.close(0)

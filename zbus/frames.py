@@ -33,7 +33,7 @@ class Listener:
     port: int
     by_id: dict[bytes, Connection] = field(default_factory=dict)
     by_fd: dict[int, Connection] = field(default_factory=dict)
-    alive: set[int] = field(default_factory=set)  # file descriptors, as the monitor tells
+    dead: set[int] = field(default_factory=set)  # file descriptors, as the monitor tells
     ignored: set[bytes] = field(default_factory=set)  # routing ids that were ended
 
 

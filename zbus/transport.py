@@ -77,15 +77,17 @@ class Transport:
         """
         router = self._socket(zmq.ROUTER, host)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        listener = Listener(router, host, port)
+        # Monitored before it is bound: somebody may dial this very moment.
+        self._register(router, listener)
         try:
             router.bind(f"tcp://{_bracket(host)}:{port or '*'}")
         except zmq.ZMQError as error:
-            router.close()
+            self._close(router, 0)
             raise PortInUse(str(error)) from error
         endpoint = router.getsockopt(zmq.LAST_ENDPOINT)
         assert isinstance(endpoint, bytes)
-        listener = Listener(router, host, int(endpoint.rstrip(b"\0").rpartition(b":")[2]))
-        self._register(router, listener)
+        listener.port = int(endpoint.rstrip(b"\0").rpartition(b":")[2])
         return listener
 
     def dial(self, host: str, port: int) -> Connection:
@@ -257,7 +259,7 @@ class Transport:
         # and of the DISCONNECTED of an earlier connection that had the same one.
         for monitor in [m for m, owner in self._monitors.items() if owner is listener]:
             self._read_monitor(monitor)
-        if fd not in listener.alive:
+        if fd in listener.dead:
             return None
         connection = Connection(listener.socket, routing_id, fd, listener, greeted=True)
         listener.by_id[routing_id] = listener.by_fd[fd] = connection
@@ -278,9 +280,9 @@ class Transport:
 
     def _listener_event(self, listener: Listener, event: int, fd: int) -> None:
         if event == zmq.EVENT_ACCEPTED:
-            listener.alive.add(fd)
+            listener.dead.discard(fd)
         elif event == zmq.EVENT_DISCONNECTED:
-            listener.alive.discard(fd)
+            listener.dead.add(fd)
             connection = listener.by_fd.pop(fd, None)
             if connection is not None:
                 listener.ignored.discard(connection.routing_id)

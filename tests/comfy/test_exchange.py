@@ -133,7 +133,7 @@ def test_a_timeout(pair, addr):
     started = time.monotonic()
     errors = pair.a.errors(pair.a.run(chain.prompt, 5))
     assert time.monotonic() - started < 2
-    assert "TimedOut" in errors and "on the Client side" in errors
+    assert "TimedOut" in errors and "on the other side" in errors
 
 
 def test_the_only_connected_peer_needs_no_name(pair, addr):
