@@ -123,6 +123,26 @@ def test_a_fast_link_queues_milliseconds() -> None:
     assert pace.window <= EXTRA_MAX * 1.3
 
 
+def test_a_link_that_waits_for_its_sender_does_not_look_slow() -> None:
+    pace = Pace()
+    run_link(pace, 1e9, 0.0002, 1.0)
+    rate = pace.rate
+    assert rate is not None
+    for i in range(100):  # a codec makes one small chunk every 10 ms
+        now = 2.0 + i / 100
+        pace.sent(100_000, now)
+        pace.delivered(1, now + 0.0003)
+    assert pace.rate == rate
+
+
+def test_nothing_is_known_of_a_link_that_was_never_busy() -> None:
+    pace = Pace()
+    for i in range(10):
+        pace.sent(1000, i / 10)
+        pace.delivered(1, i / 10 + 0.0003)
+    assert pace.rate is None and pace.window >= 2 * MIN_CHUNK
+
+
 class Moving(RuleBasedStateMachine):
     """A transfer between an Outgoing and an Incoming, with codec threads on both sides, over
     connections that lose what is in flight."""

@@ -26,30 +26,35 @@ class Pace:
 
     def __init__(self) -> None:
         self.in_flight = 0
-        self._rates: deque[float] = deque(maxlen=KEEP)
+        self._rates: deque[tuple[float, bool]] = deque(maxlen=KEEP)  # and whether it was full
         self._trip: float | None = None
         self._best = 0.0
         self._grew_at = 0.0
         self._is_starting = True
         self._delivered = 0
         self._delivered_at = 0.0
-        self._sent: deque[tuple[int, float, int, float]] = deque()
+        self._sent: deque[tuple[int, float, int, float, bool]] = deque()
 
     @property
     def rate(self) -> float | None:
-        """Bytes per second that the link has delivered lately; None if nothing is known."""
-        return max(self._rates) if self._rates else None
+        """Bytes per second that the link delivers; None if nothing is known. A link that waited
+        for its sender (for a codec) has not shown what it can do."""
+        return max((rate for rate, full in self._rates if full), default=None)
+
+    @property
+    def _estimate(self) -> float:
+        return max((rate for rate, _ in self._rates), default=START_RATE)
 
     @property
     def chunk(self) -> int:
         """The plain bytes that one chunk should have."""
-        size = int((self.rate or START_RATE) * CHUNK_TIME)
+        size = int(self._estimate * CHUNK_TIME)
         return max(MIN_CHUNK, min(MAX_CHUNK, size & ~0x3FFF))
 
     @property
     def window(self) -> int:
         """The wire bytes that may be under way."""
-        rate = self.rate or START_RATE
+        rate = self._estimate
         trip = (self._trip or 0.0) * (STARTUP_GAIN if self._is_starting else 1.0)
         return max(2 * self.chunk, int(rate * trip + min(rate * EXTRA_TIME, EXTRA_MAX)))
 
@@ -62,13 +67,14 @@ class Pace:
         """A chunk of `size` wire bytes has gone."""
         if not self._sent:
             self._delivered_at = now
+        full = self.in_flight + size >= self.window // 2
         self.in_flight += size
-        self._sent.append((size, now, self._delivered, self._delivered_at))
+        self._sent.append((size, now, self._delivered, self._delivered_at, full))
 
     def delivered(self, count: int, now: float) -> None:
         """The oldest `count` chunks have arrived."""
         for _ in range(min(count, len(self._sent))):
-            size, at, delivered, delivered_at = self._sent.popleft()
+            size, at, delivered, delivered_at, full = self._sent.popleft()
             self.in_flight -= size
             self._delivered += size
         if count > 0:
@@ -76,11 +82,12 @@ class Pace:
             trip = now - at
             self._trip = trip if self._trip is None else min(self._trip, trip)
             if now > delivered_at:
-                self._rates.append((self._delivered - delivered) / (now - delivered_at))
-                self._look_whether_it_grows(now)
+                rate = (self._delivered - delivered) / (now - delivered_at)
+                if full or not self._rates or rate > self._estimate:
+                    self._rates.append((rate, full))
+                self._look_whether_it_grows(rate, now)
 
-    def _look_whether_it_grows(self, now: float) -> None:
-        rate = self._rates[-1]
+    def _look_whether_it_grows(self, rate: float, now: float) -> None:
         if rate > self._best * 1.1:
             self._best, self._grew_at = rate, now
         elif self._is_starting and now - self._grew_at > STARTUP_TRIPS * (self._trip or 0.0):

@@ -47,7 +47,7 @@ class Pairing:
                 remedy="Wire the order output of the one into the order input of the other",
             )
         if seat.error is not None:
-            raise seat.error
+            raise _staged(seat.error, step)
         step.key = seat.count if seat.channel == JUMPER or step.order is None else (step.order)
         seat.count += 1
         seat.step = step
