@@ -13,7 +13,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -24,7 +24,8 @@ from .messages import MAX_FRAME
 
 logger = logging.getLogger(__name__)
 
-DOOMED_EVERY = 0.05  # seconds between looks while a connection is to be shut down
+LOOK_EVERY = 0.05  # seconds, while a connection is about to end
+LAST_WORDS = 2.0  # seconds for what a connection said before it ended, under a flood of others
 DRAIN = 64  # messages taken from one socket before the others have their turn
 ZAP_DOMAIN = b"zbus"  # without one a ROUTER accepts ZMTP 1.0, and so an HTTP form's body
 
@@ -60,7 +61,11 @@ class Transport:
         self._sources: dict[zmq.Socket[bytes], Listener | Connection] = {}
         self._pending: list[Event] = []
         self._doomed: list[tuple[float, Connection]] = []  # when to shut down which
-        self._leaving: list[tuple[Connection, str]] = []  # gone, but perhaps not all of it is read
+        # Gone, but perhaps not all of it is read: its stage, and when it is not waited for longer.
+        self._leaving: dict[Connection, tuple[str, float]] = {}
+        self._ended: list[
+            Connection
+        ] = []  # by this side, and gone; to be ignored until all is read
 
     def wake(self) -> None:
         """End a `poll` under way. The one call for other threads."""
@@ -201,8 +206,8 @@ class Transport:
     def poll(self, timeout: float | None) -> Iterator[Event]:
         """Wait for input, at most `timeout` seconds, and yield it: monitors first. A `Received`
         body that is not taken when the next event is asked for is dropped."""
-        if self._doomed:
-            timeout = min(DOOMED_EVERY, DOOMED_EVERY if timeout is None else timeout)
+        if self._doomed or self._leaving or self._ended:
+            timeout = min(LOOK_EVERY, LOOK_EVERY if timeout is None else timeout)
         ready = dict(self._poller.poll(_milliseconds(timeout)))
         if ready.pop(self._wake_out.fileno(), None):
             self._drain_wake()
@@ -210,15 +215,27 @@ class Transport:
             self._read_monitor(monitor)
         self._end_doomed()
         yield from self._take_pending()
-        for source in [s for s in self._sources if s in ready]:
-            yield from self._read(source)
+        leaving = {connection.socket for connection in (*self._leaving, *self._ended)}
+        drained = set()
+        for source in [s for s in self._sources if s in ready or s in leaving]:
+            if (yield from self._read(source)):
+                drained.add(source)
             yield from self._take_pending()
-        while self._leaving:
-            connection, stage = self._leaving.pop(0)
-            # Its last words (STORED, BYE) come before its end, also where both are seen at once.
-            yield from self._read(connection.socket, DRAIN * 4)
-            self._gone(connection, stage)
-            yield from self._take_pending()
+        yield from self._let_go(drained)
+
+    def _let_go(self, drained: set[zmq.Socket[bytes]]) -> Iterator[Event]:
+        """A connection's last words (STORED, BYE) come before its end: it is gone when all that
+        had come at its socket is read."""
+        now = time.monotonic()
+        for connection, (stage, until) in list(self._leaving.items()):
+            if connection.socket in drained or now >= until or not connection.is_open:
+                self._leaving.pop(connection, None)
+                self._gone(connection, stage)
+        for connection in self._ended:
+            if connection.socket in drained and connection.listener is not None:
+                connection.listener.ignored.discard(connection.routing_id)
+        self._ended = [c for c in self._ended if c.socket in self._sources.keys() - drained]
+        yield from self._take_pending()
 
     def _take_pending(self) -> Iterator[Event]:
         pending, self._pending = self._pending, []
@@ -229,15 +246,16 @@ class Transport:
             while self._wake_out.recv(4096):
                 pass
 
-    def _read(self, source: zmq.Socket[bytes], most: int = DRAIN) -> Iterator[Event]:
-        for _ in range(most):
+    def _read(self, source: zmq.Socket[bytes]) -> Generator[Event, None, bool]:
+        """Some of a socket's input; returns whether that was all of it."""
+        for _ in range(DRAIN):
             owner = self._sources.get(source)
             if owner is None:
-                return
+                return True
             try:
                 first = source.recv(zmq.DONTWAIT, copy=False)
             except zmq.Again:
-                return
+                return True
             connection = self._accepted(owner, first) if isinstance(owner, Listener) else owner
             header: bytes | None = first.bytes
             if isinstance(owner, Listener):
@@ -248,6 +266,10 @@ class Transport:
                 yield Received(connection, header, rest if has_body else None)
             if self._sources.get(source) is owner:
                 Body(source).drop()
+        return False
+
+    def _leave(self, connection: Connection, stage: str) -> None:
+        self._leaving.setdefault(connection, (stage, time.monotonic() + LAST_WORDS))
 
     def _accepted(self, listener: Listener, first: zmq.Frame) -> Connection | None:
         routing_id = first.bytes
@@ -284,10 +306,10 @@ class Transport:
         elif event == zmq.EVENT_DISCONNECTED:
             listener.dead.add(fd)
             connection = listener.by_fd.pop(fd, None)
-            if connection is not None:
-                listener.ignored.discard(connection.routing_id)
-                if connection.is_open:
-                    self._leaving.append((connection, "link"))
+            if connection is not None and connection.is_open:
+                self._leave(connection, "link")
+            elif connection is not None:
+                self._ended.append(connection)
         elif event & _FAILED:
             logger.debug("a connection to port %d that is not ZeroMQ", listener.port)
 
@@ -299,7 +321,7 @@ class Transport:
             self._pending.append(Connected(connection))
         elif event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED) or event & _FAILED:
             stage = "link" if connection.greeted else "greeting"
-            self._leaving.append((connection, stage if connection.connected else "connect"))
+            self._leave(connection, stage if connection.connected else "connect")
 
     def _gone(self, connection: Connection, stage: str) -> None:
         if not connection.is_open:
