@@ -461,8 +461,8 @@ def _port_in_use(address: Address, why: str) -> PortInUse:
         remedy = "That is this very ComfyUI: choose another port"
     elif holder:
         remedy = (
-            "If that is the other ComfyUI, both sides are Server: set one to Client. "
-            "Else choose another port on both sides"
+            "If that is the other ComfyUI, both sides are Server: set one to Client (where it has "
+            "just been changed, the port is free in 30 s). Else choose another port on both sides"
         )
     else:
         remedy = "Choose another port on both sides, or set one side to Client"
