@@ -564,3 +564,13 @@ def test_somebody_dials_the_moment_the_port_opens(
             assert isinstance(messages.decode(knocker.recv(), False)[1], messages.Hello)
         knocker.disable_monitor()
         monitor.close(0)
+
+
+def test_a_link_that_was_given_up_is_not_waited_for(here: Peer) -> None:
+    """The end may come before anybody has asked."""
+    with here.listen("127.0.0.1:0") as channel:
+        probe = here.probe(channel.address)  # itself
+        until(lambda: any(p.given_up for p in here._engine.links.places), 5)
+        with pytest.raises(DialledSelf):
+            probe.hello(2)
+        probe.close()

@@ -92,7 +92,7 @@ class Dialler:
     def give_up(self, place: Place, error: ZBusError) -> None:
         """Dialling again cannot help: whoever waits there is told, and it ends."""
         place.problem = error if isinstance(error, ConnectError) else None
-        place.next_dial = None
+        place.next_dial, place.given_up = None, error
         self._helper.place_failed(place, error)
 
     def failed(self, place: Place, stage: str, now: float) -> None:

@@ -14,14 +14,11 @@ from typing import Protocol, TypeVar
 from .address import Address
 from .dialling import Dialler, Helper
 from .errors import (
-    DialledSelf,
     LinkLost,
-    NotZBus,
     PeerGone,
     PeerRestarted,
     PortInUse,
     RemoteProtocolError,
-    VersionMismatch,
     ZBusError,
 )
 from .frames import Body, Closed, Connected, Connection, Received
@@ -101,8 +98,8 @@ class Links:
             place = Place("dial", address)
             self.places.append(place)
             logger.info("dialling %s", address)
-        if isinstance(place.problem, (NotZBus, DialledSelf, VersionMismatch)):
-            place.problem = None  # an earlier run's: look again
+        if place.given_up is not None:  # for an earlier run: look again
+            place.problem = place.given_up = None
         if place.connection is None and not (place.looking and place.numeric is None):
             place.next_dial, place.backoff = now, BACKOFF_FIRST
         place.users += 1

@@ -46,6 +46,8 @@ class Measuring:
         peering = place.peering
         if peering is not None and peering.connection is not None:
             future.set_result(peering.session.peer)
+        elif place.given_up is not None:
+            future.set_exception(place.given_up)
         else:
             self._meetings.append((place, future))
         return future

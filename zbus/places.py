@@ -55,6 +55,7 @@ class Place:
     failures: int = 0  # since the last success
     looking: bool = False  # a resolver or probe is under way
     problem: ConnectError | None = None
+    given_up: ZBusError | None = None  # dialling again cannot help, and why
     hopeless_since: float | None = None  # accepted and closed, or refused elsewhere, each time
 
     @property
