@@ -18,7 +18,7 @@ USAGE = """usage: scripts/test [--fast] [--no-lint] [pytest's own arguments]
   --fast      leave out the tests that need real ComfyUI processes
   --no-lint   leave out ruff and mypy
 
-examples:  scripts/test -k session      scripts/test tests/test_peer.py -x
+examples:  scripts/test -k session      scripts/test tests/test_links.py -x
 """
 
 
