@@ -19,7 +19,7 @@ import zmq
 from children import LISTENER, child, until
 from proxy import Proxy
 
-from zbus import Operation, Peer, Settings, ZBusError, handshake, messages
+from zbus import Operation, Peer, Settings, ZBusError, codecs, handshake, messages
 from zbus.errors import (
     Cancelled,
     DialledSelf,
@@ -574,3 +574,35 @@ def test_a_link_that_was_given_up_is_not_waited_for(here: Peer) -> None:
         with pytest.raises(DialledSelf):
             probe.hello(2)
         probe.close()
+
+
+def test_an_encoder_that_fails_costs_only_its_saving(
+    here: Peer, there: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> bytes:
+        raise OSError("no such luck")
+
+    monkeypatch.setitem(codecs.CODECS, "lz4", codecs.CODECS["lz4"]._replace(encode=broken))
+    value = torch.rand(1 << 20)
+    with here.listen("127.0.0.1:0") as listening, there.connect(listening.address) as dialled:
+        receive = dialled.start_receive(timeout=20)
+        listening.send(value, quality="lz4", timeout=20)
+        assert torch.equal(receive.result(), value)
+
+
+def test_a_fault_of_our_own_ends_one_thing_and_not_every_link(
+    here: Peer, there: Peer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("a bug")
+
+    with here.listen("127.0.0.1:0") as listening, there.connect(listening.address) as dialled:
+        with monkeypatch.context() as patched:
+            patched.setattr(here._engine.steps, "matched", broken)
+            with pytest.raises(ZBusError):
+                dialled.start_send("lost", 0, timeout=20)
+                listening.receive(0, timeout=1)
+        assert "please report it" in caplog.text
+    with here.listen("127.0.0.1:0") as listening, there.connect(listening.address) as dialled:
+        dialled.start_send("next", 0, timeout=20)
+        assert listening.receive(0, timeout=20) == "next"

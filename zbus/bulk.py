@@ -139,6 +139,10 @@ class Bulk:
         if self._in.pop((peering.key, transfer), None) is not None:
             peering.transfers -= 1
 
+    def knows(self, peering: Peering, transfer: int) -> bool:
+        """Whether a transfer of that id is under way, in either direction."""
+        return (peering.key, transfer) in self._out or (peering.key, transfer) in self._in
+
     def session_down(self, peering: Peering, error: ZBusError) -> None:
         """The session has ended, and with it its transfers."""
         for flow in [*self._of(peering, self._out), *self._of(peering, self._in)]:
@@ -207,7 +211,9 @@ class Bulk:
         while flow.encoding and flow.encoding[0].future.done():
             done = flow.encoding.popleft()
             if done.epoch == flow.outgoing.epoch:
-                self._put(flow, done.offset, done.plain, done.future.result(), now)
+                # A codec that fails on a chunk saves nothing on it: the plain bytes go.
+                encoded = None if done.future.exception() else done.future.result()
+                self._put(flow, done.offset, done.plain, encoded, now)
         if flow.hashed >= flow.source.total and not flow.finished:
             flow.finished = True
             digest = flow.hasher.digest()
@@ -285,7 +291,8 @@ class Bulk:
         if error is None:
             self._store(flow, chunk)
         else:
-            flow.on_failed(TransferError(f"a chunk could not be decoded: {error}"))
+            what = f"a chunk could not be decoded: {error}"
+            flow.on_failed(TransferError(what, remedy="Send it with the quality raw"))
 
     def _store(self, flow: Inflow, chunk: Chunk) -> None:
         incoming = flow.incoming

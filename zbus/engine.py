@@ -47,6 +47,7 @@ from .messages import (
 )
 from .parts import Parts
 from .places import Peering, Place, Settings
+from .seats import Event as ChannelEvent
 from .seats import Failed, Matched, RunBroken, Seat, SeatBound, Send
 from .steps import Steps
 from .streams import Budget
@@ -56,6 +57,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+FAULT = "a fault in zbus itself; please report it"
 MEMORY_SHARE = 0.8  # of what is free, for values on their way in
 WORKERS = max(4, min(8, os.cpu_count() or 4))
 
@@ -80,6 +82,7 @@ class Engine:
         self.on_broken: dict[Seat, Callable[[ZBusError], None]] = {}
         self._calls: deque[Callable[[], None]] = deque()
         self._closing = False
+        self._more = False  # bulk that could go at once
         self._thread = threading.Thread(target=self._run, name="zbus-io", daemon=True)
         self._thread.start()
 
@@ -175,11 +178,15 @@ class Engine:
             self._guard(self._calls.popleft())
         self._guard(lambda: self.links.tick(now, late))
         self._guard(lambda: self.steps.tick(now))
-        self.bulk.grants()
+        self._guard(self.bulk.grants)
         self._flush()
-        busy = self.bulk.pump(time.monotonic())
+        self._more = False
+        self._guard(self._pump)
         self._flush()
-        return busy
+        return self._more
+
+    def _pump(self) -> None:
+        self._more = self.bulk.pump(time.monotonic())
 
     def _guard(self, call: Callable[[], None]) -> None:
         """Do one thing, and what the channels want done for it. A bug in it ends that one thing,
@@ -187,7 +194,7 @@ class Engine:
         try:
             call()
         except Exception:
-            logger.exception("a fault in zbus itself; please report it")
+            logger.exception(FAULT)
         self._settle()
 
     def _deadline(self, now: float) -> float | None:
@@ -210,19 +217,25 @@ class Engine:
         """Do what the channels want done."""
         while events := self.channels.drain():
             for event in events:
-                match event:
-                    case Send():
-                        peering = self.parts.peering(event.session)
-                        if peering is not None:
-                            peering.session.send(event.message, event.body)
-                    case SeatBound():
-                        self.steps.bound(event.seat)
-                    case Matched():
-                        self.steps.matched(event)
-                    case Failed():
-                        self.steps.failed(event)
-                    case RunBroken():
-                        self._broken(event)
+                try:
+                    self._do(event)
+                except Exception:
+                    logger.exception(FAULT)
+
+    def _do(self, event: ChannelEvent) -> None:
+        match event:
+            case Send():
+                peering = self.parts.peering(event.session)
+                if peering is not None:
+                    peering.session.send(event.message, event.body)
+            case SeatBound():
+                self.steps.bound(event.seat)
+            case Matched():
+                self.steps.matched(event)
+            case Failed():
+                self.steps.failed(event)
+            case RunBroken():
+                self._broken(event)
 
     def _broken(self, event: RunBroken) -> None:
         tell = self.on_broken.get(event.seat)

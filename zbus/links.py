@@ -171,7 +171,9 @@ class Links:
         if not peering.session.receive(seq, message, now):
             return
         if isinstance(message, Bye):
-            error = PeerGone(f"said goodbye: {message.why}", peer=peering.name)
+            error = PeerGone(
+                f"said goodbye: {message.why}", peer=peering.name, remedy="Run both workflows again"
+            )
             self.end_session(peering, error)
         elif isinstance(message, Reject):
             raise RemoteProtocolError(f"the peer ended the connection: {message.why}")
@@ -190,8 +192,7 @@ class Links:
         if now - self._logged_at >= 1.0:
             self._logged_at = now
             logger.error("protocol error on %s: %s; connection ended", where, error)
-        if not str(error).startswith("the peer ended"):
-            self._transport.send(connection, encode(Reject("protocol", clip(str(error), 500))))
+        self._transport.send(connection, encode(Reject("protocol", clip(str(error), 500))))
         self._transport.end(connection, linger=500)
         if peering is not None:
             peering.faults += 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from .bulk import Inflow, Outflow
 from .codecs import CODECS
-from .errors import RemoteProtocolError, ZBusError
+from .errors import LinkLost, RemoteProtocolError, ZBusError
 from .messages import Hello, Measure, Refused, Stored, clip
 from .parts import Parts
 from .places import Peering, Place
@@ -87,7 +87,9 @@ class Measuring:
         ask = _Ask(place, peering, Future())
         self._asks.append(ask)
         if peering is None or not peering.session.is_linked:
-            error = place.problem or ZBusError("the link is gone", peer=str(place.address))
+            error = place.problem or LinkLost(
+                "the link is gone", peer=str(place.address), remedy="Try again"
+            )
             self._end(ask, error)
         return ask, peering
 
@@ -107,8 +109,8 @@ class Measuring:
         Raises:
             RemoteProtocolError: It has another measurement under way already.
         """
-        if peering.transfers > 4:
-            raise RemoteProtocolError("too many measurements at once")
+        if peering.transfers > 4 or self._parts.bulk.knows(peering, message.transfer):
+            raise RemoteProtocolError("too many measurements at once, or one twice")
         if message.direction == "down":
             self._send(peering, message.transfer, message.size, _ignore, _ignore_error)
         else:

@@ -41,7 +41,7 @@ class Receiving:
         self._offer: Offer = event.offer
         self._body = event.body
         self._on_value = on_value
-        self._sink = ValueSink(self._offer.head)
+        self._sink = ValueSink()
         self._flow: Inflow | None = None
 
     def begin(self) -> None:
@@ -51,7 +51,10 @@ class Receiving:
             self._refuse(RemoteProtocolError(f"no codec {offer.codec!r} here"))
         elif offer.digest != DIGEST:
             self._refuse(RemoteProtocolError(f"no digest {offer.digest!r} here"))
+        elif offer.head > offer.total:
+            self._refuse(RemoteProtocolError("an OFFER whose spec is longer than the whole"))
         elif offer.head:
+            self._sink.expect_head(offer.head)
             self._receive(offer.head)
         else:
             self._open(offer.spec)
@@ -144,7 +147,10 @@ class Receiving:
                 value = self._sink.value()
                 if not payload.fits(expect, value):
                     kind = payload.describe(value)
-                    raise Mismatch(f"{expect} is expected, {kind} has come")
+                    raise Mismatch(
+                        f"{expect} is expected, {kind} has come",
+                        remedy="Choose what comes, or any, as what this receive expects",
+                    )
                 return value, None
             except ZBusError as error:
                 return None, error

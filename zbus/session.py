@@ -226,10 +226,6 @@ class Session:
         """Seconds since the link broke; 0 while it stands."""
         return 0.0 if self.is_linked else now - self._lost_at
 
-    def silent_for(self, now: float) -> float:
-        """Seconds since anything came on a standing link."""
-        return now - self._heard if self.is_linked else 0.0
-
     def tick(self, now: float, late: float = 0.0) -> list[Event]:
         """Do what is due. Call it after all input that had come was handed in.
 

@@ -48,17 +48,18 @@ class PackedSource:
 
 
 class ValueSink:
-    """Fills a value. Where the spec travels in front, `head` bytes of it come first.
+    """Fills a value, with its spec in front where that is long."""
 
-    Args:
-        head: Length of the spec in the stream; 0 where OFFER carried it.
-    """
-
-    def __init__(self, head: int) -> None:
-        self._buffers = [memoryview(bytearray(head))] if head else []
-        self._parts = [(head, PLAIN)] if head else []
+    def __init__(self) -> None:
+        self._buffers: list[memoryview] = []
+        self._parts: list[tuple[int, Layout]] = []
         self._map = Map(self._parts)
         self.unpacker: Unpacker | None = None
+
+    def expect_head(self, head: int) -> None:
+        """The spec comes first in the stream, `head` bytes of it."""
+        self._buffers, self._parts = [memoryview(bytearray(head))], [(head, PLAIN)]
+        self._map = Map(self._parts)
 
     def head(self) -> bytes:
         """The spec that has come."""
