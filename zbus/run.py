@@ -18,7 +18,7 @@ from .messages import MAX_HEADER, MAX_PLANNED, clip
 from .operation import Operation, Progress
 from .parts import Running
 from .places import Place
-from .seats import Seat, Step
+from .seats import Seat, State, Step
 
 EXPECT = ("any", "image", "mask", "latent", "audio", "text", "number", "conditioning")
 
@@ -61,8 +61,9 @@ class Channel:
     @property
     def peer(self) -> str:
         """The name of the peer whose run this one has met; "" before."""
-        link = self._seat.link
-        return link.peer if link is not None else ""
+        link, state = self._seat.link, self._seat.state
+        # Proposed is not met: the other run may be gone by the time that it hears of it.
+        return link.peer if link is not None and state is not State.PROPOSED else ""
 
     def send(
         self,
