@@ -17,6 +17,7 @@ SANS_IO = (
     "messages",
     "handshake",
     "session",
+    "jobs",
     "pace",
     "transfer",
     "manifest",
@@ -27,15 +28,17 @@ SANS_IO = (
 FORBIDDEN = {"zmq", "torch", "threading", "time", "asyncio", "socket", "concurrent", "select"}
 # Each may import from the rows above its own and from its own row, but for itself in a circle.
 FLOORS = (
+    ("reasons",),
     ("errors",),
     ("messages", "layout", "address", "machine", "operation", "pace"),
-    (*SANS_IO, "probe", "frames", "tensors", "quantise", "spec"),
+    (*SANS_IO, "probe", "discovery", "frames", "tensors", "quantise", "spec"),
     ("transport",),
     ("kinds", "flatten", "unpack", "payload", "codecs", "streams", "places"),
-    ("dialling", "greeting"),
+    ("dialling", "greeting", "job"),
     ("links", "bulk"),
     ("parts",),
-    ("sending", "receiving", "steps", "measure", "words"),
+    ("sending", "receiving", "steps", "measure", "words", "parcels", "errands"),
+    ("desk",),
     ("engine",),
     ("run", "peer"),
     ("__init__",),

@@ -153,9 +153,17 @@ class Channels:
 
     # --- sessions ---------------------------------------------------------------------------
 
-    def session_up(self, key: SessionKey, kind: str, address: str, peer: str, who: bytes) -> Link:
+    def session_up(
+        self,
+        key: SessionKey,
+        kind: str,
+        address: str,
+        peer: str,
+        who: bytes,
+        own: bool = False,
+    ) -> Link:
         """A new session: announce on it all that it covers."""
-        link = self.links[key] = Link(key, kind, address, peer, who)
+        link = self.links[key] = Link(key, kind, address, peer, who, own)
         for seat in list(self.seats):
             if seat.endpoint.covers(link) and seat.state is not State.ENDED:
                 self._announce(seat, link)

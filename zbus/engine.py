@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from .bulk import Bulk
 from .channel import Channels
+from .desk import Desk
 from .errors import (
     LocalProtocolError,
     PeerClosed,
@@ -31,14 +32,12 @@ from .links import Links
 from .machine import free_memory
 from .measure import Measuring
 from .messages import (
-    MAX_INLINE,
     Chunk,
     Finish,
     Grant,
     Hello,
     Measure,
     Message,
-    Offer,
     Pong,
     Refused,
     Status,
@@ -78,6 +77,7 @@ class Engine:
         )
         self.steps = Steps(self.parts)
         self.measuring = Measuring(self.parts)
+        self.desk = Desk(self.parts, own.instance, self.post)
         self.activity = ""
         self.on_broken: dict[Seat, Callable[[ZBusError], None]] = {}
         self._calls: deque[Callable[[], None]] = deque()
@@ -136,6 +136,8 @@ class Engine:
         error = PeerClosed(f"this side closes: {why}")
         self.steps.close(error)
         self.measuring.close(error)
+        self.desk.close(error)
+        self._flush()
         self.links.close(why)
 
     # --- the loop -----------------------------------------------------------------------------
@@ -178,6 +180,7 @@ class Engine:
             self._guard(self._calls.popleft())
         self._guard(lambda: self.links.tick(now, late))
         self._guard(lambda: self.steps.tick(now))
+        self._guard(lambda: self.desk.tick(now))
         self._guard(self.bulk.grants)
         self._flush()
         self._more = False
@@ -198,8 +201,8 @@ class Engine:
         self._settle()
 
     def _deadline(self, now: float) -> float | None:
-        times = [t for t in (self.links.deadline(now), self.steps.deadline(now)) if t is not None]
-        return min(times, default=None)
+        times = (self.links.deadline(now), self.steps.deadline(now), self.desk.deadline(now))
+        return min((t for t in times if t is not None), default=None)
 
     def _handle(self, event: Received | Connected | Closed, now: float) -> None:
         if isinstance(event, Received):
@@ -214,7 +217,8 @@ class Engine:
             self.links.flush(peering)
 
     def _settle(self) -> None:
-        """Do what the channels want done."""
+        """Do what the channels and the jobs want done."""
+        self.desk.settle()
         while events := self.channels.drain():
             for event in events:
                 try:
@@ -251,7 +255,8 @@ class Engine:
     def session_up(self, peering: Peering) -> None:
         place, peer = peering.place, peering.session.peer
         self.channels.session_up(
-            peering.key, place.kind, str(place.address), peer.name, peer.incarnation
+            *(peering.key, place.kind, str(place.address), peer.name, peer.incarnation),
+            own=peering.is_own,
         )
         self._settle()
 
@@ -261,6 +266,7 @@ class Engine:
         self.bulk.unlinked(peering)
         self.bulk.linked(peering)
         self.measuring.linked(peering)
+        self.desk.linked(peering)
 
     def session_unlinked(self, peering: Peering) -> None:
         self.bulk.unlinked(peering)
@@ -268,12 +274,14 @@ class Engine:
     def session_down(self, peering: Peering, error: ZBusError) -> None:
         self.bulk.session_down(peering, error)
         self.measuring.session_down(peering, error)
+        self.desk.session_down(peering, error)
         self.channels.session_down(peering.key, error)
         self._settle()
 
     def place_failed(self, place: Place, error: ZBusError) -> None:
         self.channels.refuse(place.kind, str(place.address), error)
         self.measuring.place_failed(place, error)
+        self.desk.place_failed(place, error)
         self._settle()
 
     def in_pool(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
@@ -311,19 +319,20 @@ class Engine:
             case Stored():
                 self.bulk.stored(peering, message.transfer)
                 self.steps.stored(peering, message.transfer)
+                self.desk.parcels.stored(peering, message.transfer)
             case Refused():
                 error = TransferRefused(message.why, peer=peering.name)
                 self.bulk.refused(peering, message.transfer, error)
                 self.steps.refused(peering, message.transfer, error)
+                self.desk.parcels.refused(peering, message.transfer, error)
             case Pong():
                 self.measuring.pong(peering, message.token)
             case Measure():
                 self.measuring.asked(peering, message)
             case _:
-                data = body.take() if body is not None and isinstance(message, Offer) else b""
-                if len(data) > MAX_INLINE:
-                    raise RemoteProtocolError(f"an OFFER with {len(data)} bytes inside")
-                self.channels.receive(peering.key, message, data)
+                data = _body(message, body)
+                if not self.desk.message(peering, message, data):
+                    self.channels.receive(peering.key, message, data)
 
     # --- for people ---------------------------------------------------------------------------
 
@@ -333,3 +342,11 @@ class Engine:
             self.activity = activity
             for peering in self.links.peerings:
                 peering.session.send(Status(clip(activity, 300)))
+
+
+def _body(message: Message, body: Body | None) -> bytes:
+    data = body.take() if body is not None else b""
+    if len(data) > message.BODY:
+        kind = type(message).__name__.upper()
+        raise RemoteProtocolError(f"a message of kind {kind} with {len(data)} bytes inside")
+    return data

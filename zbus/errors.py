@@ -9,6 +9,7 @@
     |   +-- UnknownCodec          no codec or choice of that name
     |   +-- CodecRefused          this codec cannot carry this value (8-bit of a latent)
     |   +-- NotTransferable       a live object, or a value too deep or too large
+    |   +-- UnknownPeer           no peer of that name is known here
     +-- ConnectError              no link to the peer came about
     |   +-- NameNotResolved       the host name is unknown
     |   +-- Unreachable           refused, timed out, no route
@@ -18,6 +19,7 @@
     |   +-- VersionMismatch       the two zbus versions have no protocol in common
     |   +-- PortInUse             the address to listen on is taken
     |   +-- ListenRefused         a plain listener off the loopback
+    |   +-- WrongPeer             another peer answers than the one that was meant
     +-- LinkError                 the link ended while something was open on it
     |   +-- LinkLost              not back within reconnect_wait
     |   +-- PeerRestarted         the peer's process is a new one
@@ -31,6 +33,13 @@
     +-- TransferError             one value did not arrive
     |   +-- TransferRefused       the receiver would not take it (memory, type, its own cancel)
     |   +-- DigestMismatch        what arrived is not what was sent
+    +-- FetchError                an HTTP answer that cannot be used
+    +-- JobError                  a job for another peer came to nothing
+    |   +-- NotPermitted          jobs are not allowed over this link
+    |   +-- JobRefused            the prompt cannot run there; `reasons` says all that is wrong
+    |   +-- JobFailed             a node failed there
+    |   +-- JobCancelled          it was stopped there
+    |   +-- QueueDeadlock         each side's running prompt waits for a job in the other's queue
     +-- Cancelled                 cancelled on this side
     +-- TimedOut                  the caller's own deadline passed (also a TimeoutError)
     +-- PeerClosed                this process's own Peer was closed
@@ -39,6 +48,10 @@ The text of each says which peer, at which stage, what happened, and what to do.
 """
 
 from __future__ import annotations
+
+import copy
+
+from .reasons import Reason
 
 
 class ZBusError(Exception):
@@ -53,15 +66,19 @@ class ZBusError(Exception):
 
     def __init__(self, what: str, *, peer: str = "", stage: str = "", remedy: str = "") -> None:
         self.what, self.peer, self.stage, self.remedy = what, peer, stage, remedy
-        where = ", ".join(part for part in (peer, stage) if part)
-        text = f"{where}: {what}" if where else what
-        super().__init__(f"{text}. {remedy}" if remedy else text)
+        super().__init__(self._text())
+
+    def _text(self) -> str:
+        where = ", ".join(part for part in (self.peer, self.stage) if part)
+        text = f"{where}: {self.what}" if where else self.what
+        return f"{text}. {self.remedy}" if self.remedy else text
 
     def at(self, *, peer: str = "", stage: str = "") -> ZBusError:
         """The same error with a peer and a stage, where it had none."""
-        return type(self)(
-            self.what, peer=self.peer or peer, stage=self.stage or stage, remedy=self.remedy
-        )
+        same = copy.copy(self)
+        same.peer, same.stage = self.peer or peer, self.stage or stage
+        same.args = (same._text(),)
+        return same
 
 
 class LocalProtocolError(ZBusError):
@@ -94,6 +111,10 @@ class CodecRefused(InputError):
 
 class NotTransferable(InputError):
     """The value holds something that cannot travel; the text names its type and place."""
+
+
+class UnknownPeer(InputError):
+    """No peer of that name is known here."""
 
 
 class ConnectError(ZBusError):
@@ -130,6 +151,10 @@ class PortInUse(ConnectError):
 
 class ListenRefused(ConnectError):
     """A plain listener is allowed on the loopback only."""
+
+
+class WrongPeer(ConnectError):
+    """Another peer answers at that address than the one that was meant."""
 
 
 class LinkError(ZBusError):
@@ -182,6 +207,47 @@ class TransferRefused(TransferError):
 
 class DigestMismatch(TransferError):
     """What arrived is not what was sent."""
+
+
+class FetchError(ZBusError):
+    """An HTTP answer that cannot be used: a failure, too large, or not what was wanted."""
+
+
+class JobError(ZBusError):
+    """A job for another peer came to nothing."""
+
+
+class NotPermitted(JobError):
+    """Jobs are not allowed over this link."""
+
+
+class JobRefused(JobError):
+    """The prompt cannot run there.
+
+    Attributes:
+        reasons: Everything that is wrong with it.
+    """
+
+    reasons: tuple[Reason, ...] = ()
+
+
+class JobFailed(JobError):
+    """A node failed there.
+
+    Attributes:
+        node_id, class_type: Which node.
+        exception_type, message, traceback: What it raised, as texts of the other side.
+    """
+
+    node_id = class_type = exception_type = message = traceback = ""
+
+
+class JobCancelled(JobError):
+    """It was stopped there, by its user or because this side had gone."""
+
+
+class QueueDeadlock(JobError):
+    """Each side's running prompt waits for a job in the other's queue."""
 
 
 class Cancelled(ZBusError):

@@ -14,7 +14,7 @@ from .errors import DialledSelf, RemoteProtocolError, VersionMismatch, ZBusError
 from .frames import Connection
 from .handshake import Handshake, rejection
 from .messages import Hello, Message, encode
-from .places import Peering, Place
+from .places import OWN, Peering, Place
 from .transport import Transport
 
 MAX_UNDER_WAY = 256
@@ -78,7 +78,9 @@ class Greetings:
         """
         if len(self._under_way) >= MAX_UNDER_WAY:
             raise RemoteProtocolError("no handshake is possible here")
-        own = replace(self._own, listener="addr")
+        own = self._own
+        if place.own:
+            own = replace(own, listener=OWN, permissions=("exchange", "jobs"))
         self._under_way[connection] = Greeting(Handshake(own, False, random_bytes), place, now)
 
     def receive(self, connection: Connection, message: Message) -> Greeting | None:

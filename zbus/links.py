@@ -91,6 +91,18 @@ class Links:
         place.users += 1
         return place
 
+    def listen_always(self, address: Address) -> Place:
+        """This peer's own listener, for all that it permits; it stays until the end.
+
+        Raises:
+            PortInUse: The port is taken.
+        """
+        listener = self._transport.bind(address.host, address.port)
+        place = Place("listen", Address(address.host, listener.port), own=True, listener=listener)
+        self.places.append(place)
+        logger.info("own listener on %s", place.address)
+        return place
+
     def dial(self, address: Address, now: float) -> Place:
         """Dial there, or go on dialling; `release` it afterwards."""
         place = self._find("dial", address)
@@ -373,7 +385,7 @@ class Links:
                 self._dialler.failed(place, "link", now)
 
     def _tick_place(self, place: Place, now: float) -> None:
-        if not place.users and self._is_done(place, now):
+        if not place.users and not place.own and self._is_done(place, now):
             self._close_place(place, "the address is not in use any more")
             return
         is_due = place.next_dial is not None and now >= place.next_dial
@@ -395,7 +407,7 @@ class Links:
 
     def _tick_peering(self, peering: Peering, now: float, late: float) -> None:
         session, place = peering.session, peering.place
-        session.active = place.users > 0 or peering.transfers > 0
+        session.active = place.users > 0 or peering.transfers > 0 or peering.jobs
         for event in session.tick(now, late):
             if isinstance(event, Silent):
                 peering.silent = event.seconds
@@ -431,7 +443,7 @@ class Links:
         for place in self.places:
             if place.next_dial is not None and place.connection is None:
                 times.append(place.next_dial)
-            if not place.users:
+            if not place.users and not place.own:
                 times.append(max(place.idle_since + self._settings.linger, now + PID_EVERY))
             for peering in place.peerings:
                 due = peering.session.deadline()

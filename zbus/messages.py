@@ -1,6 +1,6 @@
 """The messages of the wire: one frozen dataclass each, ``encode()`` to frames, ``decode()`` back.
 
-A message is one header frame, and for OFFER and CHUNK an optional raw body frame after it. The
+A message is one header frame, and for some kinds an optional raw body frame after it. The
 header is a msgpack array ``[kind, seq, field, field, ...]`` of at most 64 KiB: ``kind`` from the
 closed table ``KINDS``, ``seq`` the session's sequence number (0 for the kinds outside the
 sequence), then the dataclass's fields in their order. HELLO alone is ``[0, 0, {name: value}]``:
@@ -32,6 +32,9 @@ MAX_FRAME = MAX_CHUNK + 64 * 1024  # what a socket accepts in one frame, with sl
 MAX_TOTAL = 1 << 46  # bytes of one value
 MAX_TEXT = 2000  # characters of a text for people
 MAX_PLANNED = 256  # operations in one manifest
+MAX_PREVIEW = 1 << 20  # bytes of one preview picture
+MAX_WAITS = 64  # jobs that a running prompt waits for, as far as they are told
+MAX_FACTS = 48 * 1024  # characters of what a peer tells of itself
 
 Check = Callable[[Any], Any]
 """Takes a raw value, returns the checked one, raises ValueError."""
@@ -218,6 +221,29 @@ class Grant(Message):
     limit: int = _is(number(0, MAX_TOTAL))
 
 
+@dataclass(frozen=True)
+class JobProgress(Message):
+    """Which node of a job is at which step. The latest counts."""
+
+    KIND = 18
+    job: str = _is(text(80))
+    node: str = _is(text(120))
+    title: str = _is(text(120))
+    value: int = _is(number())
+    maximum: int = _is(number())
+
+
+@dataclass(frozen=True)
+class JobPreview(Message):
+    """What a node of a job shows while it computes: a picture, in the body. The latest counts."""
+
+    KIND = 19
+    BODY = MAX_PREVIEW
+    job: str = _is(text(80))
+    node: str = _is(text(120))
+    format: str = _is(one_of("image/jpeg", "image/png"))
+
+
 # --- in the sequence ---------------------------------------------------------------------------
 
 Planned = tuple[str, str, "int | None", bool, str]
@@ -385,12 +411,78 @@ class Measure(Message):
     size: int = _is(number(0, 1 << 40))
 
 
+@dataclass(frozen=True)
+class Parcel(Message):
+    """One value of a job: "submit" to the peer that shall run it; "result:NAME" and "end" back.
+
+    The fields from `operation` on are those of OFFER.
+    """
+
+    KIND = 49
+    SEQUENCED = True
+    BODY = MAX_INLINE
+    job: str = _is(text(80))
+    part: str = _is(text(200))
+    operation: int = _is(number())
+    total: int = _is(number(0, MAX_TOTAL))
+    codec: str = _is(text(20))
+    spec: bytes = _is(blob(0, MAX_SPEC))
+    head: int = _is(number(0, MAX_HEAD))
+    inline: bool = _is(flag)
+    digest: str = _is(text(20), DIGEST)
+
+
+@dataclass(frozen=True)
+class JobState(Message):
+    """Where a job is: in the queue behind `place` others, or running.
+
+    `waits` are the jobs that the prompt which runs there waits for, and those that they wait for.
+    """
+
+    KIND = 50
+    SEQUENCED = True
+    job: str = _is(text(80))
+    state: str = _is(one_of("queued", "running"))
+    place: int = _is(number())
+    waits: tuple[str, ...] = _is(each(text(80), MAX_WAITS), ())
+
+
+@dataclass(frozen=True)
+class JobCancel(Message):
+    """The peer that gave the job does not want it any more."""
+
+    KIND = 51
+    SEQUENCED = True
+    job: str = _is(text(80))
+    why: str = _is(text())
+
+
+@dataclass(frozen=True)
+class Enquire(Message):
+    """What is this peer, and what is it doing?"""
+
+    KIND = 52
+    SEQUENCED = True
+    question: int = _is(number())
+
+
+@dataclass(frozen=True)
+class Facts(Message):
+    """The answer to ENQUIRE: a JSON object."""
+
+    KIND = 53
+    SEQUENCED = True
+    question: int = _is(number())
+    facts: str = _is(text(MAX_FACTS))
+
+
 KINDS: dict[int, type[Message]] = {
     cls.KIND: cls
     for cls in (
         *(Hello, Ready, Reject, Ack, Ping, Pong, Bye, Status, Chunk, Grant),
         *(Announce, Withdraw, Bound, BoundOk, NotBound, Await, Offer),
         *(Finish, Stored, Refused, Cancel, Close, Measure),
+        *(JobProgress, JobPreview, Parcel, JobState, JobCancel, Enquire, Facts),
     )
 }
 _CHECKS: dict[type[Message], tuple[tuple[str, Check, Any], ...]] = {

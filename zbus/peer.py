@@ -15,12 +15,20 @@ import hashlib
 import os
 import socket
 import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
 
 from . import codecs
-from .address import parse_dial, parse_listen
+from .address import Address, parse_dial, parse_listen
 from .engine import Engine
+from .errors import Cancelled, PeerClosed, PortInUse
+from .job import Job, JobHost, Remote, Request
 from .machine import boot_id
 from .messages import MAX_CHUNK, VERSION, Hello, clip
+from .operation import Operation
+from .payload import flatten
 from .places import Place, Settings
 from .run import Channel, Run, fitting
 from .seats import Endpoint
@@ -124,6 +132,71 @@ class Peer:
         if run.on_broken is not None:
             self._engine.on_broken[seat] = run.on_broken
         return Channel(self._engine, seat, place)
+
+    # --- jobs ---------------------------------------------------------------------------------
+
+    def serve(self, host: JobHost, port: int = 0) -> str:
+        """Open this peer's own listener, on the loopback, and run the jobs that come over it.
+
+        Args:
+            host: Runs them.
+            port: Where; any free port where that is taken, or above 65535.
+
+        Returns:
+            The address.
+        """
+
+        def open_listener() -> str:
+            links = self._engine.links
+            self._engine.desk.host = host
+            try:
+                place = links.listen_always(Address("127.0.0.1", port if port < 65536 else 0))
+            except PortInUse:
+                place = links.listen_always(Address("127.0.0.1", 0))
+            return str(place.address)
+
+        return self._engine.ask(open_listener)
+
+    def submit(
+        self,
+        remote: Remote,
+        request: Request,
+        *,
+        on_change: Callable[[Job], None] | None = None,
+        on_preview: Callable[[str, str, bytes], None] | None = None,
+    ) -> Job:
+        """Have another peer run a job. Returns at once: wait with the job's `result()`.
+
+        Args:
+            remote: Who, and where its own listener is.
+            request: What. Its values must not change until the job has ended.
+            on_change, on_preview: See `Job`.
+
+        Raises:
+            InputError: The request cannot travel.
+            PeerClosed: This peer is closed.
+        """
+        engine = self._engine
+        flat = flatten(request.told())
+
+        def cancel(operation: Operation[Any]) -> None:
+            error = Cancelled("cancelled here", peer=job.peer, stage=f"job {request.title}".strip())
+            engine.post(lambda: engine.desk.cancel(job, error))
+
+        def awaits(who: str) -> None:
+            engine.post(lambda: engine.desk.awaits(job, who))
+
+        job = Job(str(uuid.uuid4()), remote, request, cancel, awaits)
+        job.on_change, job.on_preview = on_change, on_preview
+        if engine.closed:
+            raise PeerClosed("this Peer is closed")
+        engine.post(lambda: engine.desk.submit(job, flat))
+        return job
+
+    def enquire(self, remote: Remote) -> Future[dict[str, Any]]:
+        """What that peer tells of itself: its queue, devices, free memory, versions, and as
+        "jobs" whether it permits them. Nothing but that where it does not."""
+        return self._engine.ask(lambda: self._engine.desk.enquire(remote))
 
     def set_activity(self, activity: str) -> None:
         """Tell every peer what this process is doing ("KSampler 14/20"), for their texts."""

@@ -11,6 +11,7 @@ from .messages import MAX_CHUNK
 from .pace import Pace
 from .session import Session
 
+ADDR, OWN = "addr", "own"  # kinds of listener, as HELLO names them
 BACKOFF_FIRST = 0.1  # seconds to the next dial
 BACKOFF_LOOPBACK = 0.5  # it grows to this on the loopback while a run waits,
 BACKOFF_REMOTE = 1.0  # to this elsewhere,
@@ -42,6 +43,7 @@ class Place:
 
     kind: str  # "listen" or "dial"
     address: Address
+    own: bool = False  # this peer's own listener: for jobs too, and never closed
     users: int = 0
     idle_since: float = 0.0
     listener: Listener | None = None
@@ -89,6 +91,7 @@ class Peering:
     silent: float = 0.0  # seconds, once it is worth a word
     process: str | None = None  # of a peer on this machine: what tells its process from another
     faults: int = 0  # protocol errors
+    jobs: bool = False  # some job needs it
 
     @property
     def key(self) -> bytes:
@@ -97,6 +100,11 @@ class Peering:
     @property
     def name(self) -> str:
         return self.session.peer.name
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it goes through the own listener of either side, and not one for values only."""
+        return self.place.own if self.place.kind == "listen" else self.session.peer.listener == OWN
 
     @property
     def is_local(self) -> bool:

@@ -4,43 +4,57 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from . import codecs, payload
 from .bulk import Inflow
 from .codecs import CODECS
 from .errors import Mismatch, RemoteProtocolError, TransferRefused, ZBusError
-from .messages import DIGEST, Offer, Refused, Stored, clip
-from .operation import size_text
-from .parts import Parts, Running
+from .messages import DIGEST, Offer, Parcel, Refused, Stored, clip
+from .operation import Operation, size_text
+from .parts import Parts
 from .places import Peering
-from .seats import Matched
 from .sending import HEAVY
 from .streams import ValueSink
 from .transfer import Incoming
 from .unpack import Unpacker
 
 
+class Holder(Protocol):
+    """For whom a value is received."""
+
+    operation: Operation[Any]
+    ended: bool  # nobody wants it any more
+    transferring: bool
+    memory: int  # taken from the budget; given back by who ends it
+
+
 class Receiving:
     """One value on its way in.
 
     Args:
-        event: The receive and its offer.
+        holder: For whom.
+        offer: What the peer offers.
+        body: What rode inside the offer.
+        expect: The kind of value that must come, or "any".
         on_value: Called with the value when it is whole and verified.
+        on_failed: Called when it was refused, and why.
     """
 
     def __init__(
         self,
         parts: Parts,
-        running: Running,
         peering: Peering,
-        event: Matched,
+        holder: Holder,
+        offer: Offer | Parcel,
+        body: bytes,
+        expect: str,
         on_value: Callable[[Any], None],
+        on_failed: Callable[[ZBusError], None],
     ) -> None:
-        self._parts, self._running, self._peering = parts, running, peering
-        self._offer: Offer = event.offer
-        self._body = event.body
-        self._on_value = on_value
+        self._parts, self._peering, self._holder = parts, peering, holder
+        self._offer, self._body, self._expect = offer, body, expect
+        self._on_value, self._on_failed = on_value, on_failed
         self._sink = ValueSink()
         self._flow: Inflow | None = None
 
@@ -75,14 +89,14 @@ class Receiving:
         except ZBusError as error:
             self._refuse(error)
             return
-        self._running.operation.begin_bytes(unpacker.total)
+        self._holder.operation.begin_bytes(unpacker.total)
         budget.take(unpacker.memory, lambda: self._allocate(unpacker))
 
     def _allocate(self, unpacker: Unpacker) -> None:
-        if self._running.ended:  # while it waited for memory
+        if self._holder.ended:  # while it waited for memory
             self._parts.budget.give_back(unpacker.memory)
             return
-        self._running.memory = unpacker.memory
+        self._holder.memory = unpacker.memory
 
         def work() -> ZBusError | None:
             try:
@@ -98,7 +112,7 @@ class Receiving:
             self._parts.in_pool(work, self._allocated)
 
     def _allocated(self, error: ZBusError | None) -> None:
-        if self._running.ended:
+        if self._holder.ended:
             return
         if error is not None:
             self._refuse(error)
@@ -119,10 +133,10 @@ class Receiving:
 
     def _receive(self, total: int) -> None:
         """Grant `total` bytes: all of them, or those of a spec that comes in front."""
-        offer, operation = self._offer, self._running.operation
+        offer, operation = self._offer, self._holder.operation
 
         def progress(received: int) -> None:
-            self._running.transferring = True
+            self._holder.transferring = True
             operation.progressed(max(0, received - offer.head))
 
         self._flow = Inflow(
@@ -140,7 +154,7 @@ class Receiving:
 
     def _build(self) -> None:
         """Every byte is there and right: build the value and hand it over."""
-        expect = self._running.step.kind
+        expect = self._expect
 
         def work() -> tuple[Any, ZBusError | None]:
             try:
@@ -157,7 +171,7 @@ class Receiving:
 
         def then(result: tuple[Any, ZBusError | None]) -> None:
             value, error = result
-            if self._running.ended:
+            if self._holder.ended:
                 return
             if error is not None:
                 self._refuse(error)
@@ -171,10 +185,8 @@ class Receiving:
             self._parts.in_pool(work, then)
 
     def _refuse(self, error: ZBusError) -> None:
-        running, peering = self._running, self._peering
-        if running.ended:
+        if self._holder.ended:
             return
-        if peering.error is None:
-            peering.session.send(Refused(self._offer.operation, clip(str(error))))
-        error = error.at(peer=peering.name, stage=str(running.step))
-        self._parts.channels.pairing.fail(running.seat, running.step, error, tell=False)
+        if self._peering.error is None:
+            self._peering.session.send(Refused(self._offer.operation, clip(str(error))))
+        self._on_failed(error)

@@ -20,7 +20,9 @@ class Endpoint:
     address: str = ""
 
     def covers(self, link: Link) -> bool:
-        return self.kind == "any" or (self.kind == link.kind and self.address == link.address)
+        if self.kind == "any":
+            return not link.own
+        return self.kind == link.kind and self.address == link.address
 
     def __str__(self) -> str:
         return {"any": "the connected peer", "listen": f"listen:{self.address}"}.get(
@@ -37,6 +39,7 @@ class Link:
     address: str
     peer: str  # the peer's name
     incarnation: bytes
+    own: bool = False  # between the peers themselves, for jobs: not for whoever runs somewhere
     remote: dict[tuple[str, str], Announce] = field(default_factory=dict)  # (run, channel): waiting
     busy: dict[str, str] = field(default_factory=dict)  # channel -> why nobody is to be had
     bindings: int = 0

@@ -1,6 +1,10 @@
-"""From the caller's value to a transfer: packed when the other side is known, then offered."""
+"""From the caller's value to a transfer: packed for its link, then offered, then streamed."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from . import codecs, payload
 from .bulk import Outflow
@@ -16,8 +20,99 @@ from .transfer import Outgoing
 
 HEAVY = 1 << 20  # bytes from which packing and building go to the worker pool
 
-Packing = tuple[payload.Packed, str]
-"""A packed value, and the codec it goes by."""
+
+@dataclass(frozen=True)
+class Wrapped:
+    """A value, packed for one link.
+
+    Attributes:
+        told: The fields of its OFFER or PARCEL that speak of it.
+        body: The whole of it, where it rides inside that message.
+        source: Its bytes, where they follow in chunks.
+        plain: How many bytes it has, without a spec in front.
+        notes: What the user should know of it.
+    """
+
+    told: dict[str, Any]
+    body: bytes
+    source: PackedSource | None
+    plain: int
+    notes: tuple[str, ...]
+
+    @property
+    def codec(self) -> str:
+        return str(self.told["codec"])
+
+
+def wrap(
+    parts: Parts,
+    peering: Peering,
+    flat: payload.Flat,
+    quality: str,
+    then: Callable[[Wrapped | ZBusError], None],
+) -> None:
+    """Pack a value for that link, and call `then` here; at once if it is small."""
+    rate, local = peering.pace.rate, peering.is_local
+    theirs = peering.session.peer.codecs
+
+    def pack() -> Wrapped | ZBusError:
+        try:
+            packed = payload.pack(flat, codecs.pack_mode(quality, rate, local))
+            return _wrapped(packed, codecs.choose(quality, packed, theirs, rate, local))
+        except ZBusError as error:
+            return error
+
+    if flat.nbytes < HEAVY:
+        then(pack())
+    else:
+        parts.in_pool(pack, then)
+
+
+def _wrapped(packed: payload.Packed, codec: str) -> Wrapped:
+    views = [buffer.view for buffer in packed.buffers]
+    layouts = [(len(buffer.view), buffer.layout) for buffer in packed.buffers]
+    head = len(packed.spec) if len(packed.spec) > MAX_SPEC else 0
+    if head:
+        views.insert(0, memoryview(packed.spec))
+        layouts.insert(0, (head, PLAIN))
+    inline = not head and packed.total <= MAX_INLINE
+    told = {
+        "total": packed.total + head,
+        "codec": "raw" if inline else codec,
+        "spec": b"" if head else packed.spec,
+        "head": head,
+        "inline": inline,
+    }
+    source = None if inline else PackedSource(views, layouts, CODECS[codec].pictures)
+    return Wrapped(told, b"".join(views) if inline else b"", source, packed.total, packed.notes)
+
+
+def stream(
+    parts: Parts,
+    peering: Peering,
+    transfer: int,
+    wrapped: Wrapped,
+    on_progress: Callable[[int], None],
+) -> None:
+    """Begin to send the bytes of an offered value, if they did not ride inside the offer. Its
+    end is seen by who sees every STORED, REFUSED and end of a session."""
+    source = wrapped.source
+    if source is None:
+        return
+    parts.bulk.send(
+        Outflow(
+            peering,
+            Outgoing(transfer, source.total, source.cut, peering.pace, peering.largest_chunk),
+            source,
+            CODECS[wrapped.codec],
+            on_progress=lambda received: on_progress(min(received, wrapped.plain)),
+            on_stored=lambda: None,
+            on_failed=lambda error: None,
+        )
+    )
+
+
+# --- on a channel -------------------------------------------------------------------------------
 
 
 def prepare(parts: Parts, running: Running) -> None:
@@ -29,78 +124,32 @@ def prepare(parts: Parts, running: Running) -> None:
     if running.flat is None or running.preparing or peering is None:
         return
     running.preparing = True
-    flat, quality = running.flat, running.quality
-    rate, local = peering.pace.rate, peering.is_local
-    theirs = peering.session.peer.codecs
 
-    def pack() -> Packing | ZBusError:
-        try:
-            packed = payload.pack(flat, codecs.pack_mode(quality, rate, local))
-            return packed, codecs.choose(quality, packed, theirs, rate, local)
-        except ZBusError as error:
-            return error
-
-    def then(result: Packing | ZBusError) -> None:
+    def then(result: Wrapped | ZBusError) -> None:
         if running.ended:
             return
         if isinstance(result, ZBusError):
             parts.channels.pairing.fail(running.seat, running.step, result, tell=True)
         else:
-            _offer(parts, running, peering, *result)
+            _offer(parts, running, peering, result)
 
-    if flat.nbytes < HEAVY:
-        then(pack())
-    else:
-        running.operation.note = f"packing {size_text(flat.nbytes)}"
-        parts.in_pool(pack, then)
+    if running.flat.nbytes >= HEAVY:
+        running.operation.note = f"packing {size_text(running.flat.nbytes)}"
+    wrap(parts, peering, running.flat, running.quality, then)
 
 
-def _offer(
-    parts: Parts, running: Running, peering: Peering, packed: payload.Packed, codec: str
-) -> None:
-    views = [buffer.view for buffer in packed.buffers]
-    layouts = [(len(buffer.view), buffer.layout) for buffer in packed.buffers]
-    head = len(packed.spec) if len(packed.spec) > MAX_SPEC else 0
-    if head:
-        views.insert(0, memoryview(packed.spec))
-        layouts.insert(0, (head, PLAIN))
-    inline = not head and packed.total <= MAX_INLINE
+def _offer(parts: Parts, running: Running, peering: Peering, wrapped: Wrapped) -> None:
     operation = running.operation
-    operation.notes, operation.codec = packed.notes, "raw" if inline else codec
-    operation.begin_bytes(packed.total)
+    operation.notes, operation.codec = wrapped.notes, wrapped.codec
+    operation.begin_bytes(wrapped.plain)
     running.transfer = running.step.id
-    link = parts.channels.pairing.offer(
-        running.seat,
-        running.step,
-        body=b"".join(views) if inline else b"",
-        total=packed.total + head,
-        codec=operation.codec,
-        spec=b"" if head else packed.spec,
-        head=head,
-        inline=inline,
+    offered = parts.channels.pairing.offer(
+        running.seat, running.step, body=wrapped.body, **wrapped.told
     )
-    if link is not None and not inline:
-        source = PackedSource(views, layouts, CODECS[codec].pictures)
-        _send(parts, running, peering, source, codec)
 
-
-def _send(
-    parts: Parts, running: Running, peering: Peering, source: PackedSource, codec: str
-) -> None:
     def progress(received: int) -> None:
         running.transferring = received > 0
-        running.operation.progressed(min(received, running.operation.total_bytes))
+        operation.progressed(received)
 
-    parts.bulk.send(
-        Outflow(
-            peering,
-            Outgoing(
-                running.transfer, source.total, source.cut, peering.pace, peering.largest_chunk
-            ),
-            source,
-            CODECS[codec],
-            on_progress=progress,
-            on_stored=lambda: None,  # `Steps.stored` sees every STORED, inline ones too
-            on_failed=lambda error: None,  # and channels every end of a session
-        )
-    )
+    if offered is not None:
+        stream(parts, peering, running.transfer, wrapped, progress)

@@ -79,7 +79,13 @@ class Steps:
         def value(got: Any) -> None:
             self._complete(running, got)
 
-        Receiving(self._parts, running, peering, event, value).begin()
+        def failed(error: ZBusError) -> None:
+            error = error.at(peer=peering.name, stage=str(running.step))
+            self._parts.channels.pairing.fail(running.seat, running.step, error, tell=False)
+
+        Receiving(
+            self._parts, peering, running, event.offer, event.body, event.step.kind, value, failed
+        ).begin()
 
     def stored(self, peering: Peering, transfer: int) -> None:
         """The peer has a value of ours."""

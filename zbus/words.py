@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .job import Job
+from .operation import size_text
 from .parts import Parts, Running
 from .places import Peering
 from .seats import Link, State
@@ -49,6 +51,27 @@ def _bound(parts: Parts, running: Running, peering: Peering, now: float) -> str:
         return f"{peering.name}: {running.step} begins"
     doing = peering.activity if peering.activity not in ("", "idle") else "computing"
     return f"{peering.name} has not come to this yet: {doing}"
+
+
+def explain_job(parts: Parts, job: Job, peering: Peering | None, now: float) -> str:
+    """Where a job of this side is."""
+    if peering is None:
+        return f"connecting to {job.remote}"
+    troubled = _trouble(parts, peering, now)
+    if troubled:
+        return troubled
+    at, who = job.progress, peering.name
+    if at.state == "sending":
+        sent = f": {size_text(at.received)} of {size_text(at.total)}" if at.total else ""
+        return f"sending to {who}{sent}"
+    if at.state == "queued":
+        ahead = f"{at.place} before it" if at.place else "next"
+        doing = f": {peering.activity}" if peering.activity not in ("", "idle") else ""
+        return f"queued on {who}, {ahead}{doing}"
+    if at.total and at.received < at.total:
+        return f"receiving from {who}: {size_text(at.received)} of {size_text(at.total)}"
+    step = f" {at.value}/{at.maximum}" if at.maximum > 1 else ""
+    return f"{who}: {at.title}{step}" if at.title else f"running on {who}"
 
 
 def _trouble(parts: Parts, peering: Peering, now: float) -> str:

@@ -1,0 +1,281 @@
+"""A job, as callers see it: what is asked, and the handles of who asks and of who runs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from . import codecs
+from .errors import InputError, RemoteProtocolError, UnknownCodec
+from .messages import clip
+from .operation import Operation
+from .payload import Flat, flatten
+from .reasons import Reason
+
+__all__ = ["Job", "JobHost", "Reason", "Remote", "Request", "Taken"]
+
+MAX_VALUES = 1024  # attached to one job
+MAX_TITLE = 120
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A peer, and where its own listener is.
+
+    Attributes:
+        address: "host:port".
+        instance: Who must answer there, as 32 hexadecimal digits; "": whoever does.
+        name: What to call it before it has said its name.
+    """
+
+    address: str
+    instance: str = ""
+    name: str = ""
+
+    def __str__(self) -> str:
+        return self.name or self.address
+
+
+@dataclass(frozen=True)
+class Request:
+    """What another peer is asked to run.
+
+    Attributes:
+        prompt: ComfyUI's API format: node id -> {"class_type", "inputs"}.
+        outputs: The ids of the nodes to execute; none: every output node.
+        values: What travels with it, by name.
+        title: What the job is, for people.
+        group: A newer job of the same group stops the older ones that this process has given.
+        check: Only look whether it could run.
+        quality: How its results travel: see `Channel.send`.
+    """
+
+    prompt: dict[str, Any]
+    outputs: tuple[str, ...] = ()
+    values: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
+    group: str = ""
+    check: bool = False
+    quality: str = "exact"
+
+    def told(self) -> dict[str, Any]:
+        """As it travels: the prompt as JSON, which keeps NaN, and every value as itself."""
+        try:
+            prompt = json.dumps(self.prompt)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"the prompt is not JSON: {error}") from error
+        return {
+            "prompt": prompt,
+            "outputs": list(self.outputs),
+            "values": self.values,
+            "title": clip(self.title, MAX_TITLE),
+            "group": clip(self.group, MAX_TITLE),
+            "check": self.check,
+            "quality": self.quality,
+        }
+
+    @classmethod
+    def read(cls, told: object) -> Request:
+        """From the wire.
+
+        Raises:
+            RemoteProtocolError: It is not what `told` makes.
+        """
+        given = told if isinstance(told, dict) else {}
+        values, outputs = given.get("values"), given.get("outputs")
+        if not isinstance(values, dict) or len(values) > MAX_VALUES or not _texts(values):
+            raise RemoteProtocolError("a job whose values are no map by name")
+        if not isinstance(outputs, list) or not _texts(outputs):
+            raise RemoteProtocolError("a job whose outputs are no node ids")
+        title, group, quality = given.get("title"), given.get("group"), given.get("quality")
+        try:
+            codecs.check(quality if isinstance(quality, str) else "exact")
+        except UnknownCodec as error:
+            raise RemoteProtocolError(f"a job with a quality unknown here: {error}") from error
+        return cls(
+            _prompt(given.get("prompt")),
+            tuple(outputs),
+            values,
+            clip(title, MAX_TITLE) if isinstance(title, str) else "",
+            clip(group, MAX_TITLE) if isinstance(group, str) else "",
+            given.get("check") is True,
+            quality if isinstance(quality, str) else "exact",
+        )
+
+
+def _texts(items: object) -> bool:
+    return all(isinstance(item, str) for item in items)  # type: ignore[attr-defined]
+
+
+def _prompt(told: object) -> dict[str, Any]:
+    try:
+        prompt = json.loads(told) if isinstance(told, str) else None
+    except (ValueError, RecursionError):
+        prompt = None
+    if not isinstance(prompt, dict) or not all(isinstance(n, dict) for n in prompt.values()):
+        raise RemoteProtocolError("a job whose prompt is no map of nodes")
+    for node in prompt.values():
+        if not isinstance(node.setdefault("inputs", {}), dict):
+            raise RemoteProtocolError("a job with a node whose inputs are no map")
+    return prompt
+
+
+# --- who asks -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a job is.
+
+    Attributes:
+        state: "sending", "queued", "running", "ended".
+        place: How many are before it in the queue there.
+        node, title: The node that computes there: its id; its title and id for people.
+        value, maximum: Its step; 0 of 0 where it has none.
+        received, total: Bytes of the result that comes in, and of how many.
+    """
+
+    state: str = "sending"
+    place: int = 0
+    node: str = ""
+    title: str = ""
+    value: int = 0
+    maximum: int = 0
+    received: int = 0
+    total: int = 0
+
+
+class Job(Operation[dict[str, Any]]):
+    """A job that another peer runs for this one. Wait with `result()`, or ``await`` it: the
+    values by the name of their output. It raises `JobRefused`, `JobFailed`, `JobCancelled`,
+    `QueueDeadlock`, or what ended the link.
+
+    Attributes:
+        id: A UUID.
+        peer: The name of the peer that runs it, as far as it is known.
+        request: What was asked.
+        progress: Where it is.
+        results: What has come already.
+        on_change: Called in the I/O thread when `progress` or `results` is new. Must not block.
+        on_preview: Called in the I/O thread with (node, "image/jpeg" or "image/png", bytes).
+    """
+
+    def __init__(
+        self,
+        id: str,
+        remote: Remote,
+        request: Request,
+        cancel: Callable[[Operation[Any]], None],
+        awaits: Callable[[str], None],
+    ) -> None:
+        super().__init__(cancel, None)
+        self.id, self.remote, self.request = id, remote, request
+        self.peer = str(remote)
+        self.progress = Progress()
+        self.results: dict[str, Any] = {}
+        self.on_change: Callable[[Job], None] | None = None
+        self.on_preview: Callable[[str, str, bytes], None] | None = None
+        self.accepted = False  # in the queue there, or further
+        self._awaits = awaits
+
+    def awaited_by(self, who: str) -> None:
+        """A running prompt, `who` in words, waits for this job from now on: where the two queues
+        wait for each other it can be told."""
+        self._awaits(who)
+
+
+# --- who runs it --------------------------------------------------------------------------------
+
+
+class JobHost(Protocol):
+    """Runs the jobs of other peers. Called in the I/O thread: nothing here may block."""
+
+    def submitted(self, job: Taken) -> None:
+        """A job has come: check it and queue it, then tell by its methods."""
+
+    def cancel(self, job: Taken, why: str) -> None:
+        """Stop exactly this one, and say `stopped` when it has."""
+
+    def forget(self, job: Taken) -> None:
+        """Its results are delivered or dropped: remove every trace of it."""
+
+    def facts(self) -> dict[str, Any]:
+        """What there is to know of this ComfyUI: JSON. In a worker thread."""
+
+
+class Teller(Protocol):
+    """What a taken job can tell: see `desk`."""
+
+    def refuse(self, job: str, reasons: Sequence[Reason]) -> None: ...
+    def queued(self, job: str, place: int) -> None: ...
+    def started(self, job: str) -> None: ...
+    def progressed(self, job: str, node: str, title: str, value: int, maximum: int) -> None: ...
+    def preview(self, job: str, node: str, kind: str, data: bytes) -> None: ...
+    def result(self, job: str, name: str, flat: Flat) -> None: ...
+    def ended(self, job: str, end: dict[str, Any]) -> None: ...
+
+
+class Taken:
+    """A job of another peer, for who runs it. Usable from any thread; nothing blocks.
+
+    Attributes:
+        id: A UUID in lower case; ComfyUI's prompt id too.
+        client: The name of the peer that gave it.
+        request: What it asks.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        client: str,
+        request: Request,
+        tell: Callable[[Callable[[Teller], None]], None],
+    ) -> None:
+        self.id, self.client, self.request, self._tell = id, client, request, tell
+
+    def refuse(self, reasons: Sequence[Reason]) -> None:
+        """It cannot run: everything that is wrong."""
+        self._tell(lambda desk: desk.refuse(self.id, reasons))
+
+    def passed(self) -> None:
+        """It could run: the end of a job that only asked."""
+        self.done()
+
+    def queued(self, place: int) -> None:
+        """It is in the queue, behind `place` others. Again when that changes."""
+        self._tell(lambda desk: desk.queued(self.id, place))
+
+    def started(self) -> None:
+        """It runs."""
+        self._tell(lambda desk: desk.started(self.id))
+
+    def progress(self, node: str, title: str, value: int, maximum: int) -> None:
+        """Which node is at which step."""
+        self._tell(lambda desk: desk.progressed(self.id, node, title, value, maximum))
+
+    def preview(self, node: str, kind: str, data: bytes) -> None:
+        """A picture of what that node computes: "image/jpeg" or "image/png", at most 1 MiB."""
+        self._tell(lambda desk: desk.preview(self.id, node, kind, data))
+
+    def result(self, name: str, value: Any) -> None:
+        """One of the outputs. It must not change any more.
+
+        Raises:
+            NotTransferable: It holds something that cannot travel.
+        """
+        flat = flatten(value)
+        self._tell(lambda desk: desk.result(self.id, name, flat))
+
+    def done(self) -> None:
+        """It has ended well, and all its results are told."""
+        self._tell(lambda desk: desk.ended(self.id, {"outcome": "done"}))
+
+    def failed(self, detail: dict[str, str]) -> None:
+        """A node failed: node_id, title, class_type, exception_type, message, traceback."""
+        self._tell(lambda desk: desk.ended(self.id, {"outcome": "failed", **detail}))
+
+    def stopped(self, why: str) -> None:
+        """It was stopped, and why."""
+        self._tell(lambda desk: desk.ended(self.id, {"outcome": "cancelled", "why": clip(why)}))
