@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import exchange, host, jumper
+from . import (
+    collecting,
+    exchange,
+    host,
+    internal,
+    jumper,
+    netdist,
+    netfiles,
+    page,
+    run_on_peers,
+)
 from .watcher import WATCHER
 
 
@@ -14,4 +24,14 @@ class ZBusExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         WATCHER.jumper = dict(jumper.NODES)
         host.at_start(WATCHER.start)
-        return [*exchange.NODES.values(), *jumper.NODES.values()]
+        page.open_routes()
+        return [
+            *exchange.NODES.values(),
+            *run_on_peers.NODES.values(),
+            *jumper.NODES.values(),
+            *netdist.NODES.values(),
+            *netfiles.NODES.values(),
+            *collecting.NODES.values(),
+            *internal.NODES.values(),
+            *run_on_peers.INTERNAL_NODES.values(),
+        ]

@@ -8,10 +8,10 @@ from comfy_api.latest import io
 
 from zbus import codecs
 from zbus.errors import InputError
-from zbus.kinds import LIST
 from zbus.run import EXPECT
 
 from . import waiting
+from .lists import unwrap, wrap
 from .meeting import Meeting, at_peer
 from .single import only
 
@@ -138,18 +138,6 @@ class Receive(_Node):
             raise InputError(f"expect is one of {', '.join(EXPECT)}, not {kind!r}")
         value = await waiting.receive(meeting, number, expect=kind, timeout=seconds or None)
         return io.NodeOutput(unwrap(value), number + 1)
-
-
-def wrap(values: list[Any]) -> Any:
-    """One value travels as itself, so that any zbus peer can take it; several as {LIST: [...]}."""
-    return values[0] if len(values) == 1 else {LIST: values}
-
-
-def unwrap(value: Any) -> list[Any]:
-    """A ComfyUI list output: what `wrap` was given."""
-    if isinstance(value, dict) and len(value) == 1 and isinstance(value.get(LIST), list):
-        return list(value[LIST])
-    return [value]
 
 
 NODES: dict[str, type[io.ComfyNode]] = {"ZBusSend": Send, "ZBusReceive": Receive}

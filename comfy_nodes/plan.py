@@ -7,7 +7,7 @@ that fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -15,13 +15,11 @@ from zbus.errors import ZBusError
 from zbus.manifest import JUMPER
 from zbus.messages import MAX_PLANNED, Planned
 
+from .graph import Prompt, ancestors, class_of, constant, inputs_of, link, reach
 from .meeting import Meeting, at_addr, at_peer
 
 MAX_TITLE = 60
 MAX_TEXTS = 30_000  # bytes of titles: a manifest travels in one message of 64 KiB
-PRIMITIVES = ("PrimitiveInt", "PrimitiveString", "PrimitiveStringMultiline", "PrimitiveBoolean")
-
-Prompt = Mapping[str, Mapping[str, Any]]
 
 
 class Spec(NamedTuple):
@@ -133,44 +131,25 @@ class _Graph:
         self._prompt, self._classes = prompt, classes
         self._before: dict[str, set[str]] = {}
         wanted = [i for i in outputs if i in prompt]
-        self.possible = self._reach(wanted, lambda node, name: True)
-        self.certain = set(self._reach(wanted, self._is_strong))
+        self.possible = ancestors(prompt, wanted)
+        self.certain = set(reach(prompt, wanted, self._is_strong))
         loops = [i for i in self.possible if classes.expands(self._class(i))]
         # What a loop repeats runs an unknown number of times.
-        self._repeated = set(self._reach(loops, lambda node, name: True)) - set(loops)
+        self._repeated = set(ancestors(prompt, loops)) - set(loops)
 
     def _class(self, node: str) -> str:
-        return str(self._prompt[node].get("class_type", ""))
+        return class_of(self._prompt[node])
 
     def _inputs(self, node: str) -> Mapping[str, Any]:
-        inputs = self._prompt[node].get("inputs")
-        return inputs if isinstance(inputs, Mapping) else {}
+        return inputs_of(self._prompt[node])
 
     def _is_strong(self, node: str, name: str) -> bool:
         return not self._classes.is_lazy(self._class(node), name)
 
-    def _links(self, node: str) -> Iterator[tuple[str, str]]:
-        for name, value in self._inputs(node).items():
-            link = _link(value)
-            if link and link[0] in self._prompt:
-                yield name, link[0]
-
-    def _reach(self, start: Iterable[str], follow: Callable[[str, str], bool]) -> dict[str, None]:
-        """The nodes from which these are reached, these among them, in a stable order."""
-        found: dict[str, None] = {}
-        left = list(start)
-        while left:
-            node = left.pop()
-            if node not in found:
-                found[node] = None
-                left += [source for name, source in self._links(node) if follow(node, name)]
-        return found
-
     def before(self, node: str) -> set[str]:
         """The nodes that run before this one."""
         if node not in self._before:
-            reached = self._reach([node], lambda node, name: True)
-            self._before[node] = set(reached) - {node}
+            self._before[node] = set(ancestors(self._prompt, [node])) - {node}
         return self._before[node]
 
     def linked(self, one: str, other: str) -> bool:
@@ -193,7 +172,7 @@ class _Graph:
         return _Op(node, self._meeting(spec, inputs), family, planned)
 
     def _meeting(self, spec: Spec, inputs: Mapping[str, Any]) -> Meeting | None:
-        first, second = (self.constant(inputs.get(name)) for name in spec.where)
+        first, second = (constant(self._prompt, inputs.get(name)) for name in spec.where)
         if not isinstance(first, str) or not isinstance(second, str):
             return None
         try:
@@ -205,41 +184,24 @@ class _Graph:
         if spec.kind:
             return spec.kind
         if spec.direction == "receive":
-            expect = self.constant(inputs.get("expect"))
+            expect = constant(self._prompt, inputs.get("expect"))
             return expect[:20] if isinstance(expect, str) else "any"
-        link = _link(inputs.get("value"))
-        if link is None or link[0] not in self._prompt:
+        source = link(inputs.get("value"))
+        if source is None or source[0] not in self._prompt:
             return "any"
-        return self._classes.kind(self._class(link[0]), link[1])
+        return self._classes.kind(self._class(source[0]), source[1])
 
     def order(self, node: str, seen: frozenset[str] = frozenset()) -> int | None:
         """The order with which one of our nodes runs; None if only the run will tell."""
         given = self._inputs(node).get("order", 0)
-        link = _link(given)
-        if link is None or link[0] not in self._prompt:
+        source = link(given)
+        if source is None or source[0] not in self._prompt:
             return _whole(given)
-        spec = NODES.get(self._class(link[0]))
-        if spec is None or spec.order_slot != link[1] or link[0] in seen:
-            return _whole(self.constant(given))
-        before = self.order(link[0], seen | {node})
+        spec = NODES.get(self._class(source[0]))
+        if spec is None or spec.order_slot != source[1] or source[0] in seen:
+            return _whole(constant(self._prompt, given))
+        before = self.order(source[0], seen | {node})
         return None if before is None else before + 1
-
-    def constant(self, value: Any) -> Any:
-        """The value itself, or that of the primitive node it comes from; None if unknown."""
-        for _ in range(8):
-            link = _link(value)
-            if link is None:
-                return value
-            if link[0] not in self._prompt or self._class(link[0]) not in PRIMITIVES:
-                return None
-            value = self._inputs(link[0]).get("value")
-        return None
-
-
-def _link(value: Any) -> tuple[str, int] | None:
-    if not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
-        return None
-    return (value[0], int(value[1])) if isinstance(value[1], (int, float)) else None
 
 
 def _whole(value: Any) -> int | None:

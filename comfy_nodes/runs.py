@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -36,6 +37,7 @@ class Run:
     channels: dict[Meeting, Channel] = field(default_factory=dict)
     broken: ZBusError | None = None  # the other side's end, for which this run is stopped
     done: set[str] = field(default_factory=set)  # nodes of ours that have ended
+    at_end: list[Callable[[str], None]] = field(default_factory=list)  # told "ok", "failed"...
 
     def close(self, outcome: str, why: str = "") -> None:
         """Tell the other sides how this run has ended. The first word counts."""
@@ -86,13 +88,14 @@ class Runs:
 
     def _end(self, run: Run) -> None:
         del self._runs[run.id]
-        if not run.channels or not run.in_queue:
-            run.close("ok")
-            return
-        outcome, why = host.outcome(run.id)
+        outcome, why = "ok", ""
+        if run.in_queue and (run.channels or run.at_end):
+            outcome, why = host.outcome(run.id)
         if run.broken is not None:
             outcome, why = "failed", str(run.broken)
         run.close(outcome, why)
+        for tell in run.at_end:
+            tell(outcome)
 
     def _open(self, run: Run, meeting: Meeting) -> Channel:
         peer, planned = host.peer(), run.plans.get(meeting)

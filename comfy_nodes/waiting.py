@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 from zbus import Operation
@@ -59,11 +60,8 @@ async def _operate(meeting: Meeting, start: str, *args: Any, **more: Any) -> Any
 
 async def _finish(operation: Operation[Any], run: Run, node_id: str) -> Any:
     view = _View(operation, run, node_id)
-    ended = _when_done(operation)
     try:
-        while not (await asyncio.wait((ended,), timeout=POLL))[0]:
-            host.check_interrupt()
-            view.refresh()
+        await until(_when_done(operation), view.refresh)
         return operation.result()
     except host.Interrupted:
         # The other side is told now, and not when this prompt has come to its end.
@@ -72,6 +70,13 @@ async def _finish(operation: Operation[Any], run: Run, node_id: str) -> Any:
     except Cancelled as error:  # by another node of this run, a moment ago
         raise host.Interrupted() from error
     # On CancelledError another node has failed: the end of the run tells the other side why.
+
+
+async def until(ended: asyncio.Future[None], refresh: Callable[[], None]) -> None:
+    """Wait for that end, or the interrupt; `refresh` shows meanwhile how it goes."""
+    while not (await asyncio.wait((ended,), timeout=POLL))[0]:
+        host.check_interrupt()
+        refresh()
 
 
 def _when_done(operation: Operation[Any]) -> asyncio.Future[None]:

@@ -8,6 +8,7 @@ import time
 
 from . import host
 from .activity import IDLE, describe
+from .presence import PRESENCE
 from .runs import RUNS
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class Watcher:
         with self._lock:
             if self._thread is not None:
                 return
-            host.peer()
+            PRESENCE.open()
             host.watch_queue(self._news.set)
             self._thread = threading.Thread(target=self._run, name="zbus-runs", daemon=True)
             self._thread.start()

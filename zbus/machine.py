@@ -27,7 +27,7 @@ def boot_id() -> str:
 def process_start(pid: int) -> str | None:
     """Something that two processes with one pid do not share; None: no such process lives."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return None
     state, *rest = stat.rpartition(")")[2].split()

@@ -1,0 +1,150 @@
+"""What `Run on Peers` and NetDist's queue nodes expand into: nodes that no user sees.
+
+``ZBusStart`` gives the jobs of a plan as soon as what they need from here has been computed;
+``ZBusCollect`` waits for their results, and only then asks for this machine's own share: so that
+the others work at the same time.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+import weakref
+from typing import Any, NamedTuple
+
+from comfy_api.latest import io
+
+from zbus.errors import LocalProtocolError
+
+from . import host
+from .giving import Given, Share
+from .graph import Link
+from .joining import join
+from .lists import unwrap, wrap
+from .plan import title
+from .single import only
+
+START, COLLECT = "ZBusStart", "ZBusCollect"
+INTERNAL = "zbus/internal"
+HERE = "this computer"
+
+# Nodes get numbers for live objects; those live as long as the run that gave the jobs.
+_GIVEN: weakref.WeakValueDictionary[str, Given] = weakref.WeakValueDictionary()
+
+
+class Expansion(NamedTuple):
+    """Nodes to add to the prompt that is being executed."""
+
+    nodes: dict[str, dict[str, Any]]
+    started: Link | None  # where a `Given` with its jobs given comes out; None: they are already
+    collected: Link | None  # where [values] and the report come out
+
+
+def expand(given: Given, node_id: str, local: Link | None = None, *, collect: bool) -> Expansion:
+    """The nodes that finish what `Given.begin` has begun.
+
+    Args:
+        node_id: The node that expands.
+        local: The same value computed here, if this machine takes part.
+        collect: Whether to wait for the results.
+    """
+    ticket = uuid.uuid4().hex
+    _GIVEN[ticket] = given
+    nodes: dict[str, dict[str, Any]] = {}
+    started = collected = None
+    if given.boundaries:
+        started = (f"{node_id}.zbus-start", 0)
+        links = {f"b{i}": list(link) for i, link in enumerate(given.boundaries.values())}
+        nodes[started[0]] = {"class_type": START, "inputs": {"ticket": ticket, **links}}
+    if collect:
+        collected = (f"{node_id}.zbus-collect", 0)
+        inputs: dict[str, Any] = {"ticket": ticket}
+        if started is not None:
+            inputs["started"] = list(started)
+        if local is not None:
+            inputs["local"] = list(local)
+        nodes[collected[0]] = {"class_type": COLLECT, "inputs": inputs}
+    return Expansion(nodes, started, collected)
+
+
+def _given(ticket: Any) -> Given:
+    given = _GIVEN.get(only("ticket", ticket))
+    if given is None:
+        raise LocalProtocolError(
+            "its run has ended", remedy="This node is made by zbus itself: remove it"
+        )
+    return given
+
+
+class Start(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> Any:
+        return io.Schema(
+            node_id=START,
+            display_name="(zbus) give jobs",
+            category=INTERNAL,
+            inputs=[io.String.Input("ticket")],
+            outputs=[io.AnyType.Output("given")],
+            is_input_list=True,
+            is_deprecated=True,  # hides it from the search
+            not_idempotent=True,
+        )
+
+    @classmethod
+    async def execute(cls, ticket: Any, **values: Any) -> Any:
+        given = _given(ticket)
+        names = list(given.boundaries)
+        await given.start({name: wrap(values[f"b{i}"]) for i, name in enumerate(names)})
+        return io.NodeOutput(given)
+
+
+class Collect(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> Any:
+        return io.Schema(
+            node_id=COLLECT,
+            display_name="(zbus) collect results",
+            category=INTERNAL,
+            inputs=[
+                io.String.Input("ticket"),
+                io.AnyType.Input("started", optional=True),
+                io.AnyType.Input("local", optional=True, lazy=True),
+            ],
+            outputs=[io.AnyType.Output("values"), io.String.Output("report")],
+            is_input_list=True,
+            is_deprecated=True,
+            not_idempotent=True,
+        )
+
+    @classmethod
+    def check_lazy_status(cls, **inputs: Any) -> list[str]:
+        return ["local"] if "local" in inputs else []  # only now that the jobs are given
+
+    @classmethod
+    async def execute(cls, ticket: Any, started: Any = None, local: Any = None) -> Any:
+        given, here = _given(ticket), host.executing()
+        at_home = time.monotonic() - given.began
+        shown = given.relay.node_id
+        await given.collect(f"the prompt with {title(shown, host.graph().get(shown, here.node))}")
+        results = [] if local is None else [list(local)]
+        results += [unwrap(share.result("value")) for share in given.shares]
+        report = _report(given, None if local is None else at_home)
+        given.relay.say(report)
+        return io.NodeOutput(join(results), report)
+
+
+def _report(given: Given, at_home: float | None) -> str:
+    lines = [] if at_home is None else [f"{HERE}: done in {at_home:.2f} s"]
+    for share in sorted((*given.shares, *given.lost), key=lambda share: share.position):
+        lines += [f"failed: {text}" for text in share.failures]
+        if share not in given.lost:
+            lines.append(f"{share.who}: done in {share.seconds:.2f} s{_notes(share)}")
+    return "\n".join(lines)
+
+
+def _notes(share: Share) -> str:
+    notes = share.job.notes if share.job is not None else ()
+    return "".join(f"; {note}" for note in notes)
+
+
+NODES: dict[str, type[io.ComfyNode]] = {START: Start, COLLECT: Collect}

@@ -1,0 +1,378 @@
+"""Pure: HTTP for nodes that take a URL. Whatever a server does, it ends, in bounded memory.
+
+Errors show a URL without its user, password and query: those may hold secrets. The exceptions of
+aiohttp hold them as well, so none is chained to ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import json
+import re
+import socket
+import threading
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from zbus import __version__
+from zbus.errors import FetchError, InvalidAddress, Unreachable, ZBusError
+from zbus.messages import clip
+from zbus.operation import size_text
+
+LIMIT = 512 << 20  # bytes of an answer, unpacked
+MAX_REDIRECTS = 5
+MAX_REASON = 200  # characters of what a server says about a failure
+PIECE = 1 << 16
+EXAMPLE = 'Write it in full, for example "http://127.0.0.1:8188/view?filename=a.png"'
+CHECK = "Check the URL, and that the server runs"
+# Unpacked here and not by aiohttp, of which older versions unpack without a limit.
+_HEADERS = {"User-Agent": f"comfyui-bus/{__version__}", "Accept-Encoding": "identity"}
+_SECRET = 4  # characters of a user or a query's value from which on they are kept out of texts
+
+
+@dataclass(frozen=True)
+class Times:
+    """How long to wait, in seconds: for a connection, for the next bytes, and for all of it."""
+
+    connect: float = 10.0
+    silence: float = 30.0
+    whole: float = 600.0
+
+
+TIMES = Times()
+
+
+async def get(url: str, *, limit: int = LIMIT, what: str = "", times: Times = TIMES) -> bytes:
+    """The body of what is at that URL, unpacked.
+
+    Args:
+        url: http or https. A user and password in it are sent as basic authentication.
+        limit: The most bytes to take.
+        what: What is being done, for the texts of errors ("loading the picture").
+        times: How long to wait.
+
+    Raises:
+        InvalidAddress: That is no URL.
+        Unreachable: No connection, or no answer in time.
+        FetchError: An answer that cannot be used.
+    """
+    return await _Exchange("GET", web_address(url), None, what, times).run(limit)
+
+
+async def post_json(url: str, obj: Any, *, what: str = "", times: Times = TIMES) -> None:
+    """Post `obj` as JSON. What the server answers to it is not read, unless it is a failure.
+
+    Raises:
+        InvalidAddress: That is no URL.
+        Unreachable: No connection, or no answer in time.
+        FetchError: The server answered with a failure.
+    """
+    body = json.dumps(obj).encode()
+    await _Exchange("POST", web_address(url), body, what, times).run(None)
+
+
+def web_address(written: str) -> URL:
+    """The URL in a text.
+
+    Raises:
+        InvalidAddress: It is none, or neither http nor https.
+    """
+    cleaned = written.strip()
+    if not cleaned:
+        raise InvalidAddress("the URL is empty", remedy=EXAMPLE)
+    try:
+        url = _parsed(cleaned)
+    except ValueError:
+        raise InvalidAddress(f'"{_redacted(cleaned)}" is not a URL', remedy=EXAMPLE) from None
+    if url.scheme not in ("http", "https") or not url.host:
+        said = f'"{_redacted(cleaned)}" is not a URL of http or https'
+        raise InvalidAddress(said, remedy=EXAMPLE)
+    return url
+
+
+def _parsed(text: str) -> URL:
+    # As it is, where it can be: signed URLs hold only in the very spelling that was signed.
+    url = URL(text, encoded=re.fullmatch("[!-~]*", text) is not None)
+    _ = url.port  # raises ValueError for what is none, which is looked at only when asked for
+    return url
+
+
+def shown(url: URL | str) -> str:
+    """A URL as texts may show it: without user, password, query and fragment."""
+    try:
+        whole = web_address(str(url))
+    except InvalidAddress:
+        return _redacted(str(url))
+    return clip(whole.with_user(None).with_query(None).with_fragment(None).human_repr(), 150)
+
+
+def _redacted(text: str) -> str:
+    """As `shown`, of what cannot be taken apart: rather too little than too much."""
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text)
+    start = scheme.group() if scheme else ""
+    rest = text[len(start) :].rpartition("@")[2]
+    return clip(start + re.split(r"[?#]", rest, maxsplit=1)[0], 150)
+
+
+class _Exchange:
+    """One request, and those that redirects make of it."""
+
+    def __init__(self, method: str, url: URL, body: bytes | None, what: str, times: Times) -> None:
+        self._method, self._url, self._body = method, url, body
+        self._what, self._times = what, times
+
+    async def run(self, limit: int | None) -> bytes:
+        """The answer's body of at most `limit` bytes; None does not read it."""
+        try:
+            return await asyncio.wait_for(self._follow(limit), self._times.whole)
+        except asyncio.TimeoutError:
+            said = f"it was not done within {self._times.whole:g} s"
+            raise self._unreachable(said) from None
+
+    async def _follow(self, limit: int | None) -> bytes:
+        for _ in range(MAX_REDIRECTS + 1):
+            try:
+                target, body = await self._ask(limit)
+            except (aiohttp.ClientError, OSError) as error:
+                raise self._explained(error) from None
+            if target is None:
+                return body
+            self._go_to(target)
+        raise self._unusable(f"it redirects more than {MAX_REDIRECTS} times")
+
+    async def _ask(self, limit: int | None) -> tuple[str | None, bytes]:
+        """(where it redirects to, body) of one request."""
+        headers, data = dict(_HEADERS), None
+        if self._body is not None:
+            headers["Content-Type"], data = "application/json", BytesIO(self._body)
+        async with self._session() as session:
+            asked = session.request(
+                self._method, self._url, data=data, headers=headers, allow_redirects=False
+            )
+            async with asked as response:
+                target = response.headers.get("Location")
+                if target and response.status in (301, 302, 303, 307, 308):
+                    if response.status < 307:  # as browsers do
+                        self._method, self._body = "GET", None
+                    return target, b""
+                if response.status >= 300:
+                    raise await self._refused(response)
+                return None, b"" if limit is None else await self._read(response, limit)
+
+    def _session(self) -> aiohttp.ClientSession:
+        # One a request, since whether proxies of the environment count depends on the host.
+        wait = aiohttp.ClientTimeout(
+            total=None, connect=self._times.connect, sock_read=self._times.silence
+        )
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(resolver=_Resolver()),
+            timeout=wait,
+            trust_env=not _is_loopback(self._url.host or ""),
+            auto_decompress=False,
+        )
+
+    def _go_to(self, target: str) -> None:
+        try:
+            url = self._url.join(_parsed(target))
+        except ValueError:
+            raise self._unusable("it redirects to what is not a URL") from None
+        if url.scheme not in ("http", "https") or not url.host:
+            raise self._unusable(f'it redirects to "{_redacted(target)}", which is not followed')
+        if url.user is None and _server(url) == _server(self._url):
+            url = url.with_user(self._url.user).with_password(self._url.password)
+        self._url = url
+
+    async def _read(self, response: aiohttp.ClientResponse, limit: int) -> bytes:
+        if (response.content_length or 0) > limit:
+            raise self._too_large(f"{size_text(response.content_length or 0)} is", limit)
+        unpack = _unpacker(response)
+        if unpack is None:
+            packed = response.headers.get("Content-Encoding", "")
+            raise self._unusable(f"the answer is packed as {clip(packed, 30)!r}")
+        body = bytearray()
+        try:
+            async for piece in response.content.iter_chunked(PIECE):
+                for part in unpack.feed(piece):
+                    body += part
+                    if len(body) > limit:
+                        raise self._too_large("it is", limit)
+        except zlib.error:
+            raise self._unusable("the packed answer is damaged") from None
+        if not unpack.complete:
+            raise self._unusable("the answer ends too early")
+        return bytes(body)
+
+    async def _refused(self, response: aiohttp.ClientResponse) -> FetchError:
+        reason = _first_line((response.reason or "").encode())
+        said = f"the server answered {response.status} {reason}".rstrip()
+        line = ""
+        if "html" not in response.content_type:  # a page for people, with nothing in its 1st line
+            with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError, zlib.error):
+                unpack = _unpacker(response)
+                packed = await response.content.read(PIECE)
+                body = next(unpack.feed(packed), b"") if unpack else b""
+                line = _first_line(body)
+        for secret in _secrets(self._url):
+            line = line.replace(secret, "***")
+        return self._unusable(f"{said}: {line}" if line else said)
+
+    # --- errors
+
+    def _too_large(self, size: str, limit: int) -> FetchError:
+        return self._unusable(f"{size} more than the {size_text(limit)} that are taken")
+
+    def _unusable(self, said: str, remedy: str = "") -> FetchError:
+        return FetchError(said, peer=shown(self._url), stage=self._what, remedy=remedy)
+
+    def _unreachable(self, said: str) -> Unreachable:
+        return Unreachable(said, peer=shown(self._url), stage=self._what, remedy=CHECK)
+
+    def _explained(self, error: Exception) -> ZBusError:
+        """What an exception of aiohttp means."""
+        if isinstance(error, aiohttp.InvalidURL):
+            return InvalidAddress(f'"{shown(self._url)}" is not a URL', remedy=EXAMPLE)
+        if isinstance(error, aiohttp.ConnectionTimeoutError):
+            return self._unreachable(f"no connection within {self._times.connect:g} s")
+        if isinstance(error, asyncio.TimeoutError):
+            return self._unreachable(f"the server was silent for {self._times.silence:g} s")
+        if isinstance(error, (aiohttp.ClientProxyConnectionError, aiohttp.ClientHttpProxyError)):
+            return self._unreachable("the proxy that the environment names did not let it through")
+        if isinstance(error, (aiohttp.ClientSSLError, aiohttp.ClientConnectorCertificateError)):
+            return self._unreachable("no secure connection (TLS) could be made")
+        if isinstance(error, aiohttp.ClientConnectorError):
+            if isinstance(error.os_error, socket.gaierror):
+                return self._unreachable(f"the name {self._url.host} is not known")
+            why = clip(error.os_error.strerror or "", 100) or "nothing answers there"
+            return self._unreachable(f"no connection ({why})")
+        if isinstance(error, (aiohttp.ServerConnectionError, aiohttp.ClientOSError)):
+            return self._unreachable("the connection was closed without an answer")
+        if isinstance(error, aiohttp.ClientPayloadError):
+            return self._unusable("the answer broke off")
+        return self._unusable("the answer is not HTTP")
+
+
+def _server(url: URL) -> tuple[Any, ...]:
+    return url.scheme, url.host, url.port
+
+
+def _is_loopback(host: str) -> bool:
+    name = host.rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def _first_line(body: bytes) -> str:
+    lines = body.decode("utf-8", "replace").splitlines()
+    line = next((line.strip() for line in lines if line.strip()), "")
+    return clip("".join(c for c in line if c.isprintable()), MAX_REASON)
+
+
+def _secrets(url: URL) -> list[str]:
+    """What a server's own words must not show of a URL: the longest first."""
+    values = [*url.query.values(), *re.findall("=([^&]*)", url.raw_query_string)]
+    found = [url.password, url.raw_password]
+    found += [v for v in (url.user, *values) if v and len(v) >= _SECRET]
+    return sorted(filter(None, found), key=len, reverse=True)
+
+
+class _Plain:
+    """What comes unpacked. aiohttp itself notices where such an answer is too short."""
+
+    complete = True
+
+    def feed(self, piece: bytes) -> Iterator[bytes]:
+        yield piece
+
+
+class _Inflate:
+    """Unpacks gzip and zlib, never much at once: a few KiB may unpack to many MiB."""
+
+    def __init__(self) -> None:
+        self._stream = self._new()
+
+    @staticmethod
+    def _new() -> Any:
+        return zlib.decompressobj(zlib.MAX_WBITS | 32)  # either, as its header says
+
+    @property
+    def complete(self) -> bool:
+        return bool(self._stream.eof)
+
+    def feed(self, piece: bytes) -> Iterator[bytes]:
+        """Raises zlib.error."""
+        part = b""
+        while piece or len(part) == PIECE:  # a full part: the stream may hold more of it
+            if piece and self._stream.eof:  # gzip allows one after the other
+                self._stream = self._new()
+            part = self._stream.decompress(piece, PIECE)
+            yield part
+            piece = self._stream.unconsumed_tail or self._stream.unused_data
+
+
+def _unpacker(response: aiohttp.ClientResponse) -> _Plain | _Inflate | None:
+    """None: the server packed it in a way that was not asked for."""
+    packed = response.headers.get("Content-Encoding", "").strip().lower()
+    if packed in ("", "identity"):
+        return _Plain()
+    return _Inflate() if packed in ("gzip", "x-gzip", "deflate") else None
+
+
+class _Resolver(AbstractResolver):
+    """Looks names up on a thread of its own.
+
+    The loop's thread pool would do it too, but the end of a prompt waits for that pool: a slow
+    name server would hold it up after the user's X.
+    """
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Any]] = loop.create_future()
+
+        def settle(found: list[Any], error: OSError | None) -> None:
+            if future.done():
+                return
+            if error is None:
+                future.set_result(found)
+            else:
+                future.set_exception(error)
+
+        def look() -> None:
+            found, error = [], None
+            try:
+                found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+            except (OSError, UnicodeError) as raised:
+                error = raised if isinstance(raised, OSError) else socket.gaierror(str(raised))
+            with contextlib.suppress(RuntimeError):  # nobody waits any more: the loop is closed
+                loop.call_soon_threadsafe(settle, found, error)
+
+        threading.Thread(target=look, name="zbus-name", daemon=True).start()
+        flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        return [
+            ResolveResult(
+                hostname=host, host=_numeric(at), port=at[1], family=kind, proto=proto, flags=flags
+            )
+            for kind, _, proto, _, at in await future
+        ]
+
+    async def close(self) -> None:
+        """Nothing is kept."""
+
+
+def _numeric(at: tuple[Any, ...]) -> str:
+    """The address, with its zone where it has one (link-local IPv6)."""
+    return f"{at[0]}%{at[3]}" if len(at) > 3 and at[3] else str(at[0])

@@ -1,0 +1,83 @@
+"""What the nodes for files and URLs share: how they wait, read, write and notice changes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from zbus.errors import FetchError, InputError
+
+from . import decoding, fetching, host
+from .waiting import POLL
+
+MAX_FILE = 2 << 30  # bytes of a file of the input folder: beyond it is a checkpoint, say
+
+T = TypeVar("T")
+
+
+async def interruptible(work: Coroutine[Any, Any, T]) -> T:
+    """Wait for `work` in the node that is being executed; the user's X ends it at once."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait((task,), timeout=POLL))[0]:
+            host.check_interrupt()
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def fetched(url: str, what: str, decode: Callable[[bytes], T]) -> T:
+    """What `decode` makes of what is at that URL; `what` is said in errors.
+
+    Raises:
+        ZBusError: It could not be fetched, or is not what was wanted.
+    """
+    data = await interruptible(fetching.get(url, what=what))
+    try:
+        return decode(data)
+    except decoding.Undecodable as error:
+        raise FetchError(str(error), peer=fetching.shown(url), stage=what) from error
+
+
+def fingerprint(name: str | None) -> Any:
+    """Of the file's content, so that a changed file is loaded again."""
+    if name is None:
+        return float("nan")  # comes over a link: nobody knows
+    state = hashlib.sha256()
+    with host.input_file(name).open("rb") as file:
+        while piece := file.read(1 << 20):
+            state.update(piece)
+    return state.hexdigest()
+
+
+def read(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        InputError: It cannot be read, or is too large.
+    """
+    try:
+        if path.stat().st_size > MAX_FILE:
+            raise InputError(f'"{path.name}" is too large: more than {MAX_FILE >> 30} GiB')
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f'"{path.name}" cannot be read: {error.strerror}') from error
+
+
+def write(prefix: str, ending: str, data: bytes) -> str:
+    """Write a new file of the output folder; returns its name, without the folder.
+
+    Raises:
+        InputError: It cannot be written there.
+    """
+    try:
+        path = host.output_file(prefix, ending)
+        path.write_bytes(data)
+    except OSError as error:
+        raise InputError(f'"{prefix}" cannot be written: {error.strerror}') from error
+    return path.name

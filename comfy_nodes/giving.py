@@ -1,0 +1,302 @@
+"""Jobs given to other peers by the nodes of a run: begun, placed anew where one fails, awaited.
+
+A `Plan` says what shall run elsewhere and where. `begin` gives its jobs. What a part needs from
+here (boundaries) must be computed first: then `begin` only asks the peers whether the part could
+run there, and `start` gives the jobs once the values are there. `collect` waits for the results.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import xxhash
+
+from zbus import payload
+from zbus.errors import JobRefused, ZBusError
+from zbus.job import Job, Remote, Request
+
+from . import host, peers, waiting
+from .cutting import absent_files, for_position, with_digests
+from .graph import Graph, Link
+from .relay import Relay
+from .runs import Run
+
+STOP, ANOTHER, REST = "stop", "try another", "return the rest"
+ON_FAILURE = [STOP, ANOTHER, REST]
+MAX_ROUNDS = 4  # of finding out which files the peers lack
+
+
+class Piece(Protocol):
+    """What is sent: a `cutting.Part` or a `dispatching.Dispatch`."""
+
+    @property
+    def prompt(self) -> Graph: ...
+    @property
+    def outputs(self) -> tuple[str, ...]: ...
+    @property
+    def boundaries(self) -> dict[str, Link]: ...
+
+
+@dataclass(eq=False)
+class Plan:
+    """What shall run elsewhere.
+
+    Attributes:
+        make: The part to send; takes the ids of the loaders whose values are to be attached.
+        prompt: The whole prompt that it is made from.
+        title: What it is called there.
+        remotes: Where, in order.
+        first: The position of the first of them: 1 where this machine takes part itself.
+        group: See `Request`.
+    """
+
+    make: Callable[[Collection[str]], Piece]
+    prompt: Mapping[str, Any]
+    title: str
+    remotes: list[Remote]
+    first: int = 0
+    on_failure: str = STOP
+    quality: str = "exact"
+    group: str = ""
+
+
+@dataclass(eq=False)
+class Share:
+    """One peer's part in a plan.
+
+    Attributes:
+        position: Its place among all that take part, this machine included.
+        seconds: How long its last job took.
+        failures: What went wrong before, here and at others.
+    """
+
+    remote: Remote
+    position: int
+    job: Job | None = None
+    began: float = 0.0
+    seconds: float = 0.0
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def who(self) -> str:
+        return self.job.peer if self.job is not None else str(self.remote)
+
+    @property
+    def is_done(self) -> bool:
+        return self.job is not None and self.job.done()
+
+    @property
+    def error(self) -> ZBusError | None:
+        """Why its job has failed, if it has."""
+        if self.job is None or not self.job.done():
+            return None
+        try:
+            self.job.result()
+        except ZBusError as error:
+            return error
+        return None
+
+    def result(self, name: str) -> Any:
+        """That output of its job."""
+        assert self.job is not None
+        return self.job.results[name]
+
+    def end(self) -> None:
+        self.seconds = time.monotonic() - self.began
+
+
+class Given:
+    """The jobs of one plan, given in one run. Nodes pass it on, as REMINFO or a handle.
+
+    Attributes:
+        prompt_id: The run that gave them.
+        piece: What is sent.
+        shares: One for each peer that takes part, in order.
+        lost: Those that failed and are done without.
+    """
+
+    def __init__(self, plan: Plan, run: Run, node_id: str) -> None:
+        self.plan, self.prompt_id = plan, run.id
+        self.relay = Relay(host.shown_as(node_id), run.id, run.client)
+        self.piece = plan.make(())
+        self.shares: list[Share] = []
+        self.lost: list[Share] = []
+        self._values: dict[str, Any] | None = None  # of the boundaries, once they are there
+        self._who = ""  # what waits for the results, in words
+        self._tried: set[str] = set()
+        run.at_end.append(lambda outcome: None if outcome == "ok" else self.cancel())
+
+    def cancel(self) -> None:
+        """Nobody wants the results any more."""
+        for share in self.shares:
+            if share.job is not None:
+                share.job.cancel()
+
+    @property
+    def boundaries(self) -> dict[str, Link]:
+        """What must be computed here before the jobs can be given: name -> where."""
+        return self.piece.boundaries
+
+    # --- giving -------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Give the jobs; where there are boundaries, only ask whether they could run.
+
+        Raises:
+            ZBusError: They cannot, and everything that is wrong.
+        """
+        plan, attach = self.plan, set[str]()
+        self.shares = [Share(r, plan.first + k) for k, r in enumerate(plan.remotes)]
+        for _ in range(MAX_ROUNDS):
+            for share in self.shares:
+                self._give(share)
+            await self._wait(lambda: all(_is_accepted(s) or s.is_done for s in self.shares))
+            absent = self._absent() - attach
+            if not absent:
+                break
+            attach |= absent
+            self.cancel()
+            self.piece = plan.make(attach)
+        await self._until_all(_is_accepted)
+
+    async def start(self, values: dict[str, Any]) -> None:
+        """The values of the boundaries are there: give the jobs. Raises as `begin`."""
+        self._values = values
+        for share in self.shares:
+            self._give(share)
+        await self._until_all(_is_accepted)
+
+    async def collect(self, who: str) -> None:
+        """Wait until every share has its results; `who`, in words, does so.
+
+        Raises:
+            ZBusError: One failed, and there was no other way.
+        """
+        self._who = who
+        for share in self.shares:
+            if share.job is not None:
+                share.job.awaited_by(who)
+        await self._until_all(lambda share: share.is_done)
+
+    def _give(self, share: Share) -> None:
+        plan, piece = self.plan, self.piece
+        values = self._values or {}
+        digests = {name: _digest(value) for name, value in values.items()}
+        prompt = for_position(with_digests(piece.prompt, digests), share.position)
+        check = bool(piece.boundaries) and self._values is None
+        request = Request(
+            prompt, piece.outputs, values, plan.title, plan.group, check, plan.quality
+        )
+        relay = self.relay
+        job = host.peer().submit(
+            share.remote, request, on_change=relay.changed, on_preview=relay.preview
+        )
+        share.job, share.began = job, time.monotonic()
+        relay.jobs = [s.job for s in self.shares if s.job is not None]
+        job.add_done_callback(lambda _: share.end())
+        job.add_done_callback(lambda _: relay.changed(job))
+        if self._who:
+            job.awaited_by(self._who)
+
+    def _absent(self) -> set[str]:
+        """The loaders of files that some peer lacks, where nothing else is wrong."""
+        found: set[str] = set()
+        for share in self.shares:
+            if isinstance(share.error, JobRefused):
+                loaders, rest = absent_files(
+                    share.error.reasons, self.plan.prompt, host.Classes().is_file_input
+                )
+                found |= loaders if not rest else set()
+        return found
+
+    # --- waiting, and what to do with failures ------------------------------------------------
+
+    async def _until_all(self, reached: Callable[[Share], bool]) -> None:
+        """Wait until each share has reached that, with failures dealt with as the user wishes."""
+        while True:
+            await self._wait(
+                lambda: (
+                    any(s.error for s in self.shares)
+                    or all(reached(s) or s.is_done for s in self.shares)
+                )
+            )
+            failed = [s for s in self.shares if s.error is not None]
+            if not failed:
+                return
+            for share in failed:
+                await self._failed(share)
+
+    async def _failed(self, share: Share) -> None:
+        error, choice = share.error, self.plan.on_failure
+        assert error is not None
+        share.failures.append(str(error))
+        if choice == REST and len(self.shares) > 1:
+            self.shares.remove(share)
+            self.lost.append(share)
+            return
+        other = await self._another() if choice == ANOTHER else None
+        if other is None:
+            self.cancel()
+            raise error
+        share.remote = other
+        self._give(share)
+
+    async def _another(self) -> Remote | None:
+        """The freest peer that has not been tried here."""
+        self._tried |= {_key(share.remote) for share in self.shares}
+        left = [remote for remote in peers.known() if _key(remote) not in self._tried]
+        return await peers.freest(left) if left else None
+
+    async def _wait(self, reached: Callable[[], bool]) -> None:
+        """Wait for that, or the interrupt; in the coroutine of the node that is executed."""
+        loop = asyncio.get_running_loop()
+        bar: Any = None
+        news = asyncio.Event()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the prompt has ended, and its loop with it
+                loop.call_soon_threadsafe(news.set)
+
+        self.relay.on_change = wake
+        try:
+            while not reached():
+                await _news(news)
+                host.check_interrupt()
+                value, maximum = self.relay.progress()
+                if maximum > 1:
+                    bar = bar or host.ProgressBar(maximum)
+                    bar.update_absolute(value, maximum)
+        except (host.Interrupted, asyncio.CancelledError):
+            self.cancel()
+            self.relay.say("cancelled")
+            raise
+        finally:
+            self.relay.on_change = None
+
+
+async def _news(news: asyncio.Event) -> None:
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(news.wait(), waiting.POLL)
+    news.clear()
+
+
+def _is_accepted(share: Share) -> bool:
+    return share.job is not None and share.job.accepted
+
+
+def _key(remote: Remote) -> str:
+    return remote.instance or remote.address
+
+
+def _digest(value: Any) -> str:
+    """Names an attached value by its content: the peer runs again only what has changed."""
+    packed = payload.pack(payload.flatten(value), "never")
+    hasher = xxhash.xxh3_128(packed.spec)
+    for buffer in packed.buffers:
+        hasher.update(buffer.view)
+    return str(hasher.hexdigest())

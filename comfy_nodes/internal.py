@@ -1,0 +1,106 @@
+"""The nodes that zbus itself puts into prompts. Users do not see them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from zbus.errors import JobError, LocalProtocolError
+
+from . import host
+from .lists import unwrap, wrap
+from .serving import JOBS
+from .single import only
+
+CATEGORY = "zbus/internal"
+SLOTS = 32  # outputs of a stand-in: more than any node has
+
+
+def _schema(node_id: str, inputs: list[Any], outputs: list[Any], what: str, **more: Any) -> Any:
+    return io.Schema(
+        node_id=node_id,
+        category=CATEGORY,
+        description=f"Made by zbus itself. {what}",
+        inputs=inputs,
+        outputs=outputs,
+        is_deprecated=True,  # keeps it out of the search
+        **more,
+    )
+
+
+class Value(io.ComfyNode):
+    """A value that came with the job. It is cached by its digest."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return _schema(
+            "ZBusValue",
+            [io.String.Input("name", default=""), io.String.Input("digest", default="")],
+            [io.AnyType.Output("value", display_name="value", is_output_list=True)],
+            "Gives a value that came with a job.",
+        )
+
+    @classmethod
+    def execute(cls, name: str, digest: str) -> Any:
+        return io.NodeOutput(unwrap(JOBS.value(host.executing().prompt_id, name)))
+
+
+class Result(io.ComfyNode):
+    """Hands a value to the peer that gave the job, and does not wait until it is there."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return _schema(
+            "ZBusResult",
+            [
+                io.AnyType.Input("value"),
+                io.String.Input("name", default=""),
+                io.String.Input("job", default=""),
+            ],
+            [],
+            "Hands a value to the peer that gave the job.",
+            is_output_node=True,
+            is_input_list=True,
+            not_idempotent=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> float:
+        return float("nan")
+
+    @classmethod
+    def execute(cls, value: list[Any], name: Any, job: Any) -> Any:
+        prompt_id = host.executing().prompt_id
+        if only("job", job) != prompt_id:  # nobody hands results to another's job
+            raise JobError("this node belongs to another job", stage="handing over a result")
+        JOBS.result(prompt_id, only("name", name), wrap(value))
+        return io.NodeOutput()
+
+
+class There(io.ComfyNode):
+    """Stands for a node that only the other ComfyUI can run; never executed."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return _schema(
+            "ZBusThere",
+            [io.String.Input("class_type", default=""), io.String.Input("inputs", default="{}")],
+            [io.AnyType.Output(f"output_{slot}") for slot in range(SLOTS)],
+            "Stands for a node that is not installed here, and that another peer runs.",
+            not_idempotent=True,
+        )
+
+    @classmethod
+    def execute(cls, class_type: str, inputs: str, **_: Any) -> Any:
+        raise LocalProtocolError(
+            f"{class_type} is to run on another peer, and was reached here",
+            remedy="Only Run on Peer may take what it gives",
+        )
+
+
+NODES: dict[str, type[io.ComfyNode]] = {
+    "ZBusValue": Value,
+    "ZBusResult": Result,
+    "ZBusThere": There,
+}

@@ -1,0 +1,424 @@
+"""ComfyUI_NetDist's nodes that run a workflow on a remote: same ids, widgets and outputs.
+
+The queue nodes give the job and pass its handle on as REMINFO; Fetch waits for the result. The
+remote is found by its ComfyUI's URL, and runs the job over zbus.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from comfy_api.latest import io
+
+from zbus.errors import InputError, JobError
+
+from . import host, peers
+from .collecting import expand
+from .cutting import FETCH
+from .dispatching import Dispatch, clean_url, dispatch, first_result
+from .giving import Given, Plan
+from .graph import Graph
+from .joining import join
+from .lists import unwrap
+from .plan import title
+from .runs import RUNS
+from .watcher import WATCHER
+
+CATEGORY, ADVANCED = "remote", "remote/advanced"
+MAX_SEED = 0xFFFFFFFFFFFFFFFF
+MAX_BATCH = 8
+ENABLED = ["true", "false", "remote"]
+REMCHAIN, REMINFO = io.Custom("REMCHAIN"), io.Custom("REMINFO")
+ANY_REMINFO = io.Custom("REMINFO,REMOTE")  # the QueueRemote of 2023 called it so
+JSON = io.Custom("JSON")
+
+Edit = Callable[[Graph], None]
+
+
+# --- what the queue nodes have in common ----------------------------------------------------------
+
+
+class Dispatched(Given):
+    """The job of one queue node: a REMINFO.
+
+    Attributes:
+        queue_id: The queue node.
+        url: The remote's.
+        workflow: The saved workflow that was sent; None: the prompt that gave it.
+    """
+
+    piece: Dispatch
+
+    def __init__(
+        self,
+        plan: Plan,
+        node_id: str,
+        queue_id: str,
+        url: str,
+        workflow: Mapping[str, Any] | None,
+        everything: bool,
+        edit: Edit | None,
+    ) -> None:
+        super().__init__(plan, RUNS.of(host.executing().prompt_id), node_id)
+        self.queue_id, self.url, self.workflow = queue_id, url, workflow
+        self.everything, self.edit = everything, edit
+
+    async def again(self) -> Dispatched:
+        """The same job once more, of the prompt that is being executed now."""
+        return await _dispatch(
+            self.queue_id, self.url, self.workflow, everything=self.everything, edit=self.edit
+        )
+
+
+async def _dispatch(
+    queue_id: str,
+    remote_url: str,
+    workflow: Mapping[str, Any] | None,
+    *,
+    everything: bool,
+    edit: Edit | None = None,
+) -> Dispatched:
+    """Give a queue node's job, from the node that is being executed."""
+    WATCHER.start()
+    here = host.executing()
+    url = clean_url(remote_url)
+    if not url:
+        raise InputError("remote_url is empty", remedy='Write it like "http://127.0.0.1:8288/"')
+    remote = await peers.resolve(url)
+    prompt = workflow if workflow is not None else host.current_prompt()
+
+    def make(attach: Collection[str]) -> Dispatch:
+        made = dispatch(prompt, queue_id, url, everything=everything, attach=attach)
+        if made.boundaries and workflow is not None:
+            names = ", ".join(title(i, prompt[i]) for i, _ in made.boundaries.values())
+            raise InputError(
+                f"the saved workflow needs from here what only a running one has: {names}",
+                remedy="Copy those files into the remote's input folder, or load the workflow "
+                "here and use Load workflow (current)",
+            )
+        if edit is not None:
+            edit(made.prompt)
+        return made
+
+    plan = Plan(
+        make,
+        prompt,
+        title(queue_id, prompt.get(queue_id, here.node)),
+        [remote],
+        group=f"{queue_id} {here.list_index or 0}",
+    )
+    given = Dispatched(plan, here.node_id, queue_id, url, workflow, everything, edit)
+    await given.begin()
+    return given
+
+
+async def _queued(
+    first: list[Any], remote_url: str, workflow: Any, *, everything: bool = False, **more: Any
+) -> Any:
+    """What a queue node returns: `first`, and the job as REMINFO."""
+    here = host.executing()
+    given = await _dispatch(here.node_id, remote_url, workflow, everything=everything, **more)
+    made = expand(given, here.node_id, collect=False)
+    if made.started is None:
+        return io.NodeOutput(*first, given)
+    return io.NodeOutput(*first, list(made.started), expand=made.nodes)
+
+
+def _url(default: str = "http://127.0.0.1:8288/") -> Any:
+    tip = "The page of the other ComfyUI, which has zbus too. Or its zbus name."
+    return io.String.Input("remote_url", default=default, tooltip=tip)
+
+
+def _batch(name: str, default: int = 1, low: int = 1) -> Any:
+    return io.Int.Input(name, default=default, min=low, max=MAX_BATCH)
+
+
+def _seed(**more: Any) -> Any:
+    return io.Int.Input("seed", default=0, min=0, max=MAX_SEED, control_after_generate=True, **more)
+
+
+def _trigger() -> Any:
+    tip = "on_change: queues again only when an input has changed. always: each time."
+    return io.Combo.Input("trigger", options=["on_change", "always"], tooltip=tip)
+
+
+def _enabled(**more: Any) -> Any:
+    tip = 'true: runs on the remote too. false: passes through. "remote" is set by zbus there.'
+    return io.Combo.Input("enabled", options=ENABLED, default="true", tooltip=tip, **more)
+
+
+class _Triggered(io.ComfyNode):
+    @classmethod
+    def fingerprint_inputs(cls, trigger: Any = None, **_: Any) -> Any:
+        return float("nan") if trigger == "always" else ""
+
+
+# --- single --------------------------------------------------------------------------------------
+
+
+class RemoteQueueSimple(_Triggered):
+    @classmethod
+    def define_schema(cls) -> Any:
+        return io.Schema(
+            node_id="RemoteQueueSimple",
+            display_name="Queue on remote (single)",
+            category=CATEGORY,
+            description="Runs this workflow on another ComfyUI as well, with another seed.",
+            inputs=[
+                _url(),
+                _batch("batch_local"),
+                _batch("batch_remote"),
+                _trigger(),
+                _enabled(),
+                _seed(),
+            ],
+            outputs=[
+                io.Int.Output("seed_out", display_name="seed"),
+                io.Int.Output("batch"),
+                REMINFO.Output("remote_info"),
+            ],
+            not_idempotent=True,
+            enable_expand=True,
+        )
+
+    @classmethod
+    async def execute(
+        cls,
+        remote_url: str,
+        batch_local: int,
+        batch_remote: int,
+        trigger: str,
+        enabled: str,
+        seed: int,
+    ) -> Any:
+        if enabled == "remote":
+            return io.NodeOutput((seed + batch_local) % (MAX_SEED + 1), batch_remote, {})
+        if enabled == "false":
+            return io.NodeOutput(seed, batch_local, {})
+        return await _queued([seed, batch_local], remote_url, None)
+
+
+class FetchRemote(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> Any:
+        return io.Schema(
+            node_id=FETCH,
+            display_name="Fetch from remote",
+            category=CATEGORY,
+            description="Waits for the remote's final image. Where its queue node is not enabled, "
+            "the local image passes through.",
+            inputs=[io.Image.Input("final_image"), ANY_REMINFO.Input("remote_info")],
+            outputs=[io.Image.Output("image", display_name="IMAGE")],
+            not_idempotent=True,
+            enable_expand=True,
+        )
+
+    @classmethod
+    async def execute(cls, final_image: Any, remote_info: Any) -> Any:
+        if not remote_info:
+            return io.NodeOutput(final_image)
+        if not isinstance(remote_info, Dispatched):
+            raise InputError("remote_info does not come from one of zbus's queue nodes")
+        here = host.executing()
+        if remote_info.prompt_id != here.prompt_id:
+            # Its queue node is cached: those results belong to what was queued then.
+            remote_info = await remote_info.again()
+            made = expand(remote_info, here.node_id, collect=False)
+            if made.started is not None:
+                again = f"{here.node_id}.zbus-fetch"
+                inputs = {**here.node["inputs"], "remote_info": list(made.started)}
+                nodes = {**made.nodes, again: {"class_type": FETCH, "inputs": inputs}}
+                return io.NodeOutput([again, 0], expand=nodes)
+        return io.NodeOutput(await _fetch(remote_info, here))
+
+
+async def _fetch(given: Dispatched, here: host.Here) -> Any:
+    shown = host.shown_as(here.node_id)
+    name = first_result(shown, given.piece.results)
+    given.relay.node_id = shown
+    await given.collect(f"the prompt with {title(shown, here.node)}")
+    share = given.shares[0]
+    if name is None:
+        raise JobError("that job has no image to fetch", peer=share.who)
+    images = join([[image] for image in unwrap(share.result(name))])
+    if len(images) != 1:
+        raise InputError(
+            f"the remote made {len(images)} pictures of different sizes, which are no batch",
+            peer=share.who,
+            remedy="Scale them to one size before the fetch node, or use Run on Peers",
+        )
+    count = len(images[0])
+    plural = "s" * (count != 1)
+    given.relay.say(f"{count} image{plural} from {share.who} in {share.seconds:.2f} s")
+    return images[0]
+
+
+# --- chain ---------------------------------------------------------------------------------------
+
+
+class RemoteChainStart(_Triggered):
+    @classmethod
+    def define_schema(cls) -> Any:
+        return io.Schema(
+            node_id="RemoteChainStart",
+            display_name="Queue on remote (start of chain)",
+            category=ADVANCED,
+            inputs=[JSON.Input("workflow"), _trigger(), _batch("batch"), _seed()],
+            outputs=[REMCHAIN.Output("remote_chain")],
+            not_idempotent=True,
+        )
+
+    @classmethod
+    def execute(cls, workflow: Any, trigger: str, batch: int, seed: int) -> Any:
+        chain = {"seed": seed, "batch": batch, "prompt": workflow, "seed_offset": batch}
+        return io.NodeOutput(chain)
+
+
+class RemoteQueueWorker(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> Any:
+        outputs = "final_image: only what Fetch needs. any: every output node of the workflow."
+        return io.Schema(
+            node_id="RemoteQueueWorker",
+            display_name="Queue on remote (worker)",
+            category=ADVANCED,
+            inputs=[
+                REMCHAIN.Input("remote_chain"),
+                _url(),
+                _batch("batch_override", 0, 0),
+                _enabled(),
+                io.Combo.Input("outputs", options=["final_image", "any"], tooltip=outputs),
+            ],
+            outputs=[
+                REMCHAIN.Output("next_chain", display_name="remote_chain"),
+                REMINFO.Output("remote_info"),
+            ],
+            not_idempotent=True,
+            enable_expand=True,
+        )
+
+    @classmethod
+    async def execute(
+        cls, remote_chain: Any, remote_url: str, batch_override: int, enabled: str, outputs: str
+    ) -> Any:
+        return await _work(remote_chain, remote_url, batch_override, enabled, outputs == "any")
+
+
+async def _work(
+    chain: Any, remote_url: str, batch_override: int, enabled: str, everything: bool
+) -> Any:
+    passed, offset = dict(chain), chain["seed_offset"]
+    passed["seed_offset"] = offset + (batch_override or 1)
+    if enabled == "remote":
+        passed["seed"] = (chain["seed"] + offset) % (MAX_SEED + 1)
+        passed["batch"] = batch_override or chain["batch"]
+    if enabled != "true":
+        return io.NodeOutput(passed, {})
+    workflow = _saved(chain["prompt"])
+    return await _queued([passed], remote_url, workflow, everything=everything)
+
+
+def _saved(workflow: Any) -> Any:
+    """The workflow, if it is a saved one; None if it is the prompt that is being executed."""
+    here = host.executing()
+    node = workflow.get(here.node_id) if isinstance(workflow, Mapping) else None
+    now = host.current_prompt()
+    is_current = isinstance(node, Mapping) and set(workflow) == set(now)
+    same = is_current and all(
+        workflow[i].get("class_type") == now[i].get("class_type") for i in now
+    )
+    return None if same else copy.deepcopy(workflow)
+
+
+class RemoteChainEnd(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> Any:
+        return io.Schema(
+            node_id="RemoteChainEnd",
+            display_name="Queue on remote (end of chain)",
+            category=ADVANCED,
+            inputs=[REMCHAIN.Input("remote_chain")],
+            outputs=[io.Int.Output("seed"), io.Int.Output("batch")],
+        )
+
+    @classmethod
+    def execute(cls, remote_chain: Any) -> Any:
+        return io.NodeOutput(remote_chain["seed"], remote_chain["batch"])
+
+
+# --- older ---------------------------------------------------------------------------------------
+
+
+class QueueRemote(io.ComfyNode):
+    """Two nodes had this id: that of 2023, and that of the rewrite, which has a chain."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return io.Schema(
+            node_id="QueueRemote",
+            display_name="Queue on remote (older)",
+            category=CATEGORY,
+            inputs=[
+                REMCHAIN.Input("remote_chain", optional=True),
+                _url("http://127.0.0.1:8188/"),
+                _seed(optional=True),
+                _batch("batch_override", 0, 0),
+                io.Combo.Input("system", options=["windows", "posix"], optional=True),
+                _enabled(),
+                io.Int.Input("node_id", default=1, min=1, max=64, optional=True),
+            ],
+            outputs=[
+                io.AnyType.Output("seed_or_chain", display_name="seed"),
+                io.AnyType.Output("remote_info"),
+            ],
+            is_deprecated=True,
+            not_idempotent=True,
+            enable_expand=True,
+        )
+
+    @classmethod
+    async def execute(
+        cls,
+        remote_url: str,
+        batch_override: int,
+        enabled: str,
+        seed: int = 0,
+        system: str = "posix",
+        node_id: int = 1,
+        remote_chain: Any = None,
+    ) -> Any:
+        if remote_chain is not None:
+            return await _work(remote_chain, remote_url, batch_override, enabled, False)
+        if enabled == "remote":
+            size = batch_override or _largest_batch(host.current_prompt())
+            return io.NodeOutput((seed + node_id * size) % (MAX_SEED + 1), {})
+        if enabled == "false":
+            return io.NodeOutput(seed, {})
+
+        def edit(prompt: Graph) -> None:
+            for node in prompt.values():
+                if batch_override and node.get("class_type") == "EmptyLatentImage":
+                    node["inputs"]["batch_size"] = batch_override
+
+        return await _queued([seed], remote_url, None, edit=edit)
+
+
+def _largest_batch(prompt: Mapping[str, Any]) -> int:
+    sizes = [
+        node["inputs"].get("batch_size")
+        for node in prompt.values()
+        if node.get("class_type") == "EmptyLatentImage"
+    ]
+    return max((size for size in sizes if isinstance(size, int)), default=1)
+
+
+NODES: dict[str, type[io.ComfyNode]] = {
+    "RemoteQueueSimple": RemoteQueueSimple,
+    FETCH: FetchRemote,
+    "RemoteChainStart": RemoteChainStart,
+    "RemoteQueueWorker": RemoteQueueWorker,
+    "RemoteChainEnd": RemoteChainEnd,
+    "QueueRemote": QueueRemote,
+}

@@ -1,0 +1,37 @@
+"""What ComfyUI's HTTP server answers for zbus, and what it does to prompts that come in by it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from . import host, preflight
+from .cutting import stand_in
+from .peers import CARD
+from .presence import PRESENCE
+
+logger = logging.getLogger(__name__)
+
+
+def open_routes() -> None:
+    """Have ComfyUI answer them. Only while it loads its nodes."""
+    host.answer(CARD, PRESENCE.card)
+    host.on_prompt(_admit)
+
+
+def _admit(body: Any) -> Any:
+    """A prompt has come, and is not validated yet: nodes that only a peer can run (a checkpoint
+    that only it has) get stand-ins, or ComfyUI would refuse the whole of it."""
+    prompt = body.get("prompt") if isinstance(body, dict) else None
+    if isinstance(prompt, dict) and all(isinstance(node, dict) for node in prompt.values()):
+        body["prompt"] = stand_in(prompt, _only_elsewhere(host.Classes()))
+    return body
+
+
+def _only_elsewhere(classes: preflight.Classes) -> Callable[[str, Mapping[str, Any]], bool]:
+    def is_bad(node_id: str, node: Mapping[str, Any]) -> bool:
+        reasons = preflight.look({node_id: node}, classes)
+        return any(reason.kind in ("class", "choice", "value") for reason in reasons)
+
+    return is_bad

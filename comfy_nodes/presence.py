@@ -1,0 +1,64 @@
+"""This ComfyUI as others find it: its own listener, its entry in the registry, its card."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from zbus import __version__, discovery
+from zbus.errors import ZBusError
+
+from . import host
+from .serving import Serving
+
+logger = logging.getLogger(__name__)
+
+PORT_OFFSET = 10000  # ComfyUI's port 8188 -> 18188
+REGISTER_EVERY = 6 * 3600.0  # seconds: entries of others' reckoning must not look old
+
+
+class Presence:
+    """Opened once, when ComfyUI's server starts."""
+
+    def __init__(self) -> None:
+        self.address = ""
+
+    def open(self) -> None:
+        """Listen for jobs, and be found."""
+        if self.address:
+            return
+        try:
+            self.address = host.peer().serve(Serving(host.peer().name), host.port() + PORT_OFFSET)
+        except ZBusError:
+            logger.exception("this ComfyUI takes no jobs: its listener could not be opened")
+            return
+        self.register()
+
+    def register(self) -> None:
+        """Write the entry that other ComfyUIs of this user look up names in."""
+        peer = host.peer()
+        try:
+            discovery.register(
+                discovery.Entry.of_this_process(
+                    peer.own.instance.hex(),
+                    peer.name,
+                    self.address,
+                    url=f"http://127.0.0.1:{host.port()}",
+                    software=peer.own.software,
+                )
+            )
+        except (OSError, ZBusError) as error:
+            logger.warning("other ComfyUIs will not find this one by name: %s", error)
+
+    def card(self) -> dict[str, Any]:
+        """What `/zbus/peer` tells: who this is and where it listens. Nothing secret."""
+        own = host.peer().own
+        return {
+            "id": own.instance.hex(),
+            "name": own.name,
+            "version": __version__,
+            "endpoints": [self.address] if self.address else [],
+        }
+
+
+PRESENCE = Presence()

@@ -1,0 +1,193 @@
+"""Run on Peers: part of a workflow on other ComfyUIs; and the small nodes that go with it.
+
+`ZBusRun` does not let its lazy `value` be computed. It cuts what feeds it out of the prompt,
+gives that to the peers, and expands into the nodes of `collecting`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from zbus import codecs
+from zbus.errors import InputError
+
+from . import host, peers
+from .collecting import INTERNAL, expand
+from .cutting import RUN, VARY, VARY_AT, cut
+from .exchange import CATEGORY, QUALITY
+from .giving import ON_FAILURE, Given, Plan
+from .graph import link
+from .plan import title
+from .runs import RUNS
+from .single import only
+from .watcher import WATCHER
+
+NO, ALSO = "no", "also run here"
+MAX_SEED = 0xFFFFFFFFFFFFFFFF
+
+
+class RunOnPeers(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> Any:
+        peer = (
+            '"any free": the one with the shortest queue. "all": every one. Or a name '
+            '("desk-8189"), several ("desk-8189,desk-8190"), host:port, or a ComfyUI\'s URL.'
+        )
+        here = '"no" keeps this GPU free; "also run here" runs the part on this machine as well.'
+        failure = (
+            "stop: the first failure is this node's error. try another: a free peer that has not "
+            "been tried. return the rest: do without it, and say so in the report."
+        )
+        quality = "How results travel. exact: bit for bit. 8-bit: images as 8 bits a channel."
+        return io.Schema(
+            node_id=RUN,
+            display_name="Run on Peers",
+            category=CATEGORY,
+            description="Runs everything before it on other ComfyUIs, and returns what comes out. "
+            "Compute Here marks what is to be computed here and sent along.",
+            inputs=[
+                io.AnyType.Input("value", lazy=True, tooltip="The end of the part to run there."),
+                io.String.Input("peer", default=peers.ANY, tooltip=peer),
+                io.Combo.Input("here", options=[NO, ALSO], default=NO, tooltip=here),
+                io.Combo.Input(
+                    "on_failure", options=ON_FAILURE, default=ON_FAILURE[0], tooltip=failure
+                ),
+                io.Combo.Input("quality", options=QUALITY, default="exact", tooltip=quality),
+            ],
+            outputs=[
+                io.AnyType.Output(
+                    "result",
+                    display_name="value",
+                    is_output_list=True,
+                    tooltip="What came out: of several machines one batch, or a list.",
+                ),
+                io.String.Output("report", tooltip="Who did what, in which time."),
+            ],
+            is_input_list=True,
+            not_idempotent=True,
+            enable_expand=True,
+        )
+
+    @classmethod
+    def check_lazy_status(cls, **_: Any) -> list[str]:
+        return []  # it is computed elsewhere
+
+    @classmethod
+    async def execute(
+        cls,
+        peer: Any,
+        here: Any,
+        on_failure: Any,
+        quality: Any,
+        value: Any = None,
+    ) -> Any:
+        WATCHER.start()
+        node, graph = host.executing(), host.graph()
+        wired = link(node.node.get("inputs", {}).get("value"))
+        if wired is None:
+            raise InputError("nothing is wired to value", remedy="Wire the part to run there to it")
+        how, takes_part = only("quality", quality), only("here", here) == ALSO
+        codecs.check(how)
+        remotes = await peers.chosen(str(only("peer", peer)))
+        plan = Plan(
+            lambda attach: cut(graph, wired, attach=attach),
+            graph,
+            title(node.node_id, node.node),
+            remotes,
+            first=int(takes_part),
+            on_failure=only("on_failure", on_failure),
+            quality=how,
+            group=node.node_id,
+        )
+        given = Given(plan, RUNS.of(node.prompt_id), node.node_id)
+        await given.begin()
+        made = expand(given, node.node_id, wired if takes_part else None, collect=True)
+        assert made.collected is not None
+        collect = made.collected[0]
+        return io.NodeOutput([collect, 0], [collect, 1], expand=made.nodes)
+
+
+def _vary_inputs() -> list[Any]:
+    return [
+        io.Int.Input(
+            "seed", default=0, min=0, max=MAX_SEED, control_after_generate=True, tooltip="The first"
+        ),
+        io.Int.Input(
+            "step", default=1, min=0, max=MAX_SEED, tooltip="How far the next machine's is from it."
+        ),
+    ]
+
+
+def _vary_outputs() -> list[Any]:
+    return [
+        io.Int.Output("varied", display_name="seed", tooltip="seed + index x step"),
+        io.Int.Output("index", tooltip="0 on the first machine that takes part, 1 on the next..."),
+    ]
+
+
+def _varied(seed: int, step: int, position: int) -> Any:
+    return io.NodeOutput((seed + position * step) % (MAX_SEED + 1), position)
+
+
+class Vary(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> Any:
+        return io.Schema(
+            node_id=VARY,
+            display_name="Different on Each Peer",
+            category=CATEGORY,
+            description="A seed that differs on each machine that takes part in Run on Peers. "
+            "This machine, when it takes part, is the first.",
+            inputs=_vary_inputs(),
+            outputs=_vary_outputs(),
+        )
+
+    @classmethod
+    def execute(cls, seed: int, step: int) -> Any:
+        return _varied(seed, step, 0)
+
+
+class VaryAt(io.ComfyNode):
+    """`Vary` as it is on the machine at that position."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return io.Schema(
+            node_id=VARY_AT,
+            display_name="(zbus) different at a position",
+            category=INTERNAL,
+            inputs=[*_vary_inputs(), io.Int.Input("position", default=0, min=0)],
+            outputs=_vary_outputs(),
+            is_deprecated=True,
+        )
+
+    @classmethod
+    def execute(cls, seed: int, step: int, position: int) -> Any:
+        return _varied(seed, step, position)
+
+
+class ComputeHere(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> Any:
+        return io.Schema(
+            node_id="ZBusHere",
+            display_name="Compute Here",
+            category=CATEGORY,
+            description="Before Run on Peers: what comes before this node is computed on this "
+            "machine, and its value sent along.",
+            inputs=[io.AnyType.Input("value", tooltip="What to compute here.")],
+            outputs=[
+                io.AnyType.Output("same", display_name="value", is_output_list=True),
+            ],
+            is_input_list=True,
+        )
+
+    @classmethod
+    def execute(cls, value: Any) -> Any:
+        return io.NodeOutput(value)
+
+
+NODES: dict[str, type[io.ComfyNode]] = {RUN: RunOnPeers, VARY: Vary, "ZBusHere": ComputeHere}
+INTERNAL_NODES: dict[str, type[io.ComfyNode]] = {VARY_AT: VaryAt}

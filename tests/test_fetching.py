@@ -1,0 +1,816 @@
+"""`comfy_nodes.fetching` against a hostile server, and `comfy_nodes.decoding` against hostile
+files; without a ComfyUI.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import importlib
+import io
+import itertools
+import json
+import struct
+import sys
+import tracemalloc
+import types
+import warnings
+import zipfile
+import zlib
+from base64 import b64encode
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.lib import format as npy
+from PIL import Image
+
+from zbus.errors import FetchError, InvalidAddress, Unreachable, ZBusError
+
+FOLDER = Path(__file__).resolve().parent.parent / "comfy_nodes"
+NAME = "zbus_fetching_under_test"
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+MIB = 1 << 20
+
+
+def _load():
+    """The pure modules, in a package whose own __init__ (which needs ComfyUI) is not run."""
+    package = types.ModuleType(NAME)
+    package.__path__ = [str(FOLDER)]
+    sys.modules[NAME] = package
+    return [importlib.import_module(f"{NAME}.{name}") for name in ("fetching", "decoding")]
+
+
+fetching, decoding = _load()
+Undecodable = decoding.Undecodable
+BRIEF = fetching.Times(connect=2.0, silence=0.3, whole=0.8)
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch):
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+# --- a server that does what it is told
+
+
+class Server:
+    """`answers`: path -> bytes to write, or an async function of (request, writer)."""
+
+    def __init__(self, answers):
+        self.answers, self.requests = answers, []
+
+    async def __aenter__(self):
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        self._tasks = set()
+        return self
+
+    async def __aexit__(self, *_):
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def url(self, path, userinfo=""):
+        return f"http://{userinfo}127.0.0.1:{self.port}{path}"
+
+    async def _serve(self, reader, writer):
+        self._tasks.add(asyncio.current_task())
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+            method, target, _ = lines[0].split(" ")
+            headers = dict(line.split(": ", 1) for line in lines[1:] if line)
+            body = await reader.readexactly(int(headers.get("Content-Length", 0)))
+            request = SimpleNamespace(method=method, target=target, headers=headers, body=body)
+            self.requests.append(request)
+            answer = self.answers[target.partition("?")[0]]
+            if callable(answer):
+                await answer(request, writer)
+            else:
+                writer.write(answer)
+                await writer.drain()
+        writer.close()
+
+
+def answer(body=b"", status="200 OK", **headers):
+    headers = {"Content_Length": len(body), "Connection": "close", **headers}
+    lines = [f"{k.replace('_', '-')}: {v}" for k, v in headers.items() if v is not None]
+    return f"HTTP/1.1 {status}\r\n{chr(10).join(lines)}\r\n\r\n".encode() + body
+
+
+def redirect(where, status="302 Found"):
+    return answer(status=status, Location=where)
+
+
+def fetch(path, answers, **more):
+    """What `get` makes of it: (bytes or the error, the server)."""
+
+    async def go():
+        async with Server(answers) as server:
+            filled = {p: a(server) if isinstance(a, Lazily) else a for p, a in answers.items()}
+            server.answers = filled
+            try:
+                got = await fetching.get(server.url(path, more.pop("userinfo", "")), **more)
+            except ZBusError as error:
+                got = error
+            return got, server
+
+    return asyncio.run(go())
+
+
+class Lazily:
+    """An answer that needs the server's port."""
+
+    def __init__(self, make):
+        self._make = make
+
+    def __call__(self, server):
+        return self._make(server)
+
+
+def fails(kind, words, path, answers, **more):
+    got, server = fetch(path, answers, **more)
+    assert type(got) is kind, got
+    assert words in str(got)
+    assert got.__suppress_context__ or got.__context__ is None  # aiohttp's texts hold the URL
+    return server
+
+
+# --- what works
+
+
+def test_it_gets_the_body_and_asks_for_it_unpacked():
+    got, server = fetch("/a", {"/a": answer(b"\0body")})
+    assert got == b"\0body"
+    assert server.requests[0].headers["Accept-Encoding"] == "identity"
+    assert server.requests[0].headers["User-Agent"].startswith("comfyui-bus/")
+
+
+def test_without_content_length_the_end_of_the_connection_is_the_end():
+    got, _ = fetch("/a", {"/a": answer(b"x" * 300_000, Content_Length=None)})
+    assert got == b"x" * 300_000
+
+
+@pytest.mark.parametrize("packing, pack", [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_what_is_packed_unasked_is_unpacked(packing, pack):
+    data = bytes(range(256)) * 4096 + b"\0" * 3_000_001
+    got, _ = fetch("/a", {"/a": answer(pack(data), Content_Encoding=packing)})
+    assert got == data
+
+
+def test_gzip_in_several_members():
+    packed = gzip.compress(b"one ") + gzip.compress(b"two")
+    got, _ = fetch("/a", {"/a": answer(packed, Content_Encoding="gzip")})
+    assert got == b"one two"
+
+
+def test_the_limit_itself_is_allowed():
+    got, _ = fetch("/a", {"/a": answer(b"x" * 1000)}, limit=1000)
+    assert len(got) == 1000
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See", "307 T", "308 P"])
+def test_redirects_are_followed(status):
+    got, server = fetch("/a", {"/a": redirect("b?x=1", status), "/b": answer(b"here")})
+    assert got == b"here"
+    assert [r.target for r in server.requests] == ["/a", "/b?x=1"]
+
+
+def test_five_redirects_are_followed():
+    answers = {f"/{i}": redirect(f"/{i + 1}") for i in range(5)}
+    got, _ = fetch("/0", answers | {"/5": answer(b"end")})
+    assert got == b"end"
+
+
+def test_user_and_password_go_to_their_own_server_only():
+    async def go():
+        async with Server({"/x": answer(b"there")}) as other:
+            answers = {"/a": redirect("/b"), "/b": redirect(other.url("/x"))}
+            async with Server(answers) as server:
+                got = await fetching.get(server.url("/a", "me:secret@"))
+                return got, server.requests, other.requests
+
+    got, first, second = asyncio.run(go())
+    assert got == b"there"
+    expected = "Basic " + b64encode(b"me:secret").decode()
+    assert [r.headers.get("Authorization") for r in first] == [expected] * 2
+    assert [r.headers.get("Authorization") for r in second] == [None]
+
+
+def test_post_json_and_its_redirects():
+    async def go(status):
+        answers = {"/a": redirect("/b", status), "/b": answer(b"never mind")}
+        async with Server(answers) as server:
+            await fetching.post_json(server.url("/a"), {"a.png": "x" * 2_000_000})
+            return [(r.method, r.headers.get("Content-Type"), r.body) for r in server.requests]
+
+    body = json.dumps({"a.png": "x" * 2_000_000}).encode()
+    posted = ("POST", "application/json", body)
+    assert asyncio.run(go("307 Temporary")) == [posted, posted]
+    assert asyncio.run(go("303 See Other")) == [posted, ("GET", None, b"")]
+
+
+def test_proxies_of_the_environment_but_not_for_the_loopback(monkeypatch):
+    async def go():
+        there = "http://pictures.invalid/a.png"
+        async with Server({there: answer(b"through"), "/a": answer(b"direct")}) as server:
+            monkeypatch.setenv("http_proxy", server.url(""))
+            got = await fetching.get(there), await fetching.get(server.url("/a"))
+            return got, [r.target for r in server.requests]
+
+    assert asyncio.run(go()) == ((b"through", b"direct"), ["http://pictures.invalid/a.png", "/a"])
+
+
+def test_a_url_goes_out_as_it_was_written():
+    """Signed ones would not hold otherwise; what no URL can hold is quoted."""
+    target = "/a%2Fb;c?sig=x%2Fy%3D%2B&e=/=+%7E"
+    got, server = fetch(target, {"/a%2Fb;c": answer(b"")})
+    assert [r.target for r in server.requests] == [target]
+    got, server = fetch("/a", {"/a": redirect(target), "/a%2Fb;c": answer(b"")})
+    assert [r.target for r in server.requests] == ["/a", target]
+    got, server = fetch("/ü x", {"/%C3%BC%20x": answer(b"quoted")})
+    assert got == b"quoted"
+
+
+# --- what fails
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "  ", "example.com/a.png", "ftp://h/a", "file:///etc/passwd", "http:///a", "//h/a"),
+        *("http://h:99999/", "http://h:x/", "http://[::1/", "data:image/png;base64,AAAA"),
+    ],
+)
+def test_bad_urls(url):
+    with pytest.raises(InvalidAddress, match="http"):
+        asyncio.run(fetching.get(url))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("ftp://me:secret@h/a?token=secret", "http://me:secret@h:99999/a", "me:secret@h/a"),
+        *("http://me:se/secret@h/", "http://me:secret@[::1/#secret", "//u:secret@h?secret"),
+    ],
+)
+def test_bad_urls_keep_their_secrets(url):
+    with pytest.raises(InvalidAddress) as caught:
+        asyncio.run(fetching.get(url))
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["/a", "/b"])
+def test_redirects_without_end(where):
+    answers = {"/a": redirect(where), "/b": redirect("/a")}
+    server = fails(FetchError, "redirects more than 5 times", "/a", answers)
+    assert len(server.requests) == 6
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        *("file:///etc/passwd", "ftp://127.0.0.1/a", "gopher://x/", "javascript:alert(1)"),
+        *("http://h:99999/", "data:,x"),
+    ],
+)
+def test_redirects_to_elsewhere(where):
+    server = fails(FetchError, "it redirects to", "/a", {"/a": redirect(where)})
+    assert len(server.requests) == 1
+
+
+def test_a_redirect_to_a_port_where_nobody_is(free_port):
+    where = f"http://127.0.0.1:{free_port}/x?key=secret"
+    got, _ = fetch("/a", {"/a": redirect(where)})
+    assert type(got) is Unreachable
+    assert f"127.0.0.1:{free_port}/x: no connection" in str(got)
+    assert "secret" not in str(got)
+
+
+def test_too_large_by_its_content_length():
+    async def endless(_, writer):
+        writer.write(answer(Content_Length=10**15))
+        await asyncio.sleep(60)
+
+    fails(FetchError, "more than the 1.0 MiB that are taken", "/a", {"/a": endless}, limit=MIB)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_too_large_without_content_length(chunked):
+    async def endless(_, writer):
+        coding = "chunked" if chunked else None
+        writer.write(answer(Content_Length=None, Transfer_Encoding=coding))
+        while True:
+            writer.write(b"10000\r\n" * chunked + b"x" * 65536 + b"\r\n" * chunked)
+            await writer.drain()
+
+    said = "it is more than the 1.0 MiB that are taken"
+    fails(FetchError, said, "/a", {"/a": endless}, limit=MIB)
+
+
+def test_a_gzip_bomb_is_not_unpacked():
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, 31)
+    bomb = b"".join(squeeze.compress(bytes(MIB)) for _ in range(400)) + squeeze.flush()
+    assert len(bomb) < MIB
+    tracemalloc.start()
+    try:
+        answers = {"/a": answer(bomb, Content_Encoding="gzip")}
+        fails(FetchError, "more than the 4.0 MiB", "/a", answers, limit=4 * MIB)
+        assert tracemalloc.get_traced_memory()[1] < 30 * MIB
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "body, packing, words",
+    [
+        (gzip.compress(b"x" * 9999)[:-12], "gzip", "ends too early"),
+        (b"no gzip at all", "gzip", "damaged"),
+        (b"?", "br", "packed as 'br'"),
+        (b"?", "gzip, gzip", "packed as"),
+    ],
+)
+def test_packed_answers_that_cannot_be_used(body, packing, words):
+    fails(FetchError, words, "/a", {"/a": answer(body, Content_Encoding=packing)})
+
+
+def test_an_answer_that_breaks_off():
+    fails(FetchError, "broke off", "/a", {"/a": answer(b"half", Content_Length=8)})
+
+
+@pytest.mark.parametrize(
+    "data, kind, words",
+    [
+        (b"", Unreachable, "closed without an answer"),
+        (b"SSH-2.0-OpenSSH_9.9\r\n", FetchError, "not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nA: " + b"x" * 100_000 + b"\r\n\r\n", FetchError, "not HTTP"),
+    ],
+)
+def test_what_is_no_answer(data, kind, words):
+    fails(kind, words, "/a", {"/a": data})
+
+
+def test_a_server_that_says_nothing():
+    async def deaf(_, writer):
+        await asyncio.sleep(60)
+
+    fails(Unreachable, "silent for 0.3 s", "/a", {"/a": deaf}, times=BRIEF)
+
+
+@pytest.mark.parametrize("begun", [b"HTTP/1.1 200 OK\r\nX-Slow: ", answer(Content_Length=10**6)])
+def test_drops_that_never_end(begun):
+    """Each byte comes in time, and all of it never: in the header, and in the body."""
+
+    async def drip(_, writer):
+        for piece in itertools.chain([begun], itertools.repeat(b"x")):
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    fails(Unreachable, "not done within 0.8 s", "/a", {"/a": drip}, times=BRIEF)
+
+
+def test_a_body_that_stops():
+    async def stops(_, writer):
+        writer.write(answer(b"begun", Content_Length=10))
+        await asyncio.sleep(60)
+
+    fails(Unreachable, "silent for 0.3 s", "/a", {"/a": stops}, times=BRIEF)
+
+
+def test_no_connection_in_time():
+    """A listener whose queue is full: the system drops what more comes."""
+
+    async def go():
+        import socket
+
+        with socket.socket() as listener, contextlib.ExitStack() as waiting:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(0)
+            for _ in range(4):
+                one = waiting.enter_context(socket.socket())
+                one.setblocking(False)
+                one.connect_ex(listener.getsockname())
+            times = fetching.Times(connect=0.3, silence=0.5, whole=5)
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+            await fetching.get(url, times=times)
+
+    # Where the system takes the connection all the same, the silence is what ends it.
+    with pytest.raises(Unreachable, match=r"no connection within 0.3 s|silent for 0.5 s"):
+        asyncio.run(go())
+
+
+def test_refused(addr):
+    with pytest.raises(Unreachable, match="no connection .*Check the URL") as caught:
+        asyncio.run(fetching.get(f"http://{addr}/a", what="loading the picture"))
+    assert str(caught.value).startswith(f"http://{addr}/a, loading the picture: ")
+
+
+def test_a_name_that_is_not_known():
+    with pytest.raises(Unreachable, match=r"the name nobody\.invalid is not known"):
+        asyncio.run(fetching.get("http://nobody.invalid/"))
+
+
+def test_an_unencrypted_server_behind_https():
+    async def go():
+        async with Server({}) as server:
+            await fetching.get(server.url("/").replace("http:", "https:"), times=BRIEF)
+
+    with pytest.raises(Unreachable):
+        asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    "made, said",
+    [
+        (answer(b"\n  no such picture\nmore", "404 Not Found"), "404 Not Found: no such picture"),
+        (answer(b"x" * 10**6, "500 No"), "500 No: " + "x" * 199 + "…"),
+        (answer(b"bell\x07\x1b[2J", "403 Forbidden"), "403 Forbidden: bell[2J"),
+        (answer(b"<!DOCTYPE html>", "404 Gone", Content_Type="text/html"), "answered 404 Gone"),
+        (answer(gzip.compress(b"packed"), "410 X", Content_Encoding="gzip"), "410 X: packed"),
+        (answer(b"", "304 Not Modified"), "answered 304 Not Modified"),
+        (answer(b"", "300 Choices"), "answered 300 Choices"),
+    ],
+)
+def test_a_failure_and_what_the_server_says_of_it(made, said):
+    got, _ = fetch("/a", {"/a": made})
+    assert type(got) is FetchError
+    assert str(got).endswith(said)
+
+
+def test_post_json_tells_a_failure():
+    async def go():
+        async with Server({"/a": answer(b"disk full", "507 Insufficient Storage")}) as server:
+            await fetching.post_json(server.url("/a"), {}, what="posting the pictures")
+
+    with pytest.raises(FetchError, match="posting the pictures: .*507 .*: disk full"):
+        asyncio.run(go())
+
+
+def test_texts_show_no_secret_of_the_url():
+    """Not ours, and not the server's own, decoded or not."""
+
+    def echo(request, writer):
+        said = f"no {request.target} for me, s3:cr3t, topsecret or top%2Fsecret / top/secret"
+        writer.write(answer(said.encode(), "404 Not Found"))
+        return asyncio.sleep(0)
+
+    path = "/a.png?token=topsecret&key=top%2Fsecret&n=1#frag"
+    got, server = fetch(path, {"/a.png": echo}, userinfo="admin:s3:cr3t@")
+    assert "Authorization" in server.requests[0].headers
+    text = str(got)
+    assert text.startswith(f"http://127.0.0.1:{server.port}/a.png: the server answered 404")
+    for secret in ("topsecret", "top%2F", "top/secret", "admin", "cr3t"):
+        assert secret not in text, text
+
+
+def test_a_cancelled_wait_ends_at_once():
+    async def deaf(_, writer):
+        await asyncio.sleep(60)
+
+    async def go():
+        async with Server({"/a": deaf}) as server:
+            task = asyncio.create_task(fetching.get(server.url("/a")))
+            while not server.requests:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            begun = asyncio.get_running_loop().time()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            return asyncio.get_running_loop().time() - begun
+
+    assert asyncio.run(go()) < 0.1
+
+
+def test_a_slow_name_server_holds_up_nobody(monkeypatch):
+    """The lookup goes on in its thread, and the loop ends without it."""
+    import socket
+    import threading
+    import time
+
+    release = threading.Event()
+
+    def slow(*_, **__):
+        release.wait(20)
+        raise socket.gaierror("late")
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    begun = time.monotonic()
+    with pytest.raises(Unreachable, match="no connection within 0.2 s"):
+        asyncio.run(fetching.get("http://slow.invalid/", times=fetching.Times(connect=0.2)))
+    assert time.monotonic() - begun < 2
+    release.set()
+
+
+# --- pictures
+
+
+def packed(image, kind, **more):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **more)
+    return buffer.getvalue()
+
+
+GRADIENT = np.arange(20 * 30 * 4, dtype=np.uint32).reshape(20, 30, 4).astype(np.uint8)
+RGBA = Image.fromarray(GRADIENT)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_a_picture_with_alpha(kind):
+    more = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    image, mask = decoding.picture(packed(RGBA, kind, **more))
+    expected = torch.from_numpy(GRADIENT.astype(np.float32) / 255.0)
+    assert image.dtype == mask.dtype == torch.float32
+    assert torch.equal(image, expected[None, ..., :3])
+    assert torch.equal(mask, 1.0 - expected[None, ..., 3])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_a_picture_without_alpha(kind):
+    image, mask = decoding.picture(packed(RGBA.convert("RGB"), kind))
+    assert image.shape == (1, 20, 30, 3)
+    assert image.min() >= 0 and image.max() <= 1
+    assert torch.equal(mask, torch.zeros(1, 64, 64))
+
+
+def test_a_palette_with_a_transparent_colour():
+    paletted = Image.fromarray((GRADIENT[..., 0] % 4).astype(np.uint8), "P")
+    paletted.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120])
+    image, mask = decoding.picture(packed(paletted, "PNG", transparency=2))
+    see_through = torch.from_numpy(GRADIENT[..., 0] % 4 == 2)
+    assert torch.equal(mask[0], see_through.float())
+    assert torch.equal(image[0, 0, 0], torch.tensor([10, 20, 30], dtype=torch.float32) / 255.0)
+
+
+def test_it_is_turned_as_the_camera_says():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright
+    image, _ = decoding.picture(packed(RGBA.convert("RGB"), "PNG", exif=exif))
+    assert image.shape == (1, 30, 20, 3)
+
+
+def test_the_first_frame_of_an_animation():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    for kind in ("GIF", "WEBP", "TIFF", "PNG"):
+        data = packed(frames[0], kind, save_all=True, append_images=frames[1:])
+        image, _ = decoding.picture(data)
+        assert image.shape == (1, 8, 8, 3)
+        assert image[0, 0, 0].tolist() == pytest.approx([1, 0, 0], abs=0.02), kind
+
+
+def png_of(width, height, *chunks):
+    """A PNG that declares a size, with whatever chunks after it."""
+
+    def chunk(name, data):
+        whole = name + data
+        return struct.pack(">I", len(data)) + whole + struct.pack(">I", zlib.crc32(whole))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunk(*c) for c in chunks) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [13_378, 60_000, 2**31 - 1])
+def test_a_decompression_bomb_is_refused_before_it_takes_memory(side):
+    bomb = png_of(side, side, (b"IDAT", zlib.compress(bytes(MIB))))
+    tracemalloc.start()
+    try:
+        with warnings.catch_warnings(), pytest.raises(Undecodable, match=r"pixels"):
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            decoding.picture(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 4 * MIB
+    finally:
+        tracemalloc.stop()
+
+
+def test_our_own_limit_says_the_size(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as some packs do
+    with pytest.raises(Undecodable, match="60000 x 60000 pixels, more than the 179 million"):
+        decoding.picture(png_of(60_000, 60_000))
+    with pytest.raises(Undecodable, match="30 x 20 pixels"):
+        decoding.picture(packed(RGBA, "PNG"), pixels=599)
+    assert decoding.picture(packed(RGBA, "PNG"), pixels=600)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_a_picture_that_is_cut_short(kind):
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    whole = packed(Image.fromarray(noise), kind)
+    for part in (0.05, 0.5, 0.9):
+        with pytest.raises(Undecodable):
+            decoding.picture(whole[: int(len(whole) * part)])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"<html>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"),
+        packed(RGBA.convert("RGB"), "PPM"),
+        packed(RGBA.convert("RGB"), "PDF"),
+    ],
+)
+def test_what_is_no_common_picture(data):
+    with pytest.raises(Undecodable, match="no picture of a known format"):
+        decoding.picture(data)
+
+
+def test_png_of_an_image_and_back():
+    image = torch.from_numpy(GRADIENT.astype(np.float32) / 255.0)
+    texts = {"prompt": json.dumps({"1": float("nan")}), "workflow": "{}"}
+    data = decoding.png(image, texts)
+    with Image.open(io.BytesIO(data)) as opened:
+        assert opened.text == texts
+        assert np.abs(np.asarray(opened).astype(int) - GRADIENT).max() <= 1  # cut, as SaveImage
+    grey = decoding.png(torch.tensor([[[-3.0], [9.0], [0.5]]]), {})
+    assert np.asarray(Image.open(io.BytesIO(grey))).tolist() == [[0, 255, 127]]
+    with pytest.raises(Undecodable, match="5 channels"):
+        decoding.png(torch.zeros(2, 2, 5), {})
+
+
+# --- latents
+
+SAMPLES = torch.rand((2, 4, 8, 6), generator=torch.Generator().manual_seed(1))
+
+
+def npy_of(array, **more):
+    buffer = io.BytesIO()
+    np.save(buffer, array, **more)
+    return buffer.getvalue()
+
+
+def npz_of(save=np.savez, **arrays):
+    buffer = io.BytesIO()
+    save(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def header_of(shape, descr="<f4", numbers=b""):
+    buffer = io.BytesIO()
+    npy.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
+    return buffer.getvalue() + numbers
+
+
+def test_comfyuis_latents_of_both_ages():
+    old = {"latent_tensor": SAMPLES}
+    new = {"latent_tensor": SAMPLES.half(), "latent_format_version_0": torch.tensor([])}
+    got = decoding.latent(safetensors.torch.save(old))
+    assert torch.equal(got, SAMPLES * (1.0 / 0.18215))
+    got = decoding.latent(safetensors.torch.save(new))
+    assert got.dtype == torch.float32
+    assert torch.equal(got, SAMPLES.half().float())
+
+
+@pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8", "u1", ">i2", "<u4", "<i8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_of_any_plain_number(dtype, order):
+    array = np.asarray(np.arange(2 * 4 * 8 * 6).reshape(2, 4, 8, 6) % 100, dtype, order=order)
+    for data in (npy_of(array), npz_of(latents=array), npz_of(np.savez_compressed, a=array)):
+        got = decoding.latent(data)
+        assert got.dtype == torch.float32
+        assert torch.equal(got, torch.from_numpy(array.astype(np.float32)))
+        assert got.is_contiguous()
+
+
+def test_three_dimensions_become_four():
+    assert torch.equal(decoding.latent(npy_of(SAMPLES[0].numpy())), SAMPLES[:1])
+    assert decoding.latent(npy_of(np.zeros((1, 16, 3, 8, 8)))).shape == (1, 16, 3, 8, 8)
+
+
+def test_which_array_of_an_archive():
+    small, first, second = np.zeros((3, 3)), np.ones((4, 8, 6)), np.full((4, 8, 6), 2.0)
+    names = np.array(["a", "b"])
+    data = npz_of(original_size=small, names=names, first=first, second=second)
+    assert torch.all(decoding.latent(data) == 1)
+    assert torch.all(decoding.latent(npz_of(a=first, latents=second)) == 2)
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (b"", "neither a latent"),
+        (b"<html>not found</html>", "neither a latent"),
+        (struct.pack("<Q", 1 << 60) + b"{}", "neither a latent"),
+        (safetensors.torch.save({"weight": torch.zeros(4, 4)}), "it has weight"),
+        (safetensors.torch.save({"latent_tensor": torch.zeros(1, 2, 3).bool()}), "torch.bool"),
+        (safetensors.torch.save({"latent_tensor": torch.zeros(4, 4)}), "shape [4, 4] is no"),
+        (npy_of(np.zeros((4, 4))), "shape [4, 4] is no latent"),
+        (npy_of(np.zeros((0, 4, 4, 4))), "no latent"),
+        (npy_of(np.array([[{}]]), allow_pickle=True), "holds object"),
+        (npy_of(np.array([[["text"]]])), "not plain numbers"),
+        (npy_of(np.zeros((1, 2, 3), complex)), "not plain numbers"),
+        (npy_of(np.zeros((1, 2, 3), bool)), "not plain numbers"),
+        (npy_of(np.zeros((1, 2, 3), [("a", "f4")])), "not plain numbers"),
+        (npy_of(np.zeros((1, 2, 3)))[:-1], "it declares 48 B of numbers and has 47 B"),
+        (b"\x93NUMPY\x01\x00\x10\x00__import__('os')", "header cannot be read"),
+        (b"\x93NUMPY\x09\x00", "header cannot be read"),
+        (b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535, "header cannot be read"),
+        (header_of((-1, 4, 4)), "no latent"),
+        (header_of((1,) * 60), "no latent"),
+        (npz_of(a=np.zeros((4, 4))), "it has a.npy"),
+        (npz_of(latents=np.zeros((4, 4))), "shape [4, 4] is no latent"),
+        (npz_of(latents=np.array([[[{}]]])), "holds object"),
+        (npz_of(latents=np.zeros((1, 2, 3)))[:-30], "damaged"),
+        (b"PK\x05\x06" + bytes(18), "it has no array"),
+    ],
+)
+def test_latents_that_cannot_be_used(data, words):
+    with pytest.raises(Undecodable) as caught:
+        decoding.latent(data)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(10, 10**6, 10**6), (2**40, 2**40, 2**40)])
+def test_an_array_that_declares_terabytes(shape):
+    tracemalloc.start()
+    try:
+        with pytest.raises(Undecodable, match="more than the 1.00 GiB"):
+            decoding.latent(header_of(shape, numbers=bytes(1000)))
+        with pytest.raises(Undecodable, match="has 1000 B"):
+            decoding.latent(header_of((4, 512, 512), numbers=bytes(1000)))
+        assert tracemalloc.get_traced_memory()[1] < MIB
+    finally:
+        tracemalloc.stop()
+
+
+def bomb_of(method=zipfile.ZIP_DEFLATED, declared=None):
+    """An archive of under 1 MiB that unpacks to 100 MiB, and may declare less."""
+    buffer = io.BytesIO()
+    whole = header_of((1, 25, 1 << 20), numbers=bytes(100 * MIB))
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr("latents.npy", whole)
+    data = bytearray(buffer.getvalue())
+    if declared is not None:
+        at = data.rindex(b"PK\x01\x02")
+        data[at + 24 : at + 28] = struct.pack("<I", declared)
+    assert len(data) < MIB
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "bomb, words",
+    [
+        (bomb_of(), "unpacks to 100.0 MiB, more than the 10.0 MiB"),
+        (bomb_of(declared=1000), "unpacks to 100.0 MiB|damaged"),
+        (bomb_of(zipfile.ZIP_BZIP2, 1000), "packed in a way"),
+        (bomb_of(zipfile.ZIP_LZMA, 1000), "packed in a way"),
+    ],
+    ids=["deflate", "a liar", "bzip2", "lzma"],
+)
+def test_an_archive_that_is_a_bomb(bomb, words):
+    tracemalloc.start()
+    try:
+        with pytest.raises(Undecodable, match=words):
+            decoding.latent(bomb, most=10 * MIB)
+        assert tracemalloc.get_traced_memory()[1] < 2 * MIB
+    finally:
+        tracemalloc.stop()
+
+
+def test_numbers_that_grow_are_counted_as_they_will_be():
+    data = npy_of(np.zeros((4, 1024, 1024), np.uint8))
+    with pytest.raises(Undecodable, match=r"unpacks to 16.0 MiB"):
+        decoding.latent(data, most=10 * MIB)
+
+
+WHOLE = [
+    packed(RGBA, "PNG"),
+    packed(RGBA.convert("RGB"), "JPEG"),
+    packed(RGBA, "WEBP"),
+    packed(RGBA.convert("P"), "GIF"),
+    packed(RGBA, "TIFF"),
+    npy_of(SAMPLES.numpy()),
+    npz_of(np.savez_compressed, latents=SAMPLES.numpy()),
+    safetensors.torch.save({"latent_tensor": SAMPLES}),
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(WHOLE), st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255))))
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_comes_is_decoded_or_told(whole, changes):
+    data = bytearray(whole)
+    for at, value in changes:
+        data[at % len(data)] = value
+    for decode in (decoding.picture, decoding.latent):
+        with contextlib.suppress(Undecodable):
+            decode(bytes(data))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.int32])
+def test_npy_file_keeps_what_numpy_knows(dtype):
+    got = np.load(io.BytesIO(decoding.npy_file(SAMPLES.to(dtype))), allow_pickle=False)
+    assert torch.equal(torch.from_numpy(got), SAMPLES.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_npy_file_widens_what_numpy_does_not_know(dtype):
+    got = np.load(io.BytesIO(decoding.npy_file(SAMPLES.to(dtype))), allow_pickle=False)
+    assert torch.equal(torch.from_numpy(got), SAMPLES.to(dtype).float())
