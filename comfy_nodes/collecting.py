@@ -118,17 +118,20 @@ class Collect(io.ComfyNode):
 
     @classmethod
     def check_lazy_status(cls, **inputs: Any) -> list[str]:
-        return ["local"] if "local" in inputs else []  # only now that the jobs are given
+        if "local" not in inputs:
+            return []
+        _given(inputs["ticket"]).at_home = time.monotonic()
+        return ["local"]  # only now that the jobs are given
 
     @classmethod
     async def execute(cls, ticket: Any, started: Any = None, local: Any = None) -> Any:
         given, here = _given(ticket), host.executing()
-        at_home = time.monotonic() - given.began
+        at_home = None if local is None else time.monotonic() - given.at_home
         shown = given.relay.node_id
         await given.collect(f"the prompt with {title(shown, host.graph().get(shown, here.node))}")
         results = [] if local is None else [list(local)]
         results += [unwrap(share.result("value")) for share in given.shares]
-        report = _report(given, None if local is None else at_home)
+        report = _report(given, at_home)
         given.relay.say(report)
         return io.NodeOutput(join(results), report)
 

@@ -118,6 +118,7 @@ class Given:
         piece: What is sent.
         shares: One for each peer that takes part, in order.
         lost: Those that failed and are done without.
+        at_home: When this machine's own share began.
     """
 
     def __init__(self, plan: Plan, run: Run, node_id: str) -> None:
@@ -126,6 +127,7 @@ class Given:
         self.piece = plan.make(())
         self.shares: list[Share] = []
         self.lost: list[Share] = []
+        self.at_home = 0.0
         self._values: dict[str, Any] | None = None  # of the boundaries, once they are there
         self._who = ""  # what waits for the results, in words
         self._tried: set[str] = set()

@@ -54,6 +54,9 @@ class State(Enum):
     ENDED = "ended"
 
 
+_IN_QUEUE = (State.QUEUED, State.RUNNING)
+
+
 @dataclass(eq=False)
 class Order:
     """A job that another peer runs for this one."""
@@ -91,6 +94,8 @@ class Task:
     gave: list[str] = field(default_factory=list)  # names of the results
     stopping: bool = False
     unwanted: bool = False  # its client has cancelled it, or is gone
+    why: str = ""  # it was stopped
+    spoiled: dict[str, Any] | None = None  # how it ends: a result of it cannot travel
     kept_until: float | None = None
 
 
@@ -170,7 +175,7 @@ class Jobs:
         self.orders: dict[str, Order] = {}
         self.tasks: dict[str, Task] = {}
         self._reconnect_wait = reconnect_wait
-        self._gone: dict[str, None] = {}  # ids of tasks that were forgotten
+        self._gone: dict[str, str] = {}  # ids of tasks that were forgotten, and why they ended
 
     def drain(self) -> list[Event]:
         """What is to be done since the last call, in order."""
@@ -277,12 +282,16 @@ class Jobs:
             self._answer(session, job, _refusal(_not_permitted()))
             return False
         task = self.tasks.get(job)
-        if task is not None:
-            if task.incarnation == incarnation:
-                self._adopt(task, session)
+        if task is not None and task.incarnation != incarnation:
+            text = "another peer's job has that id"
+            self._answer(session, job, _refusal([Reason("other", text=text)]))
             return False
-        if job in self._gone:
-            why = "its result was delivered already, or was not fetched in time"
+        if task is not None and not task.unwanted:
+            is_cut_off = task.state is State.ARRIVING and task.session != session
+            self._adopt(task, session)
+            return is_cut_off  # the session on which it came is not used any more: take it anew
+        why = task.why if task is not None else self._gone.get(job)
+        if why is not None:
             self._answer(session, job, {"outcome": "cancelled", "why": why})
             return False
         if sum(task.session == session for task in self.tasks.values()) >= MAX_TASKS:
@@ -308,12 +317,12 @@ class Jobs:
         if task is None or task.state is not State.ARRIVING:
             return
         task.what, task.title, task.group, task.state = what, title, group, State.CHECKING
-        if group:
-            for older in list(self.tasks.values()):
-                is_older = older.group == group and older.incarnation == task.incarnation
-                if is_older and older is not task:
-                    self._stop(older, "a newer job of the same node has come")
         self.out.append(Submitted(task))
+        if group:
+            # In the order in which they were offered: a large one may arrive after a newer one.
+            same = [t for t in self.tasks.values() if t.group == group]
+            for older in [t for t in same if t.incarnation == task.incarnation][:-1]:
+                self._stop(older, "a newer job of the same node has come")
 
     def not_submitted(self, job: str, error: ZBusError) -> None:
         """The request did not arrive whole, or cannot be used."""
@@ -326,12 +335,14 @@ class Jobs:
         if task.state in (State.CHECKING, State.QUEUED):
             task.state, task.place = State.QUEUED, place
             self._tell(task)
+            self._look_for_deadlock()
 
     def started(self, task: Task) -> None:
         """It runs."""
         if task.state in (State.CHECKING, State.QUEUED):
             task.state, task.place = State.RUNNING, 0
             self._tell(task)
+            self._look_for_deadlock()
 
     def result(self, task: Task, name: str, value: Any) -> None:
         """One of its outputs is there."""
@@ -344,7 +355,7 @@ class Jobs:
         if task.state is State.ENDED:
             return
         task.state, task.what = State.ENDED, None
-        self._give(task, END, end | {"results": list(task.gave)})
+        self._give(task, END, task.spoiled or end | {"results": list(task.gave)})
         if not self._look_forget(task) and task.session is None:
             task.kept_until = task.kept_until or 0.0  # `tick` sets the time
 
@@ -356,7 +367,7 @@ class Jobs:
             self.out.append(Deliver(task.session, task.id, part, value))
 
     def delivered(self, session: SessionKey, job: str, part: str) -> None:
-        """The peer has a parcel of ours, or will not have it."""
+        """The peer has a parcel of ours."""
         task = self.tasks.get(job)
         if task is not None and task.session == session and part != SUBMIT:
             task.parts.pop(part, None)
@@ -368,7 +379,21 @@ class Jobs:
         if part == SUBMIT and order is not None:
             self.cancel(order, error.at(peer=order.peer, stage=_stage(order)))
         elif part != SUBMIT:
+            task = self.tasks.get(job)
+            if task is not None and task.session == session and part != END:
+                self._spoil(task, part, error)
             self.delivered(session, job, part)
+
+    def _spoil(self, task: Task, part: str, error: ZBusError) -> None:
+        """A result of it cannot travel: whoever waits for it has to hear that."""
+        message = f"its result {part[len(RESULT) :]} cannot be sent: {error}"
+        kind = type(error).__name__
+        task.spoiled = {"outcome": "failed", "exception_type": kind, "message": message}
+        task.spoiled["title"] = "sending the result"
+        if task.state is State.ENDED:
+            self._give(task, END, task.spoiled)
+        else:
+            self._stop(task, message)
 
     def cancelled(self, session: SessionKey, message: JobCancel) -> None:
         """The peer does not want its job any more."""
@@ -377,12 +402,12 @@ class Jobs:
             self._abandon(task, message.why)
 
     def _abandon(self, task: Task, why: str) -> None:
-        task.unwanted = True
+        task.unwanted, task.why = True, why
         task.parts.clear()
         self.out.append(Drop(task.id))
         if task.state is State.ARRIVING:
-            task.state = State.ENDED
-        if task.state is State.ENDED:
+            del self.tasks[task.id]  # nobody has seen it, and it may come again
+        elif task.state is State.ENDED:
             self._look_forget(task)
         else:
             self._stop(task, why)
@@ -390,17 +415,13 @@ class Jobs:
     def _stop(self, task: Task, why: str) -> None:
         if task.state is not State.ENDED and not task.stopping:
             task.stopping = True
-            if task.state is State.ARRIVING:
-                self.out.append(Drop(task.id))
-                self.ended(task, {"outcome": "cancelled", "why": why})
-            else:
-                self.out.append(Stop(task, why))
+            self.out.append(Stop(task, why))
 
     def _look_forget(self, task: Task) -> bool:
         if task.state is not State.ENDED or task.parts or task.id not in self.tasks:
             return False
         del self.tasks[task.id]
-        self._gone[task.id] = None
+        self._gone[task.id] = task.why or "its result was delivered already"
         while len(self._gone) > REMEMBERED:
             del self._gone[next(iter(self._gone))]
         self.out.append(Forget(task))
@@ -418,7 +439,7 @@ class Jobs:
         return tuple(found)[:MAX_WAITS]
 
     def _tell(self, task: Task) -> None:
-        if task.session is None or task.state not in (State.QUEUED, State.RUNNING):
+        if task.session is None or task.state not in _IN_QUEUE:
             return
         told = (task.state.value, task.place, self._waits)
         if told != task.told:
@@ -431,11 +452,11 @@ class Jobs:
 
     def _look_for_deadlock(self) -> None:
         """Our running prompt waits for a job whose queue waits for a job in ours. Every side of
-        such a ring can see it; the one whose job has the highest id ends it, so that the others
-        go on."""
+        such a ring can see it; one whose own job has a higher id than the job in its queue ends
+        it: at least one of a ring is so, and never all, so that the others go on."""
         for order in list(self.orders.values()):
             ring = [self.tasks[i] for i in order.waits if i in self.tasks] if order.awaited else []
-            ring = [task for task in ring if task.state is not State.ENDED]
+            ring = [t for t in ring if t.state in _IN_QUEUE and not t.stopping]
             if ring and order.id > max(task.id for task in ring):
                 other = ring[0]
                 error = QueueDeadlock(
@@ -459,12 +480,15 @@ class Jobs:
     def session_down(self, session: SessionKey, error: ZBusError, now: float) -> None:
         """The session has ended. A peer whose link was lost may come back with another."""
         may_return = isinstance(error, LinkLost)
-        for order in [o for o in self.orders.values() if o.session == session]:
-            order.session, order.lost_at = None, now
+        orders = [order for order in self.orders.values() if order.session == session]
+        tasks = [task for task in self.tasks.values() if task.session == session]
+        for held in (*orders, *tasks):
+            held.session = None
+        for order in orders:
+            order.lost_at, order.waits = now, ()
             if not may_return:
                 self._end(order, error.at(peer=order.peer, stage=_stage(order)))
-        for task in [t for t in self.tasks.values() if t.session == session]:
-            task.session = None
+        for task in tasks:
             if may_return and task.state in (State.RUNNING, State.ENDED):
                 task.kept_until = now + KEPT if task.state is State.ENDED else None
             else:
