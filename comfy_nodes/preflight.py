@@ -21,7 +21,7 @@ from .plan import title
 
 MAX_REASONS = 64  # of one refusal
 MAX_LOOKED_UP = 20  # refused values of one prompt whose nearest are looked for: it takes time
-MAX_POOL = 4000  # names among which the nearest are looked for
+MAX_POOL = 1000  # names among which the nearest are looked for
 MAX_USES = 3  # nodes of a missing class that are named
 MAX_VALUE = 120  # characters of a value in a text
 

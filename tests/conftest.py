@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from comfyui import ComfyUI, start_all
+
+
+class Trio(NamedTuple):
+    """Three running ComfyUIs that know each other by name."""
+
+    a: ComfyUI
+    b: ComfyUI
+    c: ComfyUI
 
 
 class Pair(NamedTuple):
@@ -43,7 +51,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Any:
     report = yield
     if report.failed:
         for value in getattr(item, "funcargs", {}).values():
-            for comfyui in value if isinstance(value, Pair) else ():
+            for comfyui in value if isinstance(value, (Pair, Trio)) else ():
                 report.sections.append((f"log of {comfyui.name}", comfyui.log()[-5000:]))
     return report
 
@@ -88,56 +96,67 @@ def make_comfyui(comfyui_dir: Path) -> Iterator[Callable[..., ComfyUI]]:
 
 
 @pytest.fixture
-def fresh_pair(make_comfyui: Callable[..., ComfyUI]) -> Pair:
-    """Two ComfyUIs for this test alone, which may kill them."""
-    pair = Pair(make_comfyui(name="fresh-a"), make_comfyui(name="fresh-b"))
+def fresh_pair(make_comfyui: Callable[..., ComfyUI], tmp_path: Path) -> Pair:
+    """Two ComfyUIs for this test alone, which may kill them. They know each other by name."""
+    home = {"ZBUS_HOME": str(tmp_path / "zbus-home")}
+    pair = Pair(make_comfyui(name="fresh-a", env=home), make_comfyui(name="fresh-b", env=home))
     start_all(*pair)
     _connect_events(pair)
     return pair
 
 
 class _Shared:
-    """The session's pair: started at the first use, and again after a test has broken it."""
+    """The session's ComfyUIs: each started at its first use, and again after a test has broken
+    it. They share a home of zbus, so that they know each other by name."""
 
-    def __init__(self, comfyui_dir: Path) -> None:
-        self._dir = comfyui_dir
-        self._pair: Pair | None = None
+    def __init__(self, comfyui_dir: Path, home: Path) -> None:
+        self._dir, self._home = comfyui_dir, home
+        self._all: dict[str, ComfyUI] = {}
 
-    def get(self) -> Pair:
-        if self._pair is None or not all(c.alive for c in self._pair):
-            self.end()
-            pair = Pair(ComfyUI(self._dir, name="a"), ComfyUI(self._dir, name="b"))
-            start_all(*pair)
-            _connect_events(pair)
-            self._pair = pair
-        return self._pair
+    def get(self, *names: str) -> list[ComfyUI]:
+        env = {"ZBUS_HOME": str(self._home)}
+        dead = [n for n in names if n not in self._all or not self._all[n].alive]
+        for name in dead:
+            if name in self._all:
+                self._all.pop(name).kill()
+        made = {name: ComfyUI(self._dir, name=name, env=env) for name in dead}
+        start_all(*made.values())
+        _connect_events(made.values())
+        self._all |= made
+        return [self._all[name] for name in names]
 
     def tidy(self) -> None:
         """Leave nothing running or queued for the next test."""
-        pair = self._pair
-        if pair and not all([c.alive and c.clear() for c in pair]):  # both, not up to the first
-            self.end()
+        for name, comfyui in list(self._all.items()):
+            if not (comfyui.alive and comfyui.clear()):
+                self._all.pop(name).kill()
 
     def end(self) -> None:
-        for comfyui in self._pair or ():
+        for comfyui in self._all.values():
             comfyui.kill()
-        self._pair = None
 
 
 @pytest.fixture(scope="session")
-def _shared_pair(comfyui_dir: Path) -> Iterator[_Shared]:
-    shared = _Shared(comfyui_dir)
+def _shared(comfyui_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Shared]:
+    shared = _Shared(comfyui_dir, tmp_path_factory.mktemp("zbus-home"))
     yield shared
     shared.end()
 
 
 @pytest.fixture
-def pair(_shared_pair: _Shared) -> Iterator[Pair]:
+def pair(_shared: _Shared) -> Iterator[Pair]:
     """Two running ComfyUIs, the same ones for the whole test run, idle at the start of each."""
-    yield _shared_pair.get()
-    _shared_pair.tidy()
+    yield Pair(*_shared.get("a", "b"))
+    _shared.tidy()
 
 
-def _connect_events(pair: Pair) -> None:
-    for comfyui in pair:
+@pytest.fixture
+def trio(_shared: _Shared) -> Iterator[Trio]:
+    """Three of them: those of `pair`, and one more."""
+    yield Trio(*_shared.get("a", "b", "c"))
+    _shared.tidy()
+
+
+def _connect_events(comfyuis: Iterable[ComfyUI]) -> None:
+    for comfyui in comfyuis:
         assert comfyui.events is not None

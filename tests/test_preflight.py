@@ -193,7 +193,7 @@ def test_a_great_many_wrong_choices_do_not_take_long(preflight, classes, monkeyp
     prompt = {str(i): node("Big", name=f"folder/model-x{i}.safetensors") for i in range(200)}
     started = time.monotonic()
     assert len(preflight.look(prompt, classes)) == 200
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 10
 
 
 # --- separators

@@ -52,6 +52,7 @@ class _Given:
     flat: Flat
     errand: Errand
     order: Order | None = None
+    awaited: str = ""  # by whom, told before there was a link
 
 
 class Desk:
@@ -87,6 +88,7 @@ class Desk:
             told = peering.session.peer
             job.peer = told.name
             given.order = Order(job.id, flat, told.name, told.incarnation, job.request.title)
+            given.order.awaited = given.awaited
             self.jobs.submit(given.order, peering.key)
 
         def failed(error: ZBusError) -> None:
@@ -111,10 +113,13 @@ class Desk:
         given = self._given.get(job.id)
         if given is not None and given.order is not None:
             self.jobs.awaits(given.order, who)
+        elif given is not None:
+            given.awaited = who
 
     def enquire(self, remote: Remote) -> Future[dict[str, Any]]:
         """What that peer tells of itself."""
         future: Future[dict[str, Any]] = Future()
+        future.set_running_or_notify_cancel()  # nobody but this ends it
 
         def then(peering: Peering) -> None:
             self._asked += 1
@@ -148,7 +153,8 @@ class Desk:
     def progressed(self, job: str, node: str, title: str, value: int, maximum: int) -> None:
         peering = self._client(job)
         if peering is not None:
-            told = JobProgress(job, clip(node, 120), clip(title, 120), value, maximum)
+            at, most = max(0, int(value)), max(0, int(maximum))  # some nodes count in floats
+            told = JobProgress(job, clip(node, 120), clip(title, 120), at, most)
             peering.session.send(told)
 
     def preview(self, job: str, node: str, kind: str, data: bytes) -> None:
@@ -204,6 +210,7 @@ class Desk:
 
     def _parcel(self, peering: Peering, parcel: Parcel, body: bytes) -> None:
         job = parcel.job
+        self.parcels.check(peering, parcel)
         if parcel.part == SUBMIT:
             told, permitted = peering.session.peer, self.permits(peering)
             if self.jobs.offered(peering.key, told.incarnation, told.name, job, permitted):
@@ -233,7 +240,7 @@ class Desk:
 
     def _submitted(self, job: str, value: object) -> None:
         task = self.jobs.tasks.get(job)
-        if task is None:
+        if task is None or task.state is not State.ARRIVING:
             return
         try:
             request = Request.read(value)
@@ -275,19 +282,20 @@ class Desk:
         self._answering[peering.key] = open_ones + 1
         host, permitted = self.host, self.permits(peering)
 
-        def look() -> dict[str, Any]:
+        least = json.dumps({"jobs": permitted})
+
+        def look() -> str:
             try:
-                return host.facts() if host is not None and permitted else {}
+                facts = host.facts() if host is not None and permitted else {}
+                text = json.dumps(facts | {"jobs": permitted}, default=str)
             except Exception:  # the host's own code
                 logger.exception("this side could not say how it is")
-                return {}
+                return least
+            return text if len(text) <= MAX_FACTS else least
 
-        def tell(facts: dict[str, Any]) -> None:
-            self._answering[peering.key] = self._answering.get(peering.key, 1) - 1
-            text = json.dumps(facts | {"jobs": permitted}, default=str)
-            if len(text) > MAX_FACTS:
-                text = json.dumps({"jobs": permitted})
+        def tell(text: str) -> None:
             if peering.error is None:
+                self._answering[peering.key] -= 1
                 peering.session.send(Facts(message.question, text))
 
         self._parts.in_pool(look, tell)
@@ -316,6 +324,7 @@ class Desk:
         """The session has ended."""
         self.parcels.session_down(peering)
         self.jobs.session_down(peering.key, error, time.monotonic())
+        self._hold(peering, False, time.monotonic())
         self._answering.pop(peering.key, None)
         for key in [k for k in self._questions if k[0] == peering.key]:
             self._questions.pop(key)(error)
@@ -336,7 +345,10 @@ class Desk:
         """Do what the jobs want done."""
         while events := self.jobs.drain():
             for event in events:
-                self._do(event)
+                try:
+                    self._do(event)
+                except Exception:  # it ends one thing, and not what comes after it
+                    logger.exception("a fault in the jobs of zbus; please report it")
 
     def _do(self, event: core.Event) -> None:
         match event:
@@ -418,7 +430,7 @@ class Desk:
         self.errands.tick(now)
         self.jobs.tick(now)
         for peering in self._parts.links.peerings:
-            peering.jobs = self.jobs.busy(peering.key)
+            self._hold(peering, self.jobs.busy(peering.key), now)
         if self._given and now >= self._explain_at:
             self._explain_at = now + EXPLAIN_EVERY
             for given in self._given.values():
@@ -429,6 +441,17 @@ class Desk:
                 if note != given.job.note:
                     given.job.note = note
                     _changed(given.job)
+
+    def _hold(self, peering: Peering, busy: bool, now: float) -> None:
+        """A place is in use while some job needs its session: also one that this side dialled
+        for a job of its own, long ended, and over which it was given others since."""
+        if busy == peering.jobs:
+            return
+        peering.jobs = busy
+        if busy:
+            peering.place.users += 1
+        else:
+            self._parts.links.release(peering.place, now)
 
     def deadline(self, now: float) -> float | None:
         """When `tick` has something to do."""

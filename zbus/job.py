@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from . import codecs
-from .errors import InputError, RemoteProtocolError, UnknownCodec
+from .errors import InputError, NotTransferable, RemoteProtocolError, UnknownCodec
 from .messages import clip
 from .operation import Operation
 from .payload import Flat, flatten
@@ -18,6 +18,7 @@ __all__ = ["Job", "JobHost", "Reason", "Remote", "Request", "Taken"]
 
 MAX_VALUES = 1024  # attached to one job
 MAX_TITLE = 120
+MAX_NAME = 120  # of a result
 
 
 @dataclass(frozen=True)
@@ -263,8 +264,10 @@ class Taken:
         """One of the outputs. It must not change any more.
 
         Raises:
-            NotTransferable: It holds something that cannot travel.
+            NotTransferable: It holds something that cannot travel, or has no usable name.
         """
+        if clip(name, MAX_NAME) != name:
+            raise NotTransferable(f"a result needs a name of at most {MAX_NAME} characters")
         flat = flatten(value)
         self._tell(lambda desk: desk.result(self.id, name, flat))
 

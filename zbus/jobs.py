@@ -387,9 +387,12 @@ class Jobs:
     def _spoil(self, task: Task, part: str, error: ZBusError) -> None:
         """A result of it cannot travel: whoever waits for it has to hear that."""
         message = f"its result {part[len(RESULT) :]} cannot be sent: {error}"
-        kind = type(error).__name__
-        task.spoiled = {"outcome": "failed", "exception_type": kind, "message": message}
-        task.spoiled["title"] = "sending the result"
+        task.spoiled = {
+            "outcome": "failed",
+            "title": "sending the result",
+            "exception_type": type(error).__name__,
+            "message": message,
+        }
         if task.state is State.ENDED:
             self._give(task, END, task.spoiled)
         else:
@@ -493,6 +496,8 @@ class Jobs:
                 task.kept_until = now + KEPT if task.state is State.ENDED else None
             else:
                 self._abandon(task, f"{task.client}, whose job it is, is gone")
+        if orders:
+            self._tell_all()
 
     def tick(self, now: float) -> None:
         """End what nobody came back for."""

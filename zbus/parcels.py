@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .errors import ZBusError
+from .errors import RemoteProtocolError, ZBusError
 from .messages import Parcel, Refused, Stored, clip
 from .operation import Operation
 from .parts import Parts
@@ -99,6 +99,14 @@ class Parcels:
         return moving if moving is not None and moving.outgoing else None
 
     # --- in -----------------------------------------------------------------------------------
+
+    def check(self, peering: Peering, parcel: Parcel) -> None:
+        """Raises:
+        RemoteProtocolError: Its id is that of a transfer which is under way.
+        """
+        known = (peering.key, parcel.operation) in self._moving
+        if known or self._parts.bulk.knows(peering, parcel.operation):
+            raise RemoteProtocolError("a PARCEL with the id of a transfer that is under way")
 
     def take(
         self,

@@ -317,6 +317,11 @@ class ComfyUI:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def peer(self) -> str:
+        """The name that its zbus peer has."""
+        return str(self.get("/zbus/peer")["name"])
+
     def get(self, path: str, timeout: float = 20.0) -> Any:
         return self._request(urllib.request.Request(self.url + path), timeout)
 
