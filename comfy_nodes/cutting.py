@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 from zbus.errors import InputError
 
@@ -66,7 +66,7 @@ def cut(prompt: Prompt, value: Link, *, attach: Collection[str] = ()) -> Part:
     Args:
         prompt: The whole prompt.
         value: The link whose value is wanted.
-        attach: Ids of nodes to run here in any case: loaders of files that the peer lacks.
+        attach: Ids of nodes to run here in any case: see `loaders`.
 
     Raises:
         InputError: Nothing is wired there.
@@ -264,45 +264,23 @@ def _original(node_id: str, node: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**node, "class_type": class_type, "inputs": {**constants, **given}}
 
 
-# --- files that the peer lacks ------------------------------------------------------------------
+# --- files of this side -------------------------------------------------------------------------
 
 
-class _Reason(Protocol):
-    @property
-    def kind(self) -> str: ...
-    @property
-    def node(self) -> str: ...
-    @property
-    def class_type(self) -> str: ...
-    @property
-    def input(self) -> str: ...
+def loaders(prompt: Prompt, is_file_input: Callable[[str, str], bool]) -> set[str]:
+    """The nodes that load a file of this side's input folder, to be attached by `cut`: the peer
+    may lack that file, or have another picture under the same name.
 
-
-R = TypeVar("R", bound=_Reason)
-
-
-def absent_files(
-    reasons: Iterable[R], prompt: Prompt, is_file_input: Callable[[str, str], bool]
-) -> tuple[set[str], list[R]]:
-    """Split a refusal into what attaching helps, and the rest.
+    Those with links are not among them (their file's name may be computed), nor are those with a
+    stand-in, whose file only the peer has.
 
     Args:
-        reasons: Everything that is wrong with the prompt over there.
-        prompt: The whole prompt as it is on this side. A loader that has a stand-in in it does not
-            count: its file is missing here, too.
+        prompt: The whole prompt.
         is_file_input: Whether that input of that class names a file of the input folder.
-
-    Returns:
-        The ids of the loaders whose values are to be attached; and the reasons that remain then.
     """
-    reasons = list(reasons)
-    loaders = {
-        reason.node
-        for reason in reasons
-        if reason.kind == "choice"
-        and reason.node in prompt
-        and class_of(prompt[reason.node]) != THERE
-        and is_file_input(reason.class_type, reason.input)
-        and not any(sources(prompt, reason.node))
+    return {
+        i
+        for i, node in prompt.items()
+        if any(is_file_input(class_of(node), name) for name in inputs_of(node))
+        and not any(sources(prompt, i))
     }
-    return loaders, [reason for reason in reasons if reason.node not in loaders]

@@ -79,7 +79,7 @@ def dispatch(
         queue_id: The queue node's id, where it is known.
         remote_url: The remote; tells a saved prompt's queue node.
         everything: Run all output nodes there, not only what the results need.
-        attach: Ids of nodes to run here: loaders of files that the remote lacks.
+        attach: Ids of nodes to run here in any case: see `cutting.loaders`.
 
     Raises:
         InputError: Nothing would come of it, or it cannot be done; the text says what to change.

@@ -9,26 +9,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import xxhash
 
 from zbus import payload
-from zbus.errors import JobRefused, ZBusError
+from zbus.errors import JobError, JobFailed, ZBusError
 from zbus.job import Job, Remote, Request
 
 from . import host, peers, waiting
-from .cutting import absent_files, for_position, with_digests
+from .cutting import for_position, with_digests
 from .graph import Graph, Link
 from .relay import Relay
 from .runs import Run
 
+logger = logging.getLogger(__name__)
+
 STOP, ANOTHER, REST = "stop", "try another", "return the rest"
 ON_FAILURE = [STOP, ANOTHER, REST]
-MAX_ROUNDS = 4  # of finding out which files the peers lack
 
 
 class Piece(Protocol):
@@ -47,16 +49,14 @@ class Plan:
     """What shall run elsewhere.
 
     Attributes:
-        make: The part to send; takes the ids of the loaders whose values are to be attached.
-        prompt: The whole prompt that it is made from.
+        piece: What is sent.
         title: What it is called there.
         remotes: Where, in order.
         first: The position of the first of them: 1 where this machine takes part itself.
         group: See `Request`.
     """
 
-    make: Callable[[Collection[str]], Piece]
-    prompt: Mapping[str, Any]
+    piece: Piece
     title: str
     remotes: list[Remote]
     first: int = 0
@@ -102,9 +102,19 @@ class Share:
         return None
 
     def result(self, name: str) -> Any:
-        """That output of its job."""
-        assert self.job is not None
-        return self.job.results[name]
+        """That output of its job.
+
+        Raises:
+            JobError: It ended without: a node before it blocked what comes after, in silence.
+        """
+        results = self.job.results if self.job is not None else {}
+        if name not in results:
+            raise JobError(
+                "the job has ended there without this result: a node before it blocks it",
+                peer=self.who,
+                remedy="Look at the switches and blockers of the part that runs there",
+            )
+        return results[name]
 
     def end(self) -> None:
         self.seconds = time.monotonic() - self.began
@@ -124,7 +134,7 @@ class Given:
     def __init__(self, plan: Plan, run: Run, node_id: str) -> None:
         self.plan, self.prompt_id = plan, run.id
         self.relay = Relay(host.shown_as(node_id), run.id, run.client)
-        self.piece = plan.make(())
+        self.piece = plan.piece
         self.shares: list[Share] = []
         self.lost: list[Share] = []
         self.at_home = 0.0
@@ -152,18 +162,10 @@ class Given:
         Raises:
             ZBusError: They cannot, and everything that is wrong.
         """
-        plan, attach = self.plan, set[str]()
+        plan = self.plan
         self.shares = [Share(r, plan.first + k) for k, r in enumerate(plan.remotes)]
-        for _ in range(MAX_ROUNDS):
-            for share in self.shares:
-                self._give(share)
-            await self._wait(lambda: all(_is_accepted(s) or s.is_done for s in self.shares))
-            absent = self._absent() - attach
-            if not absent:
-                break
-            attach |= absent
-            self.cancel()
-            self.piece = plan.make(attach)
+        for share in self.shares:
+            self._give(share)
         await self._until_all(_is_accepted)
 
     async def start(self, values: dict[str, Any]) -> None:
@@ -205,17 +207,6 @@ class Given:
         if self._who:
             job.awaited_by(self._who)
 
-    def _absent(self) -> set[str]:
-        """The loaders of files that some peer lacks, where nothing else is wrong."""
-        found: set[str] = set()
-        for share in self.shares:
-            if isinstance(share.error, JobRefused):
-                loaders, rest = absent_files(
-                    share.error.reasons, self.plan.prompt, host.Classes().is_file_input
-                )
-                found |= loaders if not rest else set()
-        return found
-
     # --- waiting, and what to do with failures ------------------------------------------------
 
     async def _until_all(self, reached: Callable[[Share], bool]) -> None:
@@ -236,6 +227,8 @@ class Given:
     async def _failed(self, share: Share) -> None:
         error, choice = share.error, self.plan.on_failure
         assert error is not None
+        if isinstance(error, JobFailed):
+            logger.error("%s\n%s", error, error.traceback)
         share.failures.append(str(error))
         if choice == REST and len(self.shares) > 1:
             self.shares.remove(share)

@@ -7,7 +7,7 @@ remote is found by its ComfyUI's URL, and runs the job over zbus.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -16,7 +16,7 @@ from zbus.errors import InputError, JobError
 
 from . import host, peers
 from .collecting import expand
-from .cutting import FETCH
+from .cutting import FETCH, loaders
 from .dispatching import Dispatch, clean_url, dispatch, first_result
 from .giving import Given, Plan
 from .graph import Graph
@@ -89,22 +89,20 @@ async def _dispatch(
     remote = await peers.resolve(url)
     prompt = workflow if workflow is not None else host.current_prompt()
 
-    def make(attach: Collection[str]) -> Dispatch:
-        made = dispatch(prompt, queue_id, url, everything=everything, attach=attach)
-        if made.boundaries and workflow is not None:
-            names = ", ".join(title(i, prompt[i]) for i, _ in made.boundaries.values())
-            raise InputError(
-                f"the saved workflow needs from here what only a running one has: {names}",
-                remedy="Copy those files into the remote's input folder, or load the workflow "
-                "here and use Load workflow (current)",
-            )
-        if edit is not None:
-            edit(made.prompt)
-        return made
-
+    # A saved workflow's files are those of the remote: it was made for that one.
+    attach = () if workflow is not None else loaders(prompt, host.Classes().is_file_input)
+    made = dispatch(prompt, queue_id, url, everything=everything, attach=attach)
+    if made.boundaries and workflow is not None:
+        names = ", ".join(title(i, prompt[i]) for i, _ in made.boundaries.values())
+        raise InputError(
+            f"the saved workflow needs from here what only a running one has: {names}",
+            remedy="Remove those nodes from it, or load the workflow here and use "
+            "Load workflow (current)",
+        )
+    if edit is not None:
+        edit(made.prompt)
     plan = Plan(
-        make,
-        prompt,
+        made,
         title(queue_id, prompt.get(queue_id, here.node)),
         [remote],
         group=f"{queue_id} {here.list_index or 0}",

@@ -6,8 +6,11 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from zbus.errors import InputError
+
 from . import host, preflight
 from .cutting import stand_in
+from .graph import class_of, inputs_of
 from .peers import CARD
 from .presence import PRESENCE
 
@@ -29,9 +32,21 @@ def _admit(body: Any) -> Any:
     return body
 
 
-def _only_elsewhere(classes: preflight.Classes) -> Callable[[str, Mapping[str, Any]], bool]:
+def _only_elsewhere(classes: host.Classes) -> Callable[[str, Mapping[str, Any]], bool]:
     def is_bad(node_id: str, node: Mapping[str, Any]) -> bool:
         reasons = preflight.look({node_id: node}, classes)
-        return any(reason.kind in ("class", "choice", "value") for reason in reasons)
+        return any(reason.kind in ("class", "choice", "value") for reason in reasons) or any(
+            classes.is_file_input(class_of(node), name) and not _is_here(value)
+            for name, value in inputs_of(node).items()
+        )
 
     return is_bad
+
+
+def _is_here(name: Any) -> bool:
+    """Whether that is a file of the input folder; loaders look for it themselves, and only when
+    all of the prompt is validated."""
+    try:
+        return not isinstance(name, str) or host.input_file(name).is_file()
+    except (InputError, ValueError, OSError):
+        return False

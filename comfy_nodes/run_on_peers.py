@@ -15,7 +15,7 @@ from zbus.errors import InputError
 
 from . import host, peers
 from .collecting import INTERNAL, expand
-from .cutting import RUN, VARY, VARY_AT, cut
+from .cutting import RUN, VARY, VARY_AT, cut, loaders
 from .exchange import CATEGORY, QUALITY
 from .giving import ON_FAILURE, Given, Plan
 from .graph import link
@@ -92,8 +92,7 @@ class RunOnPeers(io.ComfyNode):
         codecs.check(how)
         remotes = await peers.chosen(str(only("peer", peer)))
         plan = Plan(
-            lambda attach: cut(graph, wired, attach=attach),
-            graph,
+            cut(graph, wired, attach=loaders(graph, host.Classes().is_file_input)),
             title(node.node_id, node.node),
             remotes,
             first=int(takes_part),

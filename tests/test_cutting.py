@@ -338,39 +338,19 @@ def test_a_stand_in_that_says_nothing(inputs):
         cut({"1": node("ZBusThere", **inputs)}, ("1", 0))
 
 
-# --- refusals -----------------------------------------------------------------------------------
+# --- files of this side -------------------------------------------------------------------------
 
 
-class Why(NamedTuple):
-    kind: str
-    node: str
-    class_type: str = "LoadImage"
-    input: str = "image"
-
-
-def test_absent_files_are_told_from_what_is_really_wrong():
+def test_loaders_of_this_sides_files_are_told_by_their_inputs():
     prompt = picture() | {
-        "10": node("LoadImage", image=["2", 0]),
+        "10": node("LoadImage", image=["2", 0]),  # its name is computed
         "11": node("ZBusThere", class_type="LoadImage", inputs='{"image": "nowhere.png"}'),
+        "12": node("LoadImage", image="x.png", gone=["not there", 0]),
+        "13": node("LoadImage", channel="red"),
+        "14": {"class_type": "LoadImage"},
     }
-    no_class = Why("class", "1", "CheckpointLoaderSimple", "")
-    no_model = Why("choice", "1", "CheckpointLoaderSimple", "ckpt_name")
-    reasons = [
-        Why("choice", "3"),
-        no_model,
-        Why("value", "3", "LoadImage", "channel"),  # gone with the loader
-        no_class,
-        Why("choice", "10"),  # its name is computed
-        Why("choice", "11"),  # not here either
-        Why("choice", "not there"),
-        Why("value", "9"),
-    ]
-    is_file = {("LoadImage", "image")}
-    loaders, rest = cutting.absent_files(
-        iter(reasons), prompt, lambda class_type, name: (class_type, name) in is_file
-    )
-    assert loaders == {"3"}
-    assert rest == [no_model, no_class, *reasons[4:]]
+    assert cutting.loaders(prompt, lambda *of: of == ("LoadImage", "image")) == {"3", "12"}
+    assert cutting.loaders(prompt, lambda *of: False) == set()
 
 
 # --- any prompt ---------------------------------------------------------------------------------

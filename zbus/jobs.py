@@ -485,10 +485,10 @@ class Jobs:
         may_return = isinstance(error, LinkLost)
         orders = [order for order in self.orders.values() if order.session == session]
         tasks = [task for task in self.tasks.values() if task.session == session]
-        for held in (*orders, *tasks):
-            held.session = None
+        for task in tasks:
+            task.session = None
         for order in orders:
-            order.lost_at, order.waits = now, ()
+            order.session, order.lost_at, order.waits = None, now, ()
             if not may_return:
                 self._end(order, error.at(peer=order.peer, stage=_stage(order)))
         for task in tasks:

@@ -1,0 +1,416 @@
+"""Helpers for tests of jobs: sides in memory whose sessions may end, and a host on real peers."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from children import until
+
+from zbus import Peer
+from zbus import jobs as core
+from zbus.errors import TransferRefused, ZBusError
+from zbus.job import Taken
+from zbus.jobs import END, RESULT, SUBMIT, Jobs, Order, State, Task
+from zbus.messages import JobCancel, JobState
+
+# --- in memory ----------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Parcel:
+    """One value on its way."""
+
+    key: bytes
+    source: Side
+    target: Side
+    job: str
+    part: str
+    value: Any
+    inline: bool  # it rides in its message; else its bytes come later, while the sender sends
+    out: bool = True  # the sender has not forgotten it
+    arriving: bool = False  # the receiver has taken it
+
+
+@dataclass(eq=False)
+class Hosted:
+    """What the host of a side knows of one job."""
+
+    task: Task
+    gave: dict[str, Any] = field(default_factory=dict)
+    outcome: str = ""
+    stops: list[str] = field(default_factory=list)
+    forgotten: int = 0
+
+
+@dataclass(eq=False)
+class Side:
+    """One process: its Jobs, and what desk, parcels and host would do with the events."""
+
+    world: World
+    name: str
+    life: int = 0  # grows with each restart
+    jobs: Jobs = field(default_factory=lambda: Jobs(reconnect_wait=300.0))
+    up: dict[bytes, Side] = field(default_factory=dict)  # its open sessions, and with whom
+    packing: list[Parcel] = field(default_factory=list)
+    hosted: dict[str, Hosted] = field(default_factory=dict)
+    orders: dict[str, Order] = field(default_factory=dict)
+    ended: dict[str, ZBusError | None] = field(default_factory=dict)
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)  # as of the end
+
+    @property
+    def incarnation(self) -> bytes:
+        return f"{self.name}{self.life}".encode()
+
+    # --- what a user does ---------------------------------------------------------------------
+
+    def submit(self, key: bytes, job: str, group: str = "", title: str = "") -> Order:
+        other = self.up[key]
+        order = Order(job, ("request", job, group), other.name, other.incarnation, title or job)
+        self.orders[job] = order
+        self.jobs.submit(order, key)
+        self.settle()
+        return order
+
+    def cancel(self, job: str) -> None:
+        self.jobs.cancel(self.orders[job])
+        self.settle()
+
+    def awaits(self, job: str, who: str) -> None:
+        self.jobs.awaits(self.orders[job], who)
+        self.settle()
+
+    def outcome(self, job: str) -> ZBusError | None:
+        assert job in self.ended, f"{job} is {self.orders[job].state}"
+        return self.ended[job]
+
+    # --- what the host does -------------------------------------------------------------------
+
+    def queue(self, job: str, place: int = 0) -> None:
+        self.jobs.queued(self.hosted[job].task, place)
+        self.settle()
+
+    def start(self, job: str) -> None:
+        self.jobs.started(self.hosted[job].task)
+        self.settle()
+
+    def give(self, job: str, name: str) -> None:
+        hosted = self.hosted[job]
+        hosted.gave.setdefault(name, (job, name, self.life))
+        self.jobs.result(hosted.task, name, hosted.gave[name])
+        self.settle()
+
+    def end(self, job: str, outcome: str = "done", **told: Any) -> None:
+        hosted = self.hosted[job]
+        hosted.outcome = outcome
+        self.jobs.ended(hosted.task, {"outcome": outcome, **told})
+        self.settle()
+
+    # --- what desk and parcels do -------------------------------------------------------------
+
+    def settle(self) -> None:
+        for event in self.jobs.drain():
+            self._do(event)
+            self.check()
+        self.check()
+
+    def check(self) -> None:
+        """What always holds."""
+        for order in self.jobs.orders.values():
+            assert order.state is not State.ENDED and order.id not in self.ended
+        for id, error in self.ended.items():
+            assert self.orders[id].results == self.results[id], "no result after the end"
+            assert error is not None or self.orders[id].end is not None
+        for task in self.jobs.tasks.values():
+            assert task.session is None or task.session in self.up
+
+    def _do(self, event: core.Event) -> None:
+        match event:
+            case core.Say(session, message):
+                assert session in self.up, "said on a session that is down"
+                if isinstance(message, JobState):
+                    mine = set(message.waits) & set(self.orders)
+                    assert mine <= set(self.jobs.orders), "waits for an order that has ended"
+                self.world.put(session, self, message)
+            case core.Deliver(session, job, part, value):
+                assert session in self.up, "delivered on a session that is down"
+                self.packing.append(self.world.parcel(session, self, job, part, value))
+            case core.Drop(job):
+                self._drop(job)
+            case core.Submitted(task):
+                assert task.id not in self.hosted, "run twice"
+                self.hosted[task.id] = Hosted(task)
+            case core.Stop(task, why):
+                hosted = self.hosted[task.id]
+                assert task.state is not State.ENDED and not hosted.stops
+                hosted.stops.append(why)
+            case core.Forget(task):
+                assert task.state is State.ENDED and task.id not in self.jobs.tasks
+                if task.id in self.hosted:
+                    self.hosted[task.id].forgotten += 1
+                    assert self.hosted[task.id].forgotten == 1
+            case core.Changed(order):
+                assert order.id not in self.ended
+            case core.Ended(order, error):
+                self._ended(order, error)
+
+    def _ended(self, order: Order, error: ZBusError | None) -> None:
+        assert order.id not in self.ended, "ended twice"
+        self.ended[order.id] = error
+        self.results[order.id] = dict(order.results)
+        if error is None:
+            hosted = self.world.hosted(order.id)
+            assert hosted.outcome == "done" and order.results == hosted.gave
+
+    def _drop(self, job: str) -> None:
+        for parcel in [p for p in self.packing if p.job == job]:
+            self.packing.remove(parcel)
+        for parcel in [p for p in self.world.moving if p.job == job]:
+            if parcel.source is self:
+                parcel.out = False
+            elif parcel.arriving:
+                self.world.moving.remove(parcel)
+                self.world.put(parcel.key, self, (parcel, TransferRefused("not wanted any more")))
+
+    def packed(self, parcel: Parcel, error: ZBusError | None = None) -> None:
+        """The pool has packed a value for its link, or cannot."""
+        self.packing.remove(parcel)
+        if error is None:
+            self.world.moving.append(parcel)
+            self.world.put(parcel.key, self, parcel)
+        else:
+            self.jobs.undeliverable(parcel.key, parcel.job, parcel.part, error)
+        self.settle()
+
+    def receive(self, key: bytes, message: Any) -> None:
+        match message:
+            case JobState():
+                self.jobs.state(key, message)
+            case JobCancel():
+                self.jobs.cancelled(key, message)
+            case Parcel():
+                self._offered(key, message)
+            case (parcel, error):
+                if parcel.out:
+                    parcel.out = False
+                    if error is None:
+                        self.jobs.delivered(key, parcel.job, parcel.part)
+                    else:
+                        self.jobs.undeliverable(key, parcel.job, parcel.part, error)
+        self.settle()
+
+    def _offered(self, key: bytes, parcel: Parcel) -> None:
+        client, error = parcel.source, None
+        if parcel.part == SUBMIT:
+            said = (client.incarnation, client.name, parcel.job, True)
+            parcel.arriving = self.jobs.offered(key, *said)
+        else:
+            parcel.arriving = self.jobs.wants(key, parcel.job, parcel.part)
+            error = TransferRefused("that job is not waited for here")
+        if not parcel.arriving:
+            self.world.moving.remove(parcel)
+            self.world.put(key, self, (parcel, error))
+        elif parcel.inline:
+            self.arrived(parcel)
+
+    def arrived(self, parcel: Parcel, error: ZBusError | None = None) -> None:
+        """Its last byte is here, or it cannot be taken."""
+        self.world.moving.remove(parcel)
+        self.world.put(parcel.key, self, (parcel, error))
+        if parcel.part != SUBMIT:
+            if error is None:
+                self.jobs.arrived(parcel.job, parcel.part, parcel.value)
+            else:
+                self.jobs.lost(parcel.job, error)
+        elif error is None:
+            self.jobs.submitted(parcel.job, parcel.value, parcel.job, parcel.value[2])
+        else:
+            self.jobs.not_submitted(parcel.job, error)
+        self.settle()
+
+    def down(self, key: bytes, error: ZBusError) -> None:
+        """The session has ended, as this side sees it."""
+        del self.up[key]
+        self.packing = [p for p in self.packing if p.key != key]
+        for parcel in [p for p in self.world.moving if p.key == key]:
+            if parcel.source is self:
+                parcel.out = False
+            elif parcel.arriving:
+                self.world.moving.remove(parcel)
+        self.jobs.session_down(key, error, self.world.now)
+        self.settle()
+
+
+class World:
+    """Sides joined by sessions, each a pair of queues."""
+
+    def __init__(self, *names: str) -> None:
+        self.sides = [Side(self, name) for name in names]
+        self.all = list(self.sides)  # and those that were killed
+        self.queues: dict[tuple[bytes, Side], deque[Any]] = {}  # by session and who reads
+        self.moving: list[Parcel] = []
+        self.now = 1000.0
+        self._sessions = self._parcels = 0
+
+    def connect(self, one: Side, other: Side) -> bytes:
+        self._sessions += 1
+        key = f"session {self._sessions}".encode()
+        for side, peer in ((one, other), (other, one)):
+            side.up[key] = peer
+            self.queues[key, side] = deque()
+        for side, peer in ((one, other), (other, one)):
+            side.jobs.session_up(key, peer.incarnation)
+            side.settle()
+        return key
+
+    def parcel(self, key: bytes, source: Side, job: str, part: str, value: Any) -> Parcel:
+        self._parcels += 1
+        inline = self._parcels % 2 == 0
+        return Parcel(key, source, source.up[key], job, part, value, inline)
+
+    def put(self, key: bytes, sender: Side, message: Any) -> None:
+        for (of, reader), queue in self.queues.items():
+            if of == key and reader is not sender:
+                queue.append(message)
+
+    def hosted(self, job: str) -> Hosted:
+        (only,) = [s.hosted[job] for s in self.all if job in s.hosted]
+        return only
+
+    def ready(self) -> list[Callable[[], None]]:
+        """Everything that may happen next by itself."""
+        steps: list[Callable[[], None]] = []
+        for (key, reader), queue in self.queues.items():
+            if queue and key in reader.up:
+                steps.append(lambda k=key, r=reader, q=queue: r.receive(k, q.popleft()))  # type: ignore[misc]
+        for side in self.sides:
+            steps += [lambda s=side, p=p: s.packed(p) for p in side.packing]  # type: ignore[misc]
+        for p in self.moving:
+            if p.arriving and p.out:
+                steps.append(lambda p=p: p.target.arrived(p))  # type: ignore[misc]
+        return steps
+
+    def run(self, pick: Callable[[int], int] = lambda count: 0) -> None:
+        """Let everything arrive; `pick` says which of so many things is next."""
+        for _ in range(20_000):
+            steps = self.ready()
+            if not steps:
+                return
+            steps[pick(len(steps))]()
+        raise AssertionError("the sides never come to rest")
+
+    def cut(self, key: bytes, one: ZBusError, other: ZBusError) -> None:
+        """The session ends on both sides."""
+        readers = [reader for of, reader in self.queues if of == key]
+        for side, error in zip(readers, (one, other), strict=True):
+            if key in side.up:
+                side.down(key, error)
+
+    def kill(self, side: Side) -> Side:
+        """Its process ends, and another one begins; nobody has noticed yet."""
+        fresh = Side(self, side.name, side.life + 1)
+        self.sides[self.sides.index(side)] = fresh
+        self.all.append(fresh)
+        side.up.clear()
+        side.packing.clear()
+        self.moving = [p for p in self.moving if p.target is not side]
+        return fresh
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        for side in self.sides:
+            side.jobs.tick(self.now)
+            side.settle()
+
+    def nothing_left(self) -> bool:
+        """No job anywhere, and nobody who still waits for bytes."""
+        waiting = any(parcel.arriving for parcel in self.moving)
+        return not waiting and not any(s.jobs.orders or s.jobs.tasks for s in self.sides)
+
+
+# --- on real peers ------------------------------------------------------------------------------
+
+
+class Host:
+    """A `JobHost` that notes what it is told; `on_submitted` does the work.
+
+    Attributes:
+        jobs: All that were submitted, by id.
+        said: (what, job id, why) of every call, in order.
+    """
+
+    def __init__(self, on_submitted: Callable[[Taken], None] | None = None) -> None:
+        self.on_submitted = on_submitted
+        self.jobs: dict[str, Taken] = {}
+        self.said: list[tuple[str, str, str]] = []
+        self.on_cancel: Callable[[Taken, str], None] = lambda job, why: job.stopped(why)
+        self.told: dict[str, Any] = {"devices": ["cpu"]}
+
+    def submitted(self, job: Taken) -> None:
+        self.said.append(("submitted", job.id, ""))
+        self.jobs[job.id] = job
+        if self.on_submitted is not None:
+            self.on_submitted(job)
+
+    def cancel(self, job: Taken, why: str) -> None:
+        self.said.append(("cancel", job.id, why))
+        self.on_cancel(job, why)
+
+    def forget(self, job: Taken) -> None:
+        self.said.append(("forget", job.id, ""))
+
+    def facts(self) -> dict[str, Any]:
+        return self.told
+
+    def only(self, within: float = 10.0) -> Taken:
+        """The one job that has come."""
+        until(lambda: self.jobs, within, "a job")
+        (job,) = self.jobs.values()
+        return job
+
+    def count(self, what: str) -> int:
+        return sum(said[0] == what for said in self.said)
+
+
+def left(peer: Peer) -> dict[str, Any]:
+    """What a peer still holds of jobs; empty when all have ended."""
+    engine = peer._engine
+
+    def look() -> dict[str, Any]:
+        desk = engine.desk
+        held = {
+            "given": len(desk._given),
+            "taken": len(desk._taken),
+            "previewed": len(desk._previewed),
+            "questions": len(desk._questions),
+            "moving": [(m.part, m.outgoing) for m in desk.parcels._moving.values()],
+            "errands": len(desk.errands._open),
+            "orders": [o.state.value for o in desk.jobs.orders.values()],
+            "tasks": [(t.state.value, list(t.parts)) for t in desk.jobs.tasks.values()],
+            "in": len(engine.bulk._in),
+            "out": len(engine.bulk._out),
+            "transfers": sum(p.transfers for p in engine.links.peerings),
+            "budget": engine.budget._taken,
+        }
+        return {name: value for name, value in held.items() if value}
+
+    return engine.ask(look)
+
+
+def clean(*peers: Peer, within: float = 5.0) -> None:
+    """Nothing of any job is left on these."""
+    try:
+        until(lambda: not any(left(peer) for peer in peers), within)
+    except AssertionError:
+        raise AssertionError(f"left: {[left(peer) for peer in peers]}") from None
+
+
+def threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate()}
+
+
+__all__ = ["END", "RESULT", "SUBMIT", "Host", "Hosted", "Parcel", "Side", "World"]
+__all__ += ["clean", "left", "threads"]

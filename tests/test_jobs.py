@@ -1,0 +1,896 @@
+"""The life of a job between sides in memory: late, lost, doubled, cancelled, refused, at any time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from jobpair import END, RESULT, SUBMIT, Hosted, Side, World
+
+from zbus.errors import (
+    Cancelled,
+    CodecRefused,
+    JobCancelled,
+    JobFailed,
+    JobRefused,
+    LinkLost,
+    NotPermitted,
+    PeerClosed,
+    PeerGone,
+    PeerRestarted,
+    QueueDeadlock,
+    RemoteProtocolError,
+    TransferRefused,
+    ZBusError,
+)
+from zbus.jobs import KEPT, MAX_TASKS, REMEMBERED, Jobs, Order, State, refused
+from zbus.messages import JobState
+from zbus.reasons import MAX_REASONS, Reason
+
+LOST = LinkLost("the link was lost", peer="x")
+GONE = PeerGone("its process has ended", peer="x")
+RESTARTED = PeerRestarted("was restarted", peer="x")
+WAIT = 300.0
+
+
+def pair() -> tuple[World, Side, Side, bytes]:
+    world = World("client", "worker")
+    client, worker = world.sides
+    return world, client, worker, world.connect(client, worker)
+
+
+def running(job: str = "j") -> tuple[World, Side, Side, bytes]:
+    """A job that runs."""
+    world, client, worker, key = pair()
+    client.submit(key, job)
+    world.run()
+    worker.queue(job, 3)
+    worker.start(job)
+    world.run()
+    return world, client, worker, key
+
+
+def over(world: World) -> None:
+    """Nothing is left anywhere, and every task was forgotten once."""
+    world.run()
+    assert world.nothing_left()
+    for side in world.sides:
+        assert all(hosted.forgotten == 1 for hosted in side.hosted.values())
+        assert side.ended.keys() == side.orders.keys()
+
+
+# --- the row of a life --------------------------------------------------------------------------
+
+
+def test_a_job_runs_and_its_results_come() -> None:
+    world, client, worker, key = pair()
+    order = client.submit(key, "j", title="upscale")
+    assert order.state is State.SUBMITTED and client.jobs.busy(key)
+    world.run()
+    hosted = worker.hosted["j"]
+    assert hosted.task.what == ("request", "j", "") and hosted.task.client == "client"
+    for place in (2, 1):
+        worker.queue("j", place)
+        world.run()
+        assert (order.state, order.place) == (State.QUEUED, place)
+    worker.start("j")
+    world.run()
+    assert (order.state, order.place) == (State.RUNNING, 0)
+    worker.give("j", "one")
+    world.run()
+    assert order.results == {"one": ("j", "one", 0)} and "j" not in client.ended
+    worker.give("j", "two")
+    worker.end("j")
+    world.run()
+    assert client.outcome("j") is None and set(order.results) == {"one", "two"}
+    over(world)
+    assert not client.jobs.busy(key) and not worker.jobs.busy(key)
+
+
+@pytest.mark.parametrize("first", range(6))
+def test_results_and_end_in_any_order(first: int) -> None:
+    world, client, worker, _ = running()
+    for name in "abc":
+        worker.give("j", name)
+    worker.end("j")
+    world.run(lambda count: (first * 7 + count) % count if first % 2 else count - 1)
+    assert client.outcome("j") is None and set(client.results["j"]) == set("abc")
+    over(world)
+
+
+def test_done_waits_for_every_result_named() -> None:
+    world, client, worker, _ = running()
+    worker.give("j", "a")
+    worker.end("j")
+    (result, end) = worker.packing
+    worker.packed(end)
+    while client.orders["j"].end is None:
+        step = next(s for s in world.ready() if s.__defaults__ != (worker, result))
+        step()
+    assert "j" not in client.ended
+    world.run()
+    assert client.outcome("j") is None
+
+
+def test_every_reason_of_a_refusal_is_told() -> None:
+    world, client, worker, key = pair()
+    client.submit(key, "j")
+    world.run()
+    reasons = [
+        Reason("class", "4", "Sampler (4)", "Sampler", text="Sampler (4) is not installed"),
+        Reason("choice", "5", input="ckpt", value="a.pt", near=("b.pt",), text="no a.pt: b.pt?"),
+    ]
+    worker.end("j", **refused(reasons))
+    world.run()
+    error = client.outcome("j")
+    assert isinstance(error, JobRefused) and list(error.reasons) == reasons
+    assert "is not installed\nno a.pt: b.pt?" in str(error) and error.peer == "worker"
+    over(world)
+
+
+def test_a_failure_says_which_node() -> None:
+    world, client, worker, _ = running()
+    told = {"node_id": "7", "title": "VAE (7)", "class_type": "VAE", "message": "no memory\n"}
+    worker.end("j", "failed", exception_type="OOM", traceback="line 1", **told)
+    world.run()
+    error = client.outcome("j")
+    assert isinstance(error, JobFailed) and "VAE (7) failed there: no memory" in str(error)
+    assert (error.node_id, error.class_type, error.traceback) == ("7", "VAE", "line 1")
+    over(world)
+
+
+@pytest.mark.parametrize(
+    ("end", "kind"),
+    [
+        ({"outcome": "cancelled", "why": "by its user"}, JobCancelled),
+        ({"outcome": "exploded"}, RemoteProtocolError),
+        ({"outcome": None, "results": 3}, RemoteProtocolError),
+        ({}, RemoteProtocolError),
+        ("no dict", RemoteProtocolError),
+        ({"outcome": "failed", "message": 4, "traceback": b"x"}, JobFailed),
+        ({"outcome": "refused", "reasons": [3, {"kind": []}, {"near": "x"}]}, JobRefused),
+        ({"outcome": "refused"}, JobRefused),
+    ],
+    ids=str,
+)
+def test_ends_that_are_told(end: Any, kind: type[ZBusError]) -> None:
+    _world, client, _worker, key = pair()
+    client.submit(key, "j")
+    assert client.jobs.wants(key, "j", END)
+    client.jobs.arrived("j", END, end)
+    client.settle()
+    assert type(client.outcome("j")) is kind
+
+
+def test_an_end_whose_results_are_no_names() -> None:
+    _world, client, _worker, key = pair()
+    client.submit(key, "j")
+    client.jobs.arrived("j", END, {"outcome": "failed", "results": [1, {}, None]})
+    client.settle()
+    assert isinstance(client.outcome("j"), JobFailed)
+
+
+def test_reasons_are_at_most_so_many() -> None:
+    many = [Reason("other", text=str(i)) for i in range(MAX_REASONS + 9)]
+    assert len(refused(many)["reasons"]) == MAX_REASONS
+
+
+def test_not_permitted() -> None:
+    world, client, worker, key = pair()
+    client.submit(key, "j")
+    assert not worker.jobs.offered(key, b"client0", "client", "j", False)
+    worker.settle()
+    assert not worker.jobs.tasks
+    client.jobs.arrived("j", END, worker.packing[0].value)
+    client.settle()
+    error = client.outcome("j")
+    assert isinstance(error, NotPermitted) and "not permitted over this link" in str(error)
+
+
+def test_parcels_that_nobody_waits_for() -> None:
+    world, client, worker, key = running()
+    other = world.connect(client, worker)
+    assert client.jobs.wants(key, "j", RESULT + "x") and client.jobs.wants(key, "j", END)
+    assert not client.jobs.wants(other, "j", END), "of another session"
+    assert not client.jobs.wants(key, "nobody's", END)
+    assert not client.jobs.wants(key, "j", "resultx") and not client.jobs.wants(key, "j", SUBMIT)
+    client.jobs.state(other, JobState("j", "queued", 9))
+    assert client.orders["j"].place == 0, "told on another session"
+    client.jobs.arrived("nobody's", END, {})
+    worker.jobs.not_submitted("nobody's", LOST)
+    worker.jobs.submitted("nobody's", 1)
+    worker.jobs.cancelled(other, _cancel("j"))
+    worker.settle()
+    assert worker.hosted["j"].stops == []
+
+
+def _cancel(job: str) -> Any:
+    from zbus.messages import JobCancel
+
+    return JobCancel(job, "stop")
+
+
+# --- a submit that comes twice ------------------------------------------------------------------
+
+
+def test_a_job_that_is_known_is_not_run_twice() -> None:
+    world, client, worker, key = running()
+    for step in ("running", "ended", "forgotten"):
+        assert not worker.jobs.offered(key, b"client0", "client", "j", True), step
+        worker.settle()
+        world.run()
+        if step == "running":
+            worker.give("j", "a")
+            worker.end("j")
+    assert client.outcome("j") is None and len(worker.hosted) == 1
+    assert worker.jobs.tasks == {}
+
+
+def test_a_job_id_of_another_peer_is_refused() -> None:
+    _world, _client, worker, key = running()
+    assert not worker.jobs.offered(key, b"another", "another", "j", True)
+    worker.settle()
+    (answer,) = worker.packing
+    assert answer.part == END and answer.value["outcome"] == "refused"
+    assert worker.hosted["j"].stops == [] and "j" in worker.jobs.tasks
+
+
+def test_a_thousand_submits() -> None:
+    world, client, worker, key = pair()
+    for i in range(1000):
+        client.submit(key, f"j{i}")
+    world.run()
+    assert len(worker.jobs.tasks) == MAX_TASKS == len(worker.hosted)
+    told = Counter(type(error) for error in client.ended.values())
+    assert told == {JobRefused: 1000 - MAX_TASKS}
+    assert f"more than {MAX_TASKS} jobs at once" in str(client.outcome("j999"))
+    for job in worker.hosted:
+        worker.end(job)
+    over(world)
+    assert len(worker.jobs._gone) == MAX_TASKS
+    client.submit(key, "one more")
+    world.run()
+    assert "one more" in worker.hosted
+    for i in range(REMEMBERED + 5):
+        client.submit(key, f"k{i}")
+        world.run()
+        worker.end(f"k{i}")
+        world.run()
+    assert len(worker.jobs._gone) == REMEMBERED
+
+
+# --- cancelled ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", ["packing", "offered", "arriving", "checking", "queued", "running"])
+def test_cancelled_here(at: str) -> None:
+    world, client, worker, key = pair()
+    client.submit(key, "j")
+    if at != "packing":
+        client.packed(client.packing[0])
+    if at not in ("packing", "offered"):
+        message = world.queues[key, worker].popleft()
+        message.inline = at != "arriving"
+        worker.receive(key, message)
+    if at in ("queued", "running"):
+        worker.queue("j", 1)
+    if at == "running":
+        worker.start("j")
+        worker.give("j", "a")
+    client.cancel("j")
+    assert isinstance(client.outcome("j"), Cancelled) and not client.jobs.orders
+    world.run()
+    if "j" in worker.hosted:
+        (why,) = worker.hosted["j"].stops
+        assert "cancelled there" in why
+        worker.give("j", "late")
+        worker.end("j", "cancelled", why=why)
+        assert worker.packing == [], "nothing is sent to who does not want it"
+    over(world)
+
+
+def test_cancelled_while_the_result_is_on_its_way() -> None:
+    world, client, worker, _ = running()
+    worker.give("j", "a")
+    worker.end("j")
+    for parcel in list(worker.packing):
+        parcel.inline = False
+        worker.packed(parcel)
+    client.cancel("j")
+    over(world)
+    assert worker.hosted["j"].stops == [] and client.results["j"] == {}
+
+
+def test_cancelled_after_the_end() -> None:
+    world, client, worker, _ = running()
+    worker.end("j")
+    world.run()
+    client.cancel("j")
+    assert client.outcome("j") is None
+    assert not any(world.queues.values())
+
+
+def test_stopped_there() -> None:
+    world, client, worker, _ = running()
+    worker.end("j", "cancelled", why="its user pressed stop")
+    world.run()
+    error = client.outcome("j")
+    assert isinstance(error, JobCancelled) and "its user pressed stop" in str(error)
+    over(world)
+
+
+def test_closing_ends_what_was_given() -> None:
+    world, client, worker, _ = running()
+    client.jobs.close(PeerClosed("this side closes"))
+    client.settle()
+    assert isinstance(client.outcome("j"), PeerClosed)
+    world.run()
+    assert worker.hosted["j"].stops == ["this side closes"]
+
+
+def test_a_newer_job_of_the_group_stops_the_older() -> None:
+    world, client, worker, key = pair()
+    for job in ("old", "foreign"):
+        client.submit(key, job, group="" if job == "foreign" else "node 5")
+    world.run()
+    worker.start("old")
+    client.submit(key, "new", group="node 5")
+    world.run()
+    assert worker.hosted["old"].stops == ["a newer job of the same node has come"]
+    assert worker.hosted["new"].stops == worker.hosted["foreign"].stops == []
+    worker.end("old", "cancelled", why=worker.hosted["old"].stops[0])
+    world.run()
+    assert "a newer job of the same node" in str(client.outcome("old"))
+    worker.end("new")
+    worker.end("foreign")
+    over(world)
+
+
+def test_an_older_job_of_the_group_that_arrives_later_is_stopped_itself() -> None:
+    world, client, worker, key = pair()
+    client.submit(key, "old", group="g")
+    client.submit(key, "new", group="g")
+    for parcel in list(client.packing):
+        parcel.inline = False
+        client.packed(parcel)
+        worker.receive(key, world.queues[key, worker].popleft())
+    old, new = world.moving
+    worker.arrived(new)
+    assert worker.hosted["new"].stops == []
+    worker.arrived(old)
+    assert worker.hosted["new"].stops == []
+    assert worker.hosted["old"].stops == ["a newer job of the same node has come"]
+
+
+def test_groups_of_two_clients_are_two() -> None:
+    world = World("a", "b", "worker")
+    a, b, worker = world.sides
+    for client in (a, b):
+        client.submit(world.connect(client, worker), f"of {client.name}", group="g")
+    world.run()
+    assert [hosted.stops for hosted in worker.hosted.values()] == [[], []]
+
+
+# --- values that cannot travel ------------------------------------------------------------------
+
+
+def test_a_request_that_cannot_be_packed() -> None:
+    world, client, _worker, key = pair()
+    client.submit(key, "j")
+    client.packed(client.packing[0], CodecRefused("no"))
+    error = client.outcome("j")
+    assert isinstance(error, CodecRefused) and error.peer == "worker"
+    over(world)
+
+
+def test_a_request_that_is_refused_on_its_way() -> None:
+    world, client, worker, key = pair()
+    client.submit(key, "j")
+    client.packing[0].inline = False
+    client.packed(client.packing[0])
+    worker.receive(key, world.queues[key, worker].popleft())
+    worker.arrived(world.moving[0], TransferRefused("the value needs 4 TiB"))
+    over(world)
+    assert "4 TiB" in str(client.outcome("j")) and worker.hosted == {}
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_result_that_cannot_be_packed(ended: bool) -> None:
+    """Who waits for it is told, whether the end was told before or not."""
+    world, client, worker, _ = running()
+    worker.give("j", "bad")
+    (bad,) = worker.packing
+    if ended:
+        worker.end("j")
+        worker.packed(worker.packing[1])
+        while worker.jobs.tasks["j"].parts.keys() != {RESULT + "bad"}:
+            [s for s in world.ready() if s.__defaults__ != (worker, bad)][0]()
+    worker.packed(bad, CodecRefused("holds NaN"))
+    if not ended:
+        (why,) = worker.hosted["j"].stops
+        assert "result bad cannot be sent" in why
+        worker.end("j", "cancelled", why=why)
+    over(world)
+    error = client.outcome("j")
+    assert isinstance(error, JobFailed) and "result bad cannot be sent: holds NaN" in str(error)
+
+
+def test_a_result_that_cannot_be_taken() -> None:
+    world, client, worker, key = running()
+    worker.give("j", "big")
+    worker.packing[0].inline = False
+    worker.packed(worker.packing[0])
+    client.receive(key, world.queues[key, client].popleft())
+    client.arrived(world.moving[0], TransferRefused("the value needs 4 TiB"))
+    assert "4 TiB" in str(client.outcome("j"))
+    world.run()
+    assert len(worker.hosted["j"].stops) == 1
+    worker.end("j", "cancelled", why="x")
+    over(world)
+
+
+# --- lost links ---------------------------------------------------------------------------------
+
+
+def test_a_running_job_survives_its_link() -> None:
+    world, client, worker, key = running()
+    worker.give("j", "before")
+    world.cut(key, LOST, LOST)
+    worker.give("j", "between")
+    assert client.jobs.orders["j"].session is None and worker.hosted["j"].stops == []
+    world.wait(WAIT - 1)
+    world.connect(client, worker)
+    worker.give("j", "after")
+    worker.end("j")
+    world.run()
+    assert client.outcome("j") is None and len(client.results["j"]) == 3
+    over(world)
+
+
+def test_a_job_that_ended_while_nobody_was_there() -> None:
+    world, client, worker, key = running()
+    world.cut(key, LOST, LOST)
+    worker.give("j", "a")
+    worker.end("j")
+    assert worker.jobs.deadline() is not None
+    world.wait(1)
+    world.connect(client, worker)
+    world.run()
+    assert client.outcome("j") is None
+    over(world)
+
+
+def test_results_are_kept_only_so_long() -> None:
+    world, client, worker, key = running()
+    worker.give("j", "a")
+    world.cut(key, LOST, LOST)
+    world.wait(2 * KEPT)
+    assert "j" in worker.jobs.tasks, "it runs on, and its time begins with its end"
+    worker.end("j")
+    world.wait(0)
+    world.wait(KEPT - 1)
+    assert "j" in worker.jobs.tasks
+    assert worker.jobs.deadline() == world.now + 1
+    world.wait(1)
+    assert worker.jobs.tasks == {} and worker.jobs.deadline() is None
+    assert isinstance(client.outcome("j"), LinkLost)
+    over(world)
+
+
+def test_an_order_waits_only_so_long() -> None:
+    world, client, worker, key = running()
+    world.cut(key, LOST, LOST)
+    assert client.jobs.deadline() == world.now + WAIT
+    world.wait(WAIT)
+    error = client.outcome("j")
+    assert isinstance(error, LinkLost) and "job j" in str(error) and error.peer == "worker"
+    assert "j" in worker.jobs.tasks
+    worker.end("j")
+    world.wait(0)
+    world.wait(KEPT)
+    over(world)
+
+
+@pytest.mark.parametrize("error", [GONE, RESTARTED])
+def test_a_peer_that_is_gone(error: ZBusError) -> None:
+    world, client, worker, key = running()
+    worker.give("j", "a")
+    world.cut(key, error, error)
+    assert type(client.outcome("j")) is type(error) and client.outcome("j").stage == "job j"  # type: ignore[union-attr]
+    assert worker.hosted["j"].stops == ["client, whose job it is, is gone"]
+    worker.end("j", "cancelled", why="")
+    over(world)
+
+
+def test_a_queued_job_goes_with_its_link_and_says_so() -> None:
+    world, client, worker, key = pair()
+    client.submit(key, "j")
+    world.run()
+    worker.queue("j", 1)
+    world.run()
+    world.cut(key, LOST, LOST)
+    assert worker.hosted["j"].stops
+    world.connect(client, worker)  # before it has stopped there
+    world.run()
+    error = client.outcome("j")
+    assert isinstance(error, JobCancelled) and "client, whose job it is, is gone" in str(error)
+    worker.end("j", "cancelled", why="")
+    over(world)
+
+
+def test_a_job_that_was_arriving_when_the_link_was_lost_is_sent_again() -> None:
+    world, client, worker, key = pair()
+    client.submit(key, "j")
+    client.packing[0].inline = False
+    client.packed(client.packing[0])
+    worker.receive(key, world.queues[key, worker].popleft())
+    world.cut(key, LOST, LOST)
+    assert worker.jobs.tasks == {}
+    world.connect(client, worker)
+    world.run()
+    worker.end("j")
+    world.run()
+    assert client.outcome("j") is None
+    over(world)
+
+
+def test_a_job_that_was_arriving_on_a_session_which_only_the_client_has_given_up() -> None:
+    world, client, worker, key = pair()
+    client.submit(key, "j")
+    client.packing[0].inline = False
+    client.packed(client.packing[0])
+    worker.receive(key, world.queues[key, worker].popleft())
+    client.down(key, LOST)
+    world.connect(client, worker)
+    world.run()
+    worker.down(key, GONE)
+    worker.end("j")
+    world.run()
+    assert client.outcome("j") is None
+    over(world)
+
+
+def test_a_running_job_whose_old_session_the_worker_still_holds() -> None:
+    world, client, worker, key = running()
+    worker.give("j", "a")
+    client.down(key, LOST)
+    world.connect(client, worker)
+    world.run()
+    worker.down(key, GONE)
+    assert worker.hosted["j"].stops == []
+    worker.end("j")
+    world.run()
+    assert client.outcome("j") is None and "a" in client.results["j"]
+    over(world)
+
+
+def test_a_session_of_another_process_is_not_waited_for() -> None:
+    world, client, worker, key = running()
+    world.cut(key, LOST, LOST)
+    fresh = world.kill(worker)
+    world.connect(client, fresh)
+    world.run()
+    assert fresh.hosted == {} and "j" in client.jobs.orders
+    world.wait(WAIT)
+    assert isinstance(client.outcome("j"), LinkLost)
+
+
+# --- two queues that wait for each other --------------------------------------------------------
+
+
+class Prompts:
+    """Sides whose running prompts each wait for jobs in others' queues: `gives` are the pairs
+    (who gives, who runs), each with its id. A side's jobs run when its own prompt has ended; that
+    fails with its first job."""
+
+    def __init__(self, names: str, gives: dict[str, tuple[int, int]]) -> None:
+        self.world = World(*names)
+        self.gives = gives
+        self.links: dict[frozenset[int], bytes] = {}
+        sides = self.world.sides
+        for job, (giver, runner) in gives.items():
+            ends = frozenset((giver, runner))
+            if ends not in self.links:
+                self.links[ends] = self.world.connect(sides[giver], sides[runner])
+            side = sides[giver]
+            title = f"{job} of {side.name}"
+            side.submit(self.links[ends], job, title=title)
+
+    def steps(self) -> list[Any]:
+        """What may happen next."""
+        steps: list[Any] = list(self.world.ready())
+        for side in self.world.sides:
+            for job, hosted in side.hosted.items():
+                if hosted.outcome:
+                    continue
+                if hosted.stops:
+                    steps.append(lambda s=side, j=job: s.end(j, "cancelled", why="stopped"))
+                elif hosted.task.state is State.CHECKING:
+                    steps.append(lambda s=side, j=job: s.queue(j))
+                elif not side.jobs.orders:
+                    steps.append(lambda s=side, j=job: s.end(j))
+            if any(side.ended.values()):
+                steps += [lambda s=side, j=j: s.cancel(j) for j in side.jobs.orders]
+            for order in side.jobs.orders.values():
+                if not order.awaited:
+                    who = f"the prompt of {side.name}"
+                    steps.append(lambda s=side, j=order.id, w=who: s.awaits(j, w))
+        return steps
+
+    def run(self, pick: Any) -> list[QueueDeadlock]:
+        for _ in range(20_000):
+            steps = self.steps()
+            if not steps:
+                break
+            steps[pick(len(steps))]()
+        else:
+            raise AssertionError("the sides never come to rest")
+        assert self.world.nothing_left(), [s.jobs.orders for s in self.world.sides]
+        ends = [error for side in self.world.sides for error in side.ended.values()]
+        assert len(ends) == len(self.gives)
+        return [error for error in ends if isinstance(error, QueueDeadlock)]
+
+    @property
+    def has_ring(self) -> bool:
+        edges = set(self.gives.values())
+        for _ in range(8):
+            edges |= {(a, d) for a, b in edges for c, d in edges if b == c}
+        return any(a == b for a, b in edges)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(2, 3), st.permutations("abc"), st.data())
+def test_a_ring_is_found_and_not_all_of_it_ends(size: int, ids: list[str], data: Any) -> None:
+    gives = {ids[i]: (i, (i + 1) % size) for i in range(size)}
+    made = Prompts("xyz"[:size], gives)
+    found = made.run(lambda count: data.draw(st.integers(0, count - 1)))
+    assert 1 <= len(found) < size
+    for error in found:
+        assert "the prompt of" in str(error) and "and the prompt that runs there" in str(error)
+        named = [job for job in gives if f"{job} of " in error.what]
+        assert len(named) == 2, error.what
+        assert "one after the other" in error.remedy
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_queues_that_wait_for_each_other_in_any_way_go_on(data: Any) -> None:
+    """And where no ring is, none is seen."""
+    edges = st.tuples(st.integers(0, 3), st.integers(0, 3)).filter(lambda e: e[0] != e[1])
+    pairs = data.draw(st.lists(edges, min_size=1, max_size=5))
+    ids = data.draw(st.permutations("abcde"))
+    made = Prompts("wxyz", dict(zip(ids, pairs, strict=False)))
+    found = made.run(lambda count: data.draw(st.integers(0, count - 1)))
+    assert bool(found) == made.has_ring
+    if not found:
+        assert not any(error for side in made.world.sides for error in side.ended.values())
+
+
+@pytest.mark.parametrize("waits_first", [True, False])
+@pytest.mark.parametrize("ids", ["ab", "ba"])
+def test_a_ring_whose_last_job_comes_late(ids: str, waits_first: bool) -> None:
+    """The word that a job is waited for may come before the job itself."""
+    world = World("x", "y")
+    x, y = world.sides
+    key = world.connect(x, y)
+    mine, theirs = ids
+    x.submit(key, mine, title="X's part")
+    world.run()
+    x.awaits(mine, "prompt X")
+    y.submit(key, theirs, title="Y's part")
+    y.awaits(theirs, "prompt Y")
+    late = y.packing.pop()
+    y.queue(mine)
+    if waits_first:
+        world.run()
+    y.packing.append(late)
+    world.run()
+    x.queue(theirs)
+    world.run()
+    errors = [*x.ended.values(), *y.ended.values()]
+    assert [type(error) for error in errors] == [QueueDeadlock]
+    assert "prompt X" in str(errors[0]) or "prompt Y" in str(errors[0])
+    assert "X's part" in str(errors[0]) and "Y's part" in str(errors[0])
+
+
+def test_a_cancelled_job_is_no_part_of_a_ring() -> None:
+    world = World("x", "y")
+    x, y = world.sides
+    key = world.connect(x, y)
+    x.submit(key, "z of x")
+    y.submit(key, "a of y")
+    world.run()
+    y.awaits("a of y", "prompt Y")
+    x.queue("a of y")
+    y.queue("z of x")
+    world.run()
+    assert "a of y" in x.orders["z of x"].waits
+    x.jobs.cancelled(key, _cancel("a of y"))  # and its JOB-STATE has not come yet
+    x.settle()
+    x.awaits("z of x", "prompt X")
+    assert x.ended == {}
+
+
+# --- everything at any time ---------------------------------------------------------------------
+
+
+class Any_(RuleBasedStateMachine):
+    """Jobs both ways between two sides, whatever happens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World("x", "y")
+        self.count = 0
+        self.key = self.world.connect(*self.world.sides)
+
+    def side(self, which: bool) -> Side:
+        return self.world.sides[which]
+
+    def live(self) -> list[tuple[Side, str, Hosted]]:
+        """Jobs that their host has not ended."""
+        return [
+            (side, job, hosted)
+            for side in self.world.sides
+            for job, hosted in side.hosted.items()
+            if not hosted.outcome
+        ]
+
+    # --- what comes by itself -----------------------------------------------------------------
+
+    @precondition(lambda self: self.world.ready())
+    @rule(which=st.integers(0, 1000))
+    def step(self, which: int) -> None:
+        steps = self.world.ready()
+        steps[which % len(steps)]()
+
+    @precondition(lambda self: self.world.ready())
+    @rule()
+    def rest(self) -> None:
+        self.world.run()
+
+    @precondition(lambda self: any(p.part != END for s in self.world.sides for p in s.packing))
+    @rule(which=st.integers(0, 100))
+    def not_packed(self, which: int) -> None:
+        found = [(s, p) for s in self.world.sides for p in s.packing if p.part != END]
+        side, parcel = found[which % len(found)]
+        side.packed(parcel, CodecRefused("cannot be packed"))
+
+    @precondition(lambda self: any(p.arriving and p.out for p in self.world.moving))
+    @rule(which=st.integers(0, 100))
+    def not_taken(self, which: int) -> None:
+        found = [p for p in self.world.moving if p.arriving and p.out]
+        parcel = found[which % len(found)]
+        parcel.target.arrived(parcel, TransferRefused("no memory"))
+
+    # --- users --------------------------------------------------------------------------------
+
+    @rule(which=st.booleans(), group=st.sampled_from(["", "", "g", "h"]))
+    def submit(self, which: bool, group: str) -> None:
+        side = self.side(which)
+        if side.up:
+            self.count += 1
+            side.submit(list(side.up)[-1], f"job {self.count}", group)
+
+    @rule(which=st.booleans(), n=st.integers(0, 100))
+    def cancel(self, which: bool, n: int) -> None:
+        side = self.side(which)
+        if side.orders:
+            side.cancel(list(side.orders)[n % len(side.orders)])
+
+    @rule(which=st.booleans(), n=st.integers(0, 100))
+    def awaits(self, which: bool, n: int) -> None:
+        side = self.side(which)
+        if side.jobs.orders:
+            side.awaits(list(side.jobs.orders)[n % len(side.jobs.orders)], "a prompt")
+
+    @rule(which=st.booleans(), n=st.integers(0, 100), known=st.booleans())
+    def submit_again(self, which: bool, n: int, known: bool) -> None:
+        """Not by a peer of ours: a job id that is or was known, on the session that stands."""
+        side, client = self.side(which), self.side(not which)
+        ids = [job for job in side.hosted if known or job not in side.jobs.tasks]
+        if ids and side.up:
+            job, key = ids[n % len(ids)], list(side.up)[-1]
+            assert not side.jobs.offered(key, client.incarnation, client.name, job, True)
+            side.settle()
+
+    # --- hosts --------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.live())
+    @rule(n=st.integers(0, 100), place=st.integers(0, 3))
+    def queue(self, n: int, place: int) -> None:
+        side, job, _ = self.live()[n % len(self.live())]
+        side.queue(job, place)
+
+    @precondition(lambda self: self.live())
+    @rule(n=st.integers(0, 100))
+    def start(self, n: int) -> None:
+        side, job, _ = self.live()[n % len(self.live())]
+        side.start(job)
+
+    @precondition(lambda self: self.live())
+    @rule(n=st.integers(0, 100), name=st.sampled_from("abc"))
+    def give(self, n: int, name: str) -> None:
+        side, job, _ = self.live()[n % len(self.live())]
+        side.give(job, name)
+
+    @precondition(lambda self: self.live())
+    @rule(n=st.integers(0, 100), how=st.sampled_from(["done", "done", "failed", "refused"]))
+    def end(self, n: int, how: str) -> None:
+        side, job, hosted = self.live()[n % len(self.live())]
+        side.end(job, "cancelled" if hosted.stops and how != "done" else how)
+
+    # --- links --------------------------------------------------------------------------------
+
+    @rule(which=st.booleans(), error=st.sampled_from([LOST, LOST, GONE]))
+    def lose(self, which: bool, error: ZBusError) -> None:
+        """One side gives up its last session; the other has not noticed yet."""
+        side = self.side(which)
+        if side.up:
+            side.down(list(side.up)[-1], error)
+
+    @rule(one=st.sampled_from([LOST, LOST, GONE]), other=st.sampled_from([LOST, LOST, GONE]))
+    def cut(self, one: ZBusError, other: ZBusError) -> None:
+        self.world.cut(self.key, one, other)
+
+    @rule()
+    def connect(self) -> None:
+        """Anew; what is left of the old session ends a moment later."""
+        if not all(self.key in side.up for side in self.world.sides):
+            old = self.key
+            self.key = self.world.connect(*self.world.sides)
+            for side in self.world.sides:
+                if old in side.up:
+                    side.down(old, GONE)
+
+    @rule(which=st.booleans())
+    def restart(self, which: bool) -> None:
+        other = self.side(not which)
+        self.world.kill(self.side(which))
+        for key in list(other.up):
+            other.down(key, RESTARTED)
+
+    @rule(seconds=st.sampled_from([1.0, 100.0, WAIT, KEPT]))
+    def wait(self, seconds: float) -> None:
+        self.world.wait(seconds)
+
+    # --- and always ---------------------------------------------------------------------------
+
+    @invariant()
+    def holds(self) -> None:
+        for side in self.world.sides:
+            assert side.jobs.out == []
+            side.check()
+            deadline = side.jobs.deadline()
+            lost = [o for o in side.jobs.orders.values() if o.session is None]
+            assert deadline is not None or not lost
+
+    def teardown(self) -> None:
+        """At last everybody ends what is open, and all time passes."""
+        self.connect()
+        for _ in range(4):
+            self.world.run()
+            for side, job, hosted in self.live():
+                side.end(job, "cancelled" if hosted.stops else "done")
+            self.world.run()
+            self.world.wait(2 * KEPT)
+        assert self.world.nothing_left(), [(s.jobs.orders, s.jobs.tasks) for s in self.world.sides]
+        for side in self.world.sides:
+            assert side.ended.keys() == side.orders.keys()
+            assert all(hosted.forgotten == 1 for hosted in side.hosted.values())
+            assert side.jobs.deadline() is None
+
+
+TestAnything = Any_.TestCase
+TestAnything.settings = settings(max_examples=250, stateful_step_count=60, deadline=None)
+
+
+def test_waits_of_many_jobs_are_clipped() -> None:
+    jobs = Jobs()
+    for i in range(200):
+        order = Order(f"j{i}", None, "x", b"x", awaited="a prompt")
+        jobs.submit(order, b"s")
+    assert len(jobs._waits) == 64
