@@ -67,6 +67,7 @@ CODECS: dict[str, Codec] = {
 CHOICES = ("exact", "8-bit", *CODECS)
 
 FAST = 600e6  # bytes/s: above it no codec here keeps up
+FAST_HERE = 150e6  # between two peers on one machine: a slow one has no time for codecs either
 ASSUMED = 100e6  # bytes/s of a link to elsewhere that was not measured yet
 SMALL = 64 * 1024  # bytes: a value up to this rides inside its offer
 _SAMPLE = 256 * 1024
@@ -138,7 +139,7 @@ def choose(
 
 
 def _is_fast(rate: float | None, local: bool) -> bool:
-    return local if rate is None else rate >= FAST
+    return local if rate is None else rate >= (FAST_HERE if local else FAST)
 
 
 def _named(name: str, both: list[str], theirs: Collection[str]) -> str:
