@@ -20,4 +20,6 @@ def describe() -> str:
         else:
             progress = f" {value:.0f}/{maximum:.0f}" if maximum > 1 else ""
             others.append(title(node_id, node) + progress)
-    return clip(["running", *ours, *others][-1], 300)
+    what = ["running", *ours, *others][-1]
+    # A checkpoint load or a VAE decode does not look for the interrupt before it has ended.
+    return clip(f"stopping: {what}" if host.interrupted() else what, 300)

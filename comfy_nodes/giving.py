@@ -186,6 +186,7 @@ class Given:
             if share.job is not None:
                 share.job.awaited_by(who)
         await self._until_all(lambda share: share.is_done)
+        self._values = None  # this object may be cached with its node's outputs
 
     def _give(self, share: Share) -> None:
         plan, piece = self.plan, self.piece

@@ -238,6 +238,11 @@ def interrupt(prompt_id: str) -> None:
             nodes.interrupt_processing()
 
 
+def interrupted() -> bool:
+    """Whether what is being executed is to stop, and has not seen it yet."""
+    return bool(comfy.model_management.processing_interrupted())
+
+
 def check_interrupt() -> None:
     """Raises `Interrupted` where the user has pressed the X."""
     comfy.model_management.throw_exception_if_processing_interrupted()

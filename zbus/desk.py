@@ -417,6 +417,7 @@ class Desk:
         job = given.job
         self.errands.done(given.errand)
         job.progress = Progress("ended")
+        job.request = replace(job.request, values={})  # the handle may be kept for long
         job.results = event.order.results
         if event.error is None:
             job.succeed(event.order.results)
