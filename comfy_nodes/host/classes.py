@@ -1,0 +1,85 @@
+"""What ComfyUI knows of node classes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import nodes
+
+from .. import preflight
+
+KINDS = {
+    **{"IMAGE": "image", "MASK": "mask", "LATENT": "latent", "AUDIO": "audio"},
+    **{"CONDITIONING": "conditioning", "STRING": "text"},
+    **dict.fromkeys(("INT", "FLOAT", "BOOLEAN"), "number"),
+}
+
+
+def class_of(class_type: str) -> type | None:
+    """The node class that ComfyUI has under that id."""
+    found: type | None = nodes.NODE_CLASS_MAPPINGS.get(class_type)
+    return found
+
+
+class Classes:
+    """What ComfyUI knows of node classes: see `plan.Classes` and `preflight.Classes`.
+
+    Looks at a class once: an instance is for one look at one prompt.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, Mapping[str, Any]] = {}
+
+    def is_lazy(self, class_type: str, name: str) -> bool:
+        return bool(self.inputs(class_type).get(name, (None, {}, ""))[1].get("lazy"))
+
+    def expands(self, class_type: str) -> bool:
+        # To copy what is before it, a node must see the graph.
+        hidden = self._inputs(class_type).get("hidden") or {}
+        kinds = [kind[0] if isinstance(kind, tuple) else kind for kind in hidden.values()]
+        return "DYNPROMPT" in kinds
+
+    def kind(self, class_type: str, slot: int) -> str:
+        try:
+            found = class_of(class_type).RETURN_TYPES[slot]  # type: ignore[union-attr]
+            return KINDS.get(found, "any")
+        except (AttributeError, IndexError, TypeError):
+            return "any"
+
+    def names(self) -> Collection[str]:
+        return nodes.NODE_CLASS_MAPPINGS.keys()
+
+    def inputs(self, class_type: str) -> dict[str, preflight.Input]:
+        groups = self._inputs(class_type)
+        return {
+            name: preflight.Input.read(info, group)
+            for group in ("optional", "required")
+            for name, info in dict(groups.get(group) or {}).items()
+        }
+
+    def slots(self, class_type: str) -> int | None:
+        returns = getattr(class_of(class_type), "RETURN_TYPES", None)
+        return len(returns) if type(returns) in (tuple, list) else None  # foreign ones have no end
+
+    def judges(self, class_type: str, name: str) -> bool:
+        found: Any = class_of(class_type)
+        own = getattr(found, "VALIDATE_INPUTS", None)
+        if hasattr(found, "GET_BASE_CLASS"):  # V3
+            own, none = found.validate_inputs, found.GET_BASE_CLASS().validate_inputs
+            own = None if own.__func__ is none.__func__ else own
+        spec = None if own is None else inspect.getfullargspec(own)
+        return spec is not None and (spec.varkw is not None or name in spec.args)
+
+    def is_file_input(self, class_type: str, name: str) -> bool:
+        found = self.inputs(class_type).get(name)
+        return found is not None and preflight.names_file(class_type, name, found)
+
+    def _inputs(self, class_type: str) -> Mapping[str, Any]:
+        if class_type not in self._seen:
+            try:
+                self._seen[class_type] = class_of(class_type).INPUT_TYPES()  # type: ignore
+            except Exception:  # a foreign node's own code
+                self._seen[class_type] = {}
+        return self._seen[class_type]

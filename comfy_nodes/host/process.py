@@ -1,0 +1,94 @@
+"""This ComfyUI as a process: its peer, its server's loop and routes, what it is."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import folder_paths
+from aiohttp import web
+from comfy.cli_args import args
+from server import PromptServer
+
+from zbus import Peer
+
+logger = logging.getLogger(__name__)
+
+_lock = threading.Lock()
+_peer: Peer | None = None
+
+
+def peer() -> Peer:
+    """This process's peer; the first call starts it."""
+    global _peer
+    with _lock:
+        if _peer is None:
+            host = socket.gethostname().split(".")[0]
+            try:
+                user = getpass.getuser()
+            except (OSError, KeyError, ImportError):  # a container's nameless user
+                user = "?"
+            instance = "\n".join((host, user, folder_paths.base_path, _base(), str(args.port)))
+            _peer = Peer(f"{host}-{args.port}", instance=instance)
+        return _peer
+
+
+def port() -> int:
+    """Where ComfyUI's page is."""
+    return int(args.port)
+
+
+def _base() -> str:
+    return str(folder_paths.get_user_directory())
+
+
+def at_start(call: Callable[[], None]) -> None:
+    """Have `call` run when ComfyUI's server starts. What it raises is logged."""
+
+    async def started(app: object) -> None:
+        try:
+            call()
+        except Exception:
+            logger.exception("zbus could not start; the first node that needs it tries again")
+
+    server = the_server()
+    if server is not None and not server.app.frozen:
+        server.app.on_startup.append(started)
+
+
+def the_server() -> Any:
+    return getattr(PromptServer, "instance", None)
+
+
+def on_loop(call: Callable[[], None]) -> None:
+    """Have `call` run on the server's loop; at once, if the loop is not busy. From any thread."""
+    the_server().loop.call_soon_threadsafe(call)
+
+
+def on_prompt(change: Callable[[Any], Any]) -> None:
+    """Have `change` see, and change, the body of every prompt that comes by HTTP, before it is
+    validated. What it raises is logged by ComfyUI, and the body stays as it was."""
+    server = the_server()
+    if server is not None:
+        server.add_on_prompt_handler(change)
+
+
+def answer(path: str, tell: Callable[[], dict[str, Any]]) -> None:
+    """Answer GET requests for that path with JSON. Only while ComfyUI loads its nodes."""
+    server = the_server()
+    if server is None:
+        return
+
+    async def handle(_: web.Request) -> web.Response:
+        return web.json_response(tell())
+
+    server.routes.get(path)(handle)
+
+
+def metadata_wanted() -> bool:
+    """Whether workflows go into saved pictures (--disable-metadata)."""
+    return not args.disable_metadata
