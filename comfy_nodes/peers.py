@@ -71,7 +71,11 @@ async def resolve(text: str) -> Remote:
     except UnknownPeer:
         if ":" not in text:
             raise
-    return Remote(str(parse_dial(text)))
+    place = parse_dial(text)
+    for entry in discovery.peers() if place.is_loopback else ():
+        if parse_dial(entry.address).port == place.port:
+            return Remote(entry.address, entry.instance, entry.name)
+    return Remote(str(place))
 
 
 async def of_url(url: str) -> Remote:
@@ -91,6 +95,11 @@ async def of_url(url: str) -> Remote:
             f"the ComfyUI at {fetching.shown(url)} has no zbus, or an older one", remedy=INSTALL
         ) from error
     address, instance = _card(told)
+    if instance and not address:
+        raise UnknownPeer(
+            f"the ComfyUI at {fetching.shown(url)} has zbus, and takes no jobs",
+            remedy="Start it without ZBUS_JOBS=0; its log says if its listener could not be opened",
+        )
     if not address:
         raise UnknownPeer(f"what answers at {fetching.shown(url)} is no zbus", remedy=INSTALL)
     name = told.get("name")
@@ -108,7 +117,7 @@ def _card(told: Any) -> tuple[str, str]:
             return str(parse_dial(endpoint)), instance
         except (ZBusError, TypeError, AttributeError):
             continue
-    return "", ""
+    return "", instance
 
 
 async def freest(remotes: list[Remote]) -> Remote:

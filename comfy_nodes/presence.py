@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 from zbus import __version__, discovery
@@ -13,6 +14,7 @@ from .serving import Serving
 
 logger = logging.getLogger(__name__)
 
+JOBS = "ZBUS_JOBS"  # "0": this ComfyUI takes no jobs at all
 PORT_OFFSET = 10000  # ComfyUI's port 8188 -> 18188
 REGISTER_EVERY = 6 * 3600.0  # seconds: entries of others' reckoning must not look old
 
@@ -25,7 +27,7 @@ class Presence:
 
     def open(self) -> None:
         """Listen for jobs, and be found."""
-        if self.address:
+        if self.address or os.environ.get(JOBS) == "0":
             return
         try:
             self.address = host.peer().serve(Serving(host.peer().name), host.port() + PORT_OFFSET)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ from .plan import title
 
 logger = logging.getLogger(__name__)
 
+KEEP_HISTORY = "ZBUS_KEEP_HISTORY"  # "1": jobs of others stay in this ComfyUI's history
 TICK = 0.25  # seconds between looks at the queue while a job is open
 PREVIEW_EVERY = 0.1
 MAX_MESSAGE, MAX_TRACEBACK = 4_000, 20_000  # characters of what a node raised
@@ -306,7 +308,8 @@ class Serving(JobHost):
         if served.sid:  # never left to run unseen
             host.cancel(job.id)
         self._release(served)
-        host.forget(job.id)
+        if os.environ.get(KEEP_HISTORY) != "1":
+            host.forget(job.id)
 
     # --- what its prompt tells --------------------------------------------------------------------
 
