@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.server
 import json
@@ -15,17 +16,39 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from children import LISTENER, ROOT, child, until
 
-from zbus import Peer, handshake
+from zbus import Peer, discovery, handshake
 from zbus.__main__ import main
 
 SCRIPT = ROOT / "scripts" / "zbus-ping"
 LEGS = ["name", "tcp", "greeting", "handshake", "version", "round trip", "up", "down"]
 
+JSON_KEYS = ["address", "ok", "legs", "peer", "round_trip", "throughput", "jobs"]
+JOB_KEYS = ["permitted", "queue", "devices", "ram", "comfyui", "zbus", "torch", "python", "os"]
+GIB = 1 << 30
+FACTS = {
+    "comfyui": "0.3.75",
+    "python": "3.12.3",
+    "torch": "2.9.0",
+    "os": "Linux-6.8",
+    "queue": {"running": 1, "pending": 2},
+    "devices": [{"name": "cuda:0 Card", "type": "cuda", "total": 24 * GIB, "free": 20 * GIB}],
+    "ram": {"name": "x86_64", "type": "cpu", "total": 64 * GIB, "free": 32 * GIB},
+}
+
 Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def zbus_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A registry of names of its own."""
+    home = tmp_path / "zbus-home"
+    monkeypatch.setenv("ZBUS_HOME", str(home))
+    return home
 
 
 @pytest.fixture
@@ -94,7 +117,7 @@ def test_json_has_the_same_keys_whatever_came_out(ping: Run, addr: str) -> None:
     bad = json.loads(out)
     assert (status, refused_status) == (0, 1)
     assert list(good) == list(bad)
-    assert list(good) == ["address", "ok", "legs", "peer", "round_trip", "throughput"]
+    assert list(good) == JSON_KEYS
     assert (good["ok"], bad["ok"]) == (True, False)
     keys = {"name", "ok", "text", "seconds", "remedy", "error"}
     assert all(set(leg) == keys for leg in [*good["legs"], *bad["legs"]])
@@ -108,7 +131,8 @@ def test_json_has_the_same_keys_whatever_came_out(ping: Run, addr: str) -> None:
         assert measured["bytes_per_second"] == pytest.approx((3 << 20) / measured["seconds"])
     assert [(leg["name"], leg["ok"]) for leg in bad["legs"]] == [("name", True), ("tcp", False)]
     assert bad["legs"][1]["error"] == "Unreachable"
-    assert bad["peer"] is bad["round_trip"] is bad["throughput"] is None
+    assert bad["peer"] is bad["round_trip"] is bad["throughput"] is bad["jobs"] is None
+    assert good["jobs"] is None  # not asked
 
 
 def test_size_0_leaves_the_block_out(ping: Run) -> None:
@@ -151,9 +175,7 @@ def test_it_runs_without_torch(command: str, tmp_path: Path) -> None:
 # --- what does not ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "address", ["8282", "localhost", "h:0", "h:70000", "http://h:8188/", "::1"]
-)
+@pytest.mark.parametrize("address", ["8282", "localhost", "h:0", "h:70000", "h:8188/x", "::1"])
 def test_an_address_that_is_none(ping: Run, address: str) -> None:
     status, out, err = ping(address)
     assert (status, out) == (2, "")
@@ -368,3 +390,373 @@ def test_the_pipe_is_closed_early(addr: str) -> None:
         f"{sys.executable} {SCRIPT} {addr} | true", shell=True, capture_output=True, timeout=30
     )
     assert b"Traceback" not in ended.stderr
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+class Host:
+    """Runs no job, and tells `facts`."""
+
+    def __init__(self, facts: Any = FACTS) -> None:
+        self._facts = facts
+
+    def submitted(self, job: Any) -> None:
+        raise AssertionError("a ping gives no jobs")
+
+    cancel = forget = submitted
+
+    def facts(self) -> Any:
+        return self._facts() if callable(self._facts) else self._facts
+
+
+def register(peer: Peer, address: str, instance: str = "", name: str = "") -> None:
+    entry = discovery.Entry.of_this_process(
+        instance or peer.own.instance.hex(), name or peer.name, address
+    )
+    discovery.register(entry)
+
+
+def legs(out: str) -> list[tuple[str, str]]:
+    """(leg, ok or FAIL) of each."""
+    lines = [line for line in out.splitlines()[1:] if line[2:3].strip()]
+    return [(line[2:12].strip(), line[14:18].strip()) for line in lines]
+
+
+def test_a_peer_by_its_name(ping: Run) -> None:
+    with Peer("Desk-8188") as peer:
+        address = peer.serve(Host())
+        register(peer, address)
+        status, out, err = ping("desk-8188", "--size", "0")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0] == f"zbus-ping Desk-8188 at {address}"
+    assert legs(out) == [(leg, "ok") for leg in [*LEGS[:5], "identity", "round trip"]]
+
+
+def test_another_peer_answers_at_the_address_of_that_name(ping: Run) -> None:
+    with Peer("stranger") as peer:
+        register(peer, peer.serve(Host()), "a" * 32, "desk-8188")
+        status, out, _ = ping("desk-8188", "--jobs")
+    assert (status, failed_leg(out)) == (1, "identity")
+    assert "stranger answers there, and not desk-8188" in out and "ssh -L" in out
+
+
+def test_nobody_listens_where_the_name_says(ping: Run, addr: str) -> None:
+    with Peer("desk-8188") as peer:
+        register(peer, addr)
+        status, out, _ = ping("desk-8188")
+    assert (status, failed_leg(out)) == (1, "tcp")
+    assert "whether that ComfyUI still runs" in out and "Server node" not in out
+
+
+def test_an_unknown_name_tells_the_known_ones(ping: Run, addr: str) -> None:
+    with Peer("desk-8188") as peer, Peer("cloud-8188") as other:
+        register(peer, addr)
+        register(other, addr)
+        status, out, err = ping("dsk-8188")
+    assert (status, out) == (2, "")
+    assert "no peer named 'dsk-8188' here; known: cloud-8188, desk-8188" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("nothing", [(), ("",), ("  ", "--jobs")])
+def test_no_target_lists_the_known_ones(ping: Run, addr: str, nothing: tuple[str, ...]) -> None:
+    status, out, err = ping(*nothing)
+    assert (status, out) == (2, "")
+    assert err.startswith("zbus-ping: which peer? None is known on this machine")
+    with Peer("desk-8188") as peer, Peer("cloud") as other:
+        register(peer, addr)
+        register(other, addr)
+        status, out, err = ping(*nothing)
+    assert (status, out) == (2, "")
+    assert err.startswith("zbus-ping: which peer? Give ")
+    assert err.splitlines()[1:] == [f"  cloud      {addr}", f"  desk-8188  {addr}"]
+
+
+def test_words_of_the_peer_do_not_command_the_terminal(ping: Run) -> None:
+    with Peer("desk\x1b[31m\r\nred\x9b2J\u202e") as peer, peer.listen("127.0.0.1:0") as channel:
+        status, out, _ = ping(channel.address, "--size", "0")
+        json_out = json.loads(ping(channel.address, "--size", "0", "--json")[1])
+    assert status == 0
+    assert "  ok    desk [31m red 2J, zbus " in out
+    assert out.replace("\n", "").isprintable()
+    assert json_out["peer"]["name"].isprintable()
+
+
+def test_a_name_that_the_terminal_cannot_show() -> None:
+    with Peer("机-8188") as peer, peer.listen("127.0.0.1:0") as channel:
+        ended = subprocess.run(
+            [sys.executable, str(SCRIPT), channel.address, "--size", "0"],
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+            capture_output=True,
+            timeout=60,
+        )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert b"\\u673a-8188" in ended.stdout
+
+
+# --- jobs ----------------------------------------------------------------------------------------
+
+
+def test_jobs(ping: Run) -> None:
+    with Peer("desk-8188") as peer:
+        status, out, err = ping(peer.serve(Host()), "--jobs", "--size", "1M")
+    assert (status, err) == (0, "")
+    assert legs(out) == [(leg, "ok") for leg in [*LEGS, "jobs"]]
+    version = peer.own.software.split()[1]
+    assert [line[20:] for line in out.splitlines()[-4:]] == [
+        "permitted; queue: 1 running, 2 pending",
+        f"ComfyUI 0.3.75, zbus {version}, torch 2.9.0, Python 3.12.3, Linux-6.8",
+        "cuda:0 Card: 20.00 GiB of 24.00 GiB free",
+        "RAM: 32.00 GiB of 64.00 GiB free",
+    ]
+
+
+def test_jobs_as_json(ping: Run) -> None:
+    with Peer("desk-8188") as peer:
+        register(peer, peer.serve(Host({**FACTS, "more": "not asked for"})))
+        status, out, _ = ping("desk-8188", "--jobs", "--size", "0", "--json")
+    told = json.loads(out)
+    assert (status, list(told), told["ok"]) == (0, JSON_KEYS, True)
+    assert list(told["jobs"]) == JOB_KEYS
+    version = peer.own.software.split()[1]
+    assert told["jobs"] == {**FACTS, "permitted": True, "zbus": version}
+
+
+def test_jobs_at_an_address_for_values_only(ping: Run) -> None:
+    with Peer("desk-8188") as peer, peer.listen("127.0.0.1:0") as channel:
+        peer.serve(Host())  # elsewhere
+        status, out, _ = ping(channel.address, "--jobs", "--size", "0")
+        told = json.loads(ping(channel.address, "--jobs", "--size", "0", "--json")[1])
+    assert (status, failed_leg(out)) == (1, "jobs")
+    assert "  not permitted: this address is for values only\n" in out
+    assert legs(out)[:-1] == [(leg, "ok") for leg in LEGS[:6]]
+    assert list(told["jobs"]) == JOB_KEYS
+    assert (told["ok"], told["jobs"]["permitted"], told["jobs"]["queue"]) == (False, False, None)
+    assert told["legs"][-1]["error"] == "NotPermitted"
+
+
+def test_jobs_that_the_own_listener_of_a_peer_refuses() -> None:
+    from zbus.cli.jobs_ping import refusal
+
+    with Peer("desk") as peer:
+        error = refusal(replace(peer.own, listener="own"))
+    assert "runs no jobs of this machine" in str(error) and "values only" not in str(error)
+
+
+ODD = [None, True, -1, 1.5, float("nan"), 1 << 70, "", "\x1b[2J\ud800", "x" * 5000, [], [[]], {}]
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {},
+        *[dict.fromkeys(FACTS, odd) for odd in ODD],
+        {"queue": {"running": "1", "pending": 2}},
+        {"queue": {"running": 1}},
+        {"queue": {"running": True, "pending": 1 << 60}},
+        *[{"devices": [dict.fromkeys(("name", "type", "free", "total"), odd)]} for odd in ODD],
+        {"devices": [None, 7, "cuda"], "ram": [1]},
+        {"devices": [{"total": GIB, "free": 0}] * 200},
+        {"jobs": "no", "permitted": False, "\x1b[2J": "\x1b[2J"},
+    ],
+)
+def test_facts_of_the_wrong_kind_count_as_not_told(ping: Run, facts: dict[str, Any]) -> None:
+    with Peer("odd") as peer:
+        address = peer.serve(Host(facts))
+        status, out, err = ping(address, "--jobs", "--size", "0", "-n", "1")
+        told = json.loads(ping(address, "--jobs", "--size", "0", "-n", "1", "--json")[1])
+    assert (status, err) == (0, "")
+    assert "jobs        ok    permitted\n" in out
+    assert out.replace("\n", "").isprintable() and len(out) < 3000
+    assert list(told["jobs"]) == JOB_KEYS and told["jobs"]["queue"] is None
+    devices = told["jobs"]["devices"]
+    assert len(devices) <= 16
+    assert all(type(device[key]) is int for device in devices for key in ("free", "total"))
+
+
+def test_facts_that_cannot_be_had(ping: Run, caplog: pytest.LogCaptureFixture) -> None:
+    def fails() -> None:
+        raise RuntimeError("no driver")
+
+    with Peer("desk") as peer:
+        status, out, _ = ping(peer.serve(Host(fails)), "--jobs", "--size", "0")
+    assert status == 0
+    assert "jobs        ok    permitted\n" in out and "no driver" not in out
+
+
+def test_facts_that_do_not_come(ping: Run) -> None:
+    go = threading.Event()
+    with Peer("desk") as peer:
+        address = peer.serve(Host(lambda: go.wait(20) and FACTS))
+        began = time.monotonic()
+        status, out, _ = ping(address, "--jobs", "--size", "0", "--timeout", "0.5")
+        took = time.monotonic() - began
+        go.set()
+    assert (status, failed_leg(out)) == (1, "jobs")
+    assert "has not said in 0.5 s whether it runs jobs" in out and took < 5
+
+
+# --- a ComfyUI's page ----------------------------------------------------------------------------
+
+Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
+
+
+@contextlib.contextmanager
+def web(answer: Answer) -> Iterator[str]:
+    """A web server whose pages `answer` writes; its URL."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with contextlib.suppress(OSError):
+                answer(self)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def says(body: Any, status: int = 200, **headers: str) -> Answer:
+    def answer(request: http.server.BaseHTTPRequestHandler) -> None:
+        request.send_response(status if request.path == "/zbus/peer" else 404)
+        for name, value in headers.items():
+            request.send_header(name, value)
+        request.end_headers()
+        request.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
+
+    return answer
+
+
+def card(peer: Peer, *endpoints: object, **other: object) -> dict[str, object]:
+    told: dict[str, object] = {"id": peer.own.instance.hex(), "name": peer.name, "version": "0.9"}
+    return {**told, "endpoints": list(endpoints), **other}
+
+
+@pytest.mark.parametrize("tail", ["", "/", "/?workflow=1#top"])
+def test_a_page(ping: Run, tail: str, addr: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://{addr}")  # not asked for the loopback
+    monkeypatch.delenv("no_proxy", raising=False)
+    with Peer("desk-8188") as peer:
+        address = peer.serve(Host())
+        with web(says(card(peer, address))) as url:
+            status, out, err = ping(url + tail, "--jobs", "--size", "0")
+            told = json.loads(ping(url + tail, "--size", "0", "--json")[1])
+    assert (status, err) == (0, "")
+    assert out.splitlines()[:2] == [
+        f"zbus-ping {url}",
+        f"  page        ok    desk-8188 at {address}, zbus 0.9",
+    ]
+    expected = ["page", *LEGS[:5], "identity", "round trip", "jobs"]
+    assert legs(out) == [(leg, "ok") for leg in expected]
+    assert (told["ok"], told["address"]) == (True, address)
+
+
+def test_a_page_whose_peer_is_behind_a_tunnel(ping: Run, addr: str) -> None:
+    port = addr.rpartition(":")[2]
+    with Peer("cloud") as far, Peer("here") as here:
+        with web(says(card(far, addr))) as url:
+            status, out, _ = ping(url)
+        assert (status, failed_leg(out)) == (1, "tcp")
+        assert f"forward that port too (ssh -L {port}:127.0.0.1:{port} ...)" in out
+        assert "Server node" not in out
+        with web(says(card(far, here.serve(Host())))) as url:
+            status, out, _ = ping(url, "--jobs")
+        assert (status, failed_leg(out)) == (1, "identity")
+        assert "here answers there, and not cloud" in out and "ssh -L" in out
+
+
+def drip(request: http.server.BaseHTTPRequestHandler) -> None:
+    """Less than the time limit between two bytes, and no end."""
+    request.send_response(200)
+    request.end_headers()
+    while True:
+        request.wfile.write(b" ")
+        request.wfile.flush()
+        time.sleep(0.05)
+
+
+ID = "a" * 32
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (says(b"", 404), "no zbus there, or an older one (404)"),
+        (says(b"", 302, Location="http://127.0.0.1:1/zbus/peer"), "redirects elsewhere (302)"),
+        (says(b"", 401), "wants a login (401)"),
+        (says(b"", 502), "fails there (502)"),
+        (says(b" " * 70_000), "more than 64 KiB"),
+        (says(b"<html>"), "what answers there is no zbus"),
+        (says(b"[" * 60_000), "what answers there is no zbus"),
+        (says(b"\xff\xfe\x00"), "what answers there is no zbus"),
+        (says([]), "what answers there is no zbus"),
+        (says({"id": "A" * 32, "endpoints": ["h:1"]}), "what answers there is no zbus"),
+        (says({"id": ID}), "has zbus, which listens nowhere"),
+        (says({"id": ID, "endpoints": "h:1"}), "has zbus, which listens nowhere"),
+        (
+            says({"id": ID, "endpoints": [None, 7, "h", "h:0", "\x1b:1", "h:" + "1" * 5000]}),
+            "has zbus, which listens nowhere",
+        ),
+        (drip, "no answer in 0.5 s"),
+    ],
+)
+def test_a_page_that_is_of_no_use(ping: Run, answer: Answer, words: str) -> None:
+    with web(answer) as url:
+        began = time.monotonic()
+        status, out, _ = ping(url, "--timeout", "0.5")
+        took = time.monotonic() - began
+    assert (status, failed_leg(out)) == (1, "page")
+    assert words in out and took < 5
+    assert len(out.splitlines()) == 3  # the title, the leg, and what to do
+
+
+def test_a_card_with_odd_words(ping: Run, addr: str) -> None:
+    with web(says({"id": ID, "name": "\x1b[2J", "version": ["\x1b"], "endpoints": [addr]})) as url:
+        status, out, _ = ping(url)
+    assert (status, failed_leg(out)) == (1, "tcp")
+    assert f"page        ok    [2J at {addr}\n" in out
+    assert out.replace("\n", "").isprintable()
+
+
+def test_a_page_where_nobody_listens(ping: Run, addr: str) -> None:
+    status, out, _ = ping(f"http://{addr}", "--json")
+    told = json.loads(out)
+    assert (status, list(told), told["address"]) == (1, JSON_KEYS, f"http://{addr}")
+    assert [leg["name"] for leg in told["legs"]] == ["page"]
+    assert told["legs"][0]["text"] == "nobody listens there: connection refused"
+
+
+def test_a_page_that_is_no_web_server(ping: Run) -> None:
+    with serving(lambda link: (link.recv(500), link.sendall(b"SSH-2.0-x\r\n"))[1]) as address:
+        status, out, _ = ping(f"http://{address}")
+    assert (status, failed_leg(out)) == (1, "page")
+    assert "no web server answers there" in out
+
+
+def test_a_login_is_sent_and_not_shown(ping: Run) -> None:
+    seen = []
+
+    def answer(request: http.server.BaseHTTPRequestHandler) -> None:
+        seen.append(request.headers["Authorization"])
+        says(b"", 403)(request)
+
+    with web(answer) as url:
+        given = url.replace("//", "//me:s%C3%BC%20cret@") + "/?token=s3"
+        outputs = [*ping(given), *ping(given, "--json")]
+    assert [base64.b64decode(text.split()[1]).decode() for text in seen] == ["me:sü cret"] * 2
+    assert "wants a login (403)" in outputs[1]
+    assert not [out for out in map(str, outputs) if "cret" in out or "s3" in out or "@1" in out]
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://h/", "http://", "http://h:99999", "http://[::1", "file:///etc", "http://a\x1b:1"]
+)
+def test_a_url_that_is_none(ping: Run, url: str) -> None:
+    status, out, err = ping(url)
+    assert (status, out) == (2, "")
+    assert err.startswith("zbus-ping: that is not the URL of a web page. Write it as ")

@@ -43,8 +43,10 @@ def parse(written: str) -> Address:
         raise InvalidAddress(f'"{cleaned}" has no port', remedy=EXAMPLE)
     if "/" in cleaned:
         raise InvalidAddress(f'"{cleaned}" is a web address', remedy=EXAMPLE)
-    if not (port.isascii() and port.isdigit() and int(port) <= 65535):
-        raise InvalidAddress(f'"{port}" in "{cleaned}" is not a port (0 to 65535)', remedy=EXAMPLE)
+    # Python refuses to read, or print, a number of some thousand digits.
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
+        shown = f'"{port[:40]}" in "{cleaned[:100]}"'
+        raise InvalidAddress(f"{shown} is not a port (0 to 65535)", remedy=EXAMPLE)
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:

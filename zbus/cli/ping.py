@@ -1,9 +1,12 @@
 """Say which leg of a link works and which does not, and how fast the link is.
 
-ADDR is what the Client side dials, "host:port". Looks at the name, the TCP port, the ZMTP
-greeting, zbus's handshake and its version; then measures round trips, and sends a made-up block
-each way, which the other side verifies and drops. No workflow is touched. Exit status: 0 only if
-everything works, 1 if not, 2 for arguments that cannot be used.
+TARGET is "host:port", as the Client side dials it; or the name of a ComfyUI of yours on this
+machine; or the URL of a ComfyUI's page, which tells where its zbus listens. Without one it lists
+the names. Looks at the name, the TCP port, the ZMTP greeting, zbus's handshake, its version, and
+whether the one answers that was meant; then measures round trips, and sends a made-up block each
+way, which the other side verifies and drops. With --jobs it asks whether that ComfyUI runs jobs
+for this machine, and for its queue, devices and versions. No workflow is touched. Exit status: 0
+only if everything works, 1 if not, 2 for arguments that cannot be used.
 """
 
 from __future__ import annotations
@@ -15,21 +18,27 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeout  # not the builtin one before 3.11
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from .. import probe
-from ..address import Address, parse_dial
+from ..address import Address
+from ..errands import _wrong
 from ..errors import (
     ConnectError,
-    InvalidAddress,
+    InputError,
+    NobodyBehind,
     TimedOut,
+    Unreachable,
     VersionMismatch,
     ZBusError,
 )
+from ..job import Remote
 from ..messages import VERSION, Hello
 from ..operation import size_text
 from ..peer import Peer, Probe
+from . import jobs_ping
+from .report import Failed, Report, printable, shown, try_leg
+from .target import PATIENCE, Page, Target, known, read
 
 NAME = "ping"
 HELP = "say which leg of a link works, and how fast it is"
@@ -40,7 +49,16 @@ T = TypeVar("T")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What `run` takes."""
-    parser.add_argument("address", metavar="ADDR", help='"host:port", for example 127.0.0.1:8282')
+    parser.add_argument(
+        "target",
+        metavar="TARGET",
+        nargs="?",
+        default="",
+        help='"host:port", for example 127.0.0.1:8282; a name; or http://host:port of a ComfyUI',
+    )
+    parser.add_argument(
+        "--jobs", action="store_true", help="ask whether it runs jobs, and how it is"
+    )
     parser.add_argument("-n", metavar="COUNT", type=_count, default=20, help="pings (20)")
     parser.add_argument(
         "--size", type=_size, default=64 << 20, help="bytes each way: 64M, 1G; 0 for none (64M)"
@@ -57,139 +75,113 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Ping, print, and return the exit status."""
-    try:
-        address = parse_dial(given.address)
-    except InvalidAddress as error:
-        print(f"zbus-ping: {error}", file=sys.stderr)
+    if not given.target.strip():
+        _complain(known())
         return 2
-    report = Report(str(address), show=not given.json)
-    report.title()
-    _look(address, given, report)
+    try:
+        target = read(given.target)
+    except InputError as error:
+        _complain(str(error))
+        return 2
+    report = Report(_place(target), show=not given.json)
+    report.title(str(target))
+    _look(target, given, report)
     if given.json:
         print(json.dumps(report.as_json(), indent=2))
     return 0 if report.ok else 1
 
 
-# --- what came out ------------------------------------------------------------------------------
+def _complain(text: str) -> None:
+    print(printable(f"zbus-ping: {text}", sys.stderr), file=sys.stderr)
 
 
-@dataclass
-class Leg:
-    """One leg: whether it works, seconds it took, and what to say and do."""
-
-    name: str
-    ok: bool
-    text: str
-    seconds: float | None = None
-    remedy: str = ""
-    error: str = ""  # the exception's class
-
-
-@dataclass
-class Report:
-    """All legs so far; prints each as it comes, unless `show` is off."""
-
-    address: str
-    show: bool
-    legs: list[Leg] = field(default_factory=list)
-    peer: dict[str, Any] | None = None
-    round_trip: dict[str, Any] | None = None
-    throughput: dict[str, Any] | None = None
-
-    @property
-    def ok(self) -> bool:
-        return all(leg.ok for leg in self.legs)
-
-    def title(self) -> None:
-        if self.show:
-            print(f"zbus-ping {self.address}", flush=True)
-
-    def begin(self, name: str, text: str) -> None:
-        """A line that `add` writes over, where a person looks on."""
-        if self.show and sys.stdout.isatty():
-            print(f"  {name:<10}  ..    {text}", end="\r", flush=True)
-
-    def add(self, leg: Leg) -> None:
-        self.legs.append(leg)
-        if not self.show:
-            return
-        erase = "\x1b[K" if sys.stdout.isatty() else ""
-        print(f"{erase}  {leg.name:<10}  {'ok' if leg.ok else 'FAIL':<4}  {leg.text}")
-        if leg.remedy:
-            print(f"{'':20}{leg.remedy}")
-        sys.stdout.flush()
-
-    def as_json(self) -> dict[str, Any]:
-        """The whole, with the same keys whatever came out."""
-        return {
-            "address": self.address,
-            "ok": self.ok,
-            "legs": [vars(leg) for leg in self.legs],
-            "peer": self.peer,
-            "round_trip": self.round_trip,
-            "throughput": self.throughput,
-        }
-
-
-class _Failed(Exception):
-    """A leg does not work, and so none after it."""
-
-
-def _leg(report: Report, name: str, work: Callable[[], T], say: Callable[[T, float], str]) -> T:
-    """Do one leg's work and report it."""
-    began = time.monotonic()
-    try:
-        result = work()
-    except ZBusError as error:
-        what = error.what if error.peer in ("", report.address) else f"{error.peer}: {error.what}"
-        report.add(Leg(name, False, what, None, error.remedy, type(error).__name__))
-        raise _Failed from error
-    took = time.monotonic() - began
-    report.add(Leg(name, True, say(result, took), took))
-    return result
+def _place(target: Target | Page) -> str:
+    return str(target.address) if isinstance(target, Target) else str(target)
 
 
 # --- the legs -----------------------------------------------------------------------------------
 
 
-def _look(address: Address, given: argparse.Namespace, report: Report) -> None:
+def _look(wanted: Target | Page, given: argparse.Namespace, report: Report) -> None:
     try:
-        numeric = _leg(report, "name", lambda: probe.resolve(address), lambda n, _: n)
-        _leg(
-            report,
-            "tcp",
-            lambda: probe.connect(address, numeric, given.timeout).close(),
-            lambda _, took: _time(took),
-        )
-        report.begin("greeting", "waiting")
-        _leg(
-            report,
-            "greeting",
-            lambda: probe.greeting(address, numeric, given.timeout),
-            lambda _, took: "speaks ZMTP",
-        )
+        target = _asked(wanted, given, report) if isinstance(wanted, Page) else wanted
+        _reach(target, given, report)
         with Peer("zbus-ping") as peer:
-            link = peer.probe(str(address))
-            hello = _meet(link, address, given.timeout, report)
+            link = peer.probe(str(target.address))
+            hello = _meet(link, target, given.timeout, report)
             report.peer = _described(hello)
             _trips(link, hello.name, given, report)
             if given.size:
                 report.throughput = {"size": given.size, "up": None, "down": None}
                 for direction in ("up", "down"):
                     _throughput(link, hello.name, direction, given, report)
-    except _Failed:
+            if given.jobs:
+                _jobs(peer, target, hello, given.timeout, report)
+    except Failed:
         pass
 
 
-def _meet(link: Probe, address: Address, timeout: float, report: Report) -> Hello:
+def _asked(page: Page, given: argparse.Namespace, report: Report) -> Target:
+    report.begin("page", "asking for its zbus")
+    target = try_leg(
+        report,
+        "page",
+        lambda: page.ask(min(PATIENCE, given.timeout)),
+        lambda told, _: f"{told}, zbus {told.version}" if told.version else str(told),
+    )
+    report.address = str(target.address)
+    return target
+
+
+def _reach(target: Target, given: argparse.Namespace, report: Report) -> None:
+    """Down to ZMTP, with bare sockets."""
+    address = target.address
+
+    def own(work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except (Unreachable, NobodyBehind) as error:
+            if target.remedy:  # a peer's own listener waits for no Server node
+                raise type(error)(error.what, peer=error.peer, remedy=target.remedy) from error
+            raise
+
+    numeric = try_leg(report, "name", lambda: probe.resolve(address), lambda n, _: n)
+    try_leg(
+        report,
+        "tcp",
+        lambda: own(lambda: probe.connect(address, numeric, given.timeout)).close(),
+        lambda _, took: _time(took),
+    )
+    report.begin("greeting", "waiting")
+    try_leg(
+        report,
+        "greeting",
+        lambda: own(lambda: probe.greeting(address, numeric, given.timeout)),
+        lambda _, took: "speaks ZMTP",
+    )
+
+
+def _meet(link: Probe, target: Target, timeout: float, report: Report) -> Hello:
     report.begin("handshake", "waiting")
-    met = _leg(
+    met = try_leg(
         report,
         "handshake",
-        lambda: _hello(link, address, timeout),
+        lambda: _hello(link, target.address, timeout),
         lambda met, _: _who(met) if isinstance(met, Hello) else "a zbus peer answers",
     )
-    return _leg(report, "version", lambda: _agreed(met), lambda *_: f"both speak {VERSION}")
+    hello = try_leg(report, "version", lambda: _agreed(met), lambda *_: f"both speak {VERSION}")
+    if target.instance:
+        try_leg(report, "identity", lambda: _demand(target, hello), lambda *_: "the one meant")
+    return hello
+
+
+def _demand(target: Target, hello: Hello) -> None:
+    if hello.instance.hex() != target.instance:
+        raise _wrong(_remote(target), hello.name)
+
+
+def _remote(target: Target) -> Remote:
+    return Remote(str(target.address), target.instance, target.name)
 
 
 def _hello(link: Probe, address: Address, timeout: float) -> Hello | VersionMismatch:
@@ -226,7 +218,7 @@ def _trips(link: Probe, name: str, given: argparse.Namespace, report: Report) ->
         return f"min {low}, median {middle}, p99 {high} ({len(trips)} pings)"
 
     report.begin("round trip", f"{given.n} pings")
-    trips = _leg(report, "round trip", work, say)
+    trips = try_leg(report, "round trip", work, say)
     report.round_trip = {
         "count": len(trips),
         "min": trips[0],
@@ -240,7 +232,7 @@ def _throughput(
 ) -> None:
     size = given.size
     report.begin(direction, f"{size_text(size)} under way")
-    took = _leg(
+    took = try_leg(
         report,
         direction,
         lambda: _Block(link, name, direction, size).wait(given.timeout),
@@ -248,6 +240,17 @@ def _throughput(
     )
     assert report.throughput is not None
     report.throughput[direction] = {"seconds": took, "bytes_per_second": size / took}
+
+
+def _jobs(peer: Peer, target: Target, hello: Hello, timeout: float, report: Report) -> None:
+    def work() -> list[str]:
+        report.jobs = jobs_ping.ask(peer, _remote(target), hello, timeout)
+        if not report.jobs["permitted"]:
+            raise jobs_ping.refusal(hello)
+        return jobs_ping.lines(report.jobs)
+
+    report.begin("jobs", "asking")
+    report.note(try_leg(report, "jobs", work, lambda lines, _: lines[0])[1:])
 
 
 class _Block:
@@ -308,16 +311,17 @@ def _stopped(link: Probe, name: str, when: str, timeout: float) -> TimedOut:
 
 def _described(hello: Hello) -> dict[str, Any]:
     return {
-        "name": hello.name,
-        "software": hello.software,
+        "name": shown(hello.name),
+        "software": shown(hello.software),
         "protocol": list(hello.versions),
-        "codecs": list(hello.codecs),
+        "codecs": [shown(codec) for codec in hello.codecs],
         "pid": hello.pid,
     }
 
 
 def _who(hello: Hello) -> str:
-    return ", ".join(part for part in (hello.name, hello.software, f"pid {hello.pid}") if part)
+    who = (shown(hello.name), shown(hello.software), f"pid {hello.pid}")
+    return ", ".join(part for part in who if part)
 
 
 def _quantile(ordered: list[float], q: float) -> float:
