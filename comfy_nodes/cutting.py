@@ -268,15 +268,15 @@ def _original(node_id: str, node: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def loaders(prompt: Prompt, is_file_input: Callable[[str, str], bool]) -> set[str]:
-    """The nodes that load a file of this side's input folder, to be attached by `cut`: the peer
-    may lack that file, or have another picture under the same name.
+    """The nodes that load a file of the user's own on this side, to be attached by `cut`: the
+    peer may lack it, or have another picture under the same name.
 
     Those with links are not among them (their file's name may be computed), nor are those with a
     stand-in, whose file only the peer has.
 
     Args:
         prompt: The whole prompt.
-        is_file_input: Whether that input of that class names a file of the input folder.
+        is_file_input: Whether that input of that class names such a file.
     """
     return {
         i

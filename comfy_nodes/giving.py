@@ -98,7 +98,7 @@ class Share:
         try:
             self.job.result()
         except ZBusError as error:
-            return error
+            return error.with_traceback(None)  # each look at it would make that longer
         return None
 
     def result(self, name: str) -> Any:
@@ -145,6 +145,7 @@ class Given:
 
     def cancel(self) -> None:
         """Nobody wants the results any more."""
+        self.relay.jobs = []  # nor word of them
         for share in self.shares:
             if share.job is not None:
                 share.job.cancel()
@@ -185,7 +186,7 @@ class Given:
         for share in self.shares:
             if share.job is not None:
                 share.job.awaited_by(who)
-        await self._until_all(lambda share: share.is_done)
+        await self._until_all(lambda share: share.is_done and share.error is None)
         self._values = None  # this object may be cached with its node's outputs
 
     def _give(self, share: Share) -> None:
@@ -194,9 +195,9 @@ class Given:
         digests = {name: _digest(value) for name, value in values.items()}
         prompt = for_position(with_digests(piece.prompt, digests), share.position)
         check = bool(piece.boundaries) and self._values is None
-        request = Request(
-            prompt, piece.outputs, values, plan.title, plan.group, check, plan.quality
-        )
+        # One peer may have two shares, under two addresses.
+        group = f"{plan.group} {share.position}" if plan.group else ""
+        request = Request(prompt, piece.outputs, values, plan.title, group, check, plan.quality)
         relay = self.relay
         job = host.peer().submit(
             share.remote, request, on_change=relay.changed, on_preview=relay.preview
@@ -212,17 +213,17 @@ class Given:
 
     async def _until_all(self, reached: Callable[[Share], bool]) -> None:
         """Wait until each share has reached that, with failures dealt with as the user wishes."""
+
+        def failed() -> list[Share]:
+            return [s for s in self.shares if s.error is not None and not reached(s)]
+
         while True:
             await self._wait(
-                lambda: (
-                    any(s.error for s in self.shares)
-                    or all(reached(s) or s.is_done for s in self.shares)
-                )
+                lambda: bool(failed()) or all(reached(s) or s.is_done for s in self.shares)
             )
-            failed = [s for s in self.shares if s.error is not None]
-            if not failed:
+            if not failed():
                 return
-            for share in failed:
+            for share in failed():
                 await self._failed(share)
 
     async def _failed(self, share: Share) -> None:
@@ -231,7 +232,7 @@ class Given:
         if isinstance(error, JobFailed):
             logger.error("%s\n%s", error, error.traceback)
         share.failures.append(str(error))
-        if choice == REST and len(self.shares) > 1:
+        if choice == REST and len(self.shares) + self.plan.first > 1:
             self.shares.remove(share)
             self.lost.append(share)
             return
@@ -282,7 +283,9 @@ async def _news(news: asyncio.Event) -> None:
 
 
 def _is_accepted(share: Share) -> bool:
-    return share.job is not None and share.job.accepted
+    """Also if a node has failed there since: who collects is told that."""
+    accepted = share.job is not None and share.job.accepted
+    return accepted or isinstance(share.error, JobFailed)
 
 
 def _key(remote: Remote) -> str:

@@ -6,7 +6,9 @@ remote is found by its ComfyUI's URL, and runs the job over zbus.
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +24,7 @@ from .giving import Given, Plan
 from .graph import Graph
 from .joining import join
 from .lists import unwrap
+from .netfiles import clean
 from .plan import title
 from .runs import RUNS
 from .watcher import WATCHER
@@ -64,12 +67,24 @@ class Dispatched(Given):
         super().__init__(plan, RUNS.of(host.executing().prompt_id), node_id)
         self.queue_id, self.url, self.workflow = queue_id, url, workflow
         self.everything, self.edit = everything, edit
+        self._started: asyncio.Task[None] | None = None
+        self._later: tuple[str, asyncio.Task[Dispatched]] | None = None  # prompt, and its job
 
     async def again(self) -> Dispatched:
-        """The same job once more, of the prompt that is being executed now."""
-        return await _dispatch(
-            self.queue_id, self.url, self.workflow, everything=self.everything, edit=self.edit
-        )
+        """The same job once more, of the prompt that is being executed now: one for all of that
+        prompt's fetch nodes."""
+        now = host.executing().prompt_id
+        if self._later is None or self._later[0] != now:
+            work = _dispatch(
+                self.queue_id, self.url, self.workflow, everything=self.everything, edit=self.edit
+            )
+            self._later = now, asyncio.ensure_future(work)
+        return await asyncio.shield(self._later[1])
+
+    async def start(self, values: dict[str, Any]) -> None:
+        if self._started is None:  # else another fetch node has
+            self._started = asyncio.ensure_future(super().start(values))
+        await asyncio.shield(self._started)
 
 
 async def _dispatch(
@@ -86,7 +101,9 @@ async def _dispatch(
     url = clean_url(remote_url)
     if not url:
         raise InputError("remote_url is empty", remedy='Write it like "http://127.0.0.1:8288/"')
-    remote = await peers.resolve(url)
+    # Here, unlike in the `peer` of our own nodes, host:port is that of a page, too.
+    is_bare = ":" in url and "://" not in url
+    remote = await peers.resolve(f"http://{url}" if is_bare else url)
     prompt = workflow if workflow is not None else host.current_prompt()
 
     # A saved workflow's files are those of the remote: it was made for that one.
@@ -129,8 +146,8 @@ def _url(default: str = "http://127.0.0.1:8288/") -> Any:
     return io.String.Input("remote_url", default=default, tooltip=tip)
 
 
-def _batch(name: str, default: int = 1, low: int = 1) -> Any:
-    return io.Int.Input(name, default=default, min=low, max=MAX_BATCH)
+def _batch(name: str, default: int = 1, low: int = 1, **more: Any) -> Any:
+    return io.Int.Input(name, default=default, min=low, max=MAX_BATCH, **more)
 
 
 def _seed(**more: Any) -> Any:
@@ -145,6 +162,11 @@ def _trigger() -> Any:
 def _enabled(**more: Any) -> Any:
     tip = 'true: runs on the remote too. false: passes through. "remote" is set by zbus there.'
     return io.Combo.Input("enabled", options=ENABLED, default="true", tooltip=tip, **more)
+
+
+def _out(kind: Any, name: str) -> Any:
+    # Its id is not that of an input: a schema has each id once.
+    return kind.Output(f"{name}_out", display_name=name)
 
 
 class _Triggered(io.ComfyNode):
@@ -173,9 +195,9 @@ class RemoteQueueSimple(_Triggered):
                 _seed(),
             ],
             outputs=[
-                io.Int.Output("seed_out", display_name="seed"),
-                io.Int.Output("batch"),
-                REMINFO.Output("remote_info"),
+                _out(io.Int, "seed"),
+                _out(io.Int, "batch"),
+                _out(REMINFO, "remote_info"),
             ],
             not_idempotent=True,
             enable_expand=True,
@@ -208,7 +230,7 @@ class FetchRemote(io.ComfyNode):
             description="Waits for the remote's final image. Where its queue node is not enabled, "
             "the local image passes through.",
             inputs=[io.Image.Input("final_image"), ANY_REMINFO.Input("remote_info")],
-            outputs=[io.Image.Output("image", display_name="IMAGE")],
+            outputs=[_out(io.Image, "IMAGE")],
             not_idempotent=True,
             enable_expand=True,
         )
@@ -264,7 +286,7 @@ class RemoteChainStart(_Triggered):
             display_name="Queue on remote (start of chain)",
             category=ADVANCED,
             inputs=[JSON.Input("workflow"), _trigger(), _batch("batch"), _seed()],
-            outputs=[REMCHAIN.Output("remote_chain")],
+            outputs=[_out(REMCHAIN, "remote_chain")],
             not_idempotent=True,
         )
 
@@ -289,10 +311,7 @@ class RemoteQueueWorker(io.ComfyNode):
                 _enabled(),
                 io.Combo.Input("outputs", options=["final_image", "any"], tooltip=outputs),
             ],
-            outputs=[
-                REMCHAIN.Output("next_chain", display_name="remote_chain"),
-                REMINFO.Output("remote_info"),
-            ],
+            outputs=[_out(REMCHAIN, "remote_chain"), _out(REMINFO, "remote_info")],
             not_idempotent=True,
             enable_expand=True,
         )
@@ -320,13 +339,8 @@ async def _work(
 
 def _saved(workflow: Any) -> Any:
     """The workflow, if it is a saved one; None if it is the prompt that is being executed."""
-    here = host.executing()
-    node = workflow.get(here.node_id) if isinstance(workflow, Mapping) else None
-    now = host.current_prompt()
-    is_current = isinstance(node, Mapping) and set(workflow) == set(now)
-    same = is_current and all(
-        workflow[i].get("class_type") == now[i].get("class_type") for i in now
-    )
+    now = json.dumps(clean(host.current_prompt()), sort_keys=True)  # as text NaN equals NaN
+    same = now == json.dumps(workflow, sort_keys=True)
     return None if same else copy.deepcopy(workflow)
 
 
@@ -338,7 +352,7 @@ class RemoteChainEnd(io.ComfyNode):
             display_name="Queue on remote (end of chain)",
             category=ADVANCED,
             inputs=[REMCHAIN.Input("remote_chain")],
-            outputs=[io.Int.Output("seed"), io.Int.Output("batch")],
+            outputs=[_out(io.Int, "seed"), _out(io.Int, "batch")],
         )
 
     @classmethod
@@ -358,19 +372,18 @@ class QueueRemote(io.ComfyNode):
             node_id="QueueRemote",
             display_name="Queue on remote (older)",
             category=CATEGORY,
+            # In the order of 2023, which is that of the widgets' values in saved workflows. The
+            # page puts what is required first, so that nothing behind the first one is.
             inputs=[
-                REMCHAIN.Input("remote_chain", optional=True),
                 _url("http://127.0.0.1:8188/"),
                 _seed(optional=True),
-                _batch("batch_override", 0, 0),
+                _batch("batch_override", 0, 0, optional=True),
                 io.Combo.Input("system", options=["windows", "posix"], optional=True),
-                _enabled(),
+                _enabled(optional=True),
                 io.Int.Input("node_id", default=1, min=1, max=64, optional=True),
+                REMCHAIN.Input("remote_chain", optional=True),
             ],
-            outputs=[
-                io.AnyType.Output("seed_or_chain", display_name="seed"),
-                io.AnyType.Output("remote_info"),
-            ],
+            outputs=[_out(io.AnyType, "seed"), _out(io.AnyType, "remote_info")],
             is_deprecated=True,
             not_idempotent=True,
             enable_expand=True,
@@ -380,10 +393,10 @@ class QueueRemote(io.ComfyNode):
     async def execute(
         cls,
         remote_url: str,
-        batch_override: int,
-        enabled: str,
         seed: int = 0,
+        batch_override: int = 0,
         system: str = "posix",
+        enabled: str = "true",
         node_id: int = 1,
         remote_chain: Any = None,
     ) -> Any:

@@ -44,7 +44,7 @@ def _only_elsewhere(classes: host.Classes) -> Callable[[str, Mapping[str, Any]],
 
 
 def _is_here(name: Any) -> bool:
-    """Whether that is a file of the input folder; loaders look for it themselves, and only when
+    """Whether that file is there; loaders look for it themselves, and only when
     all of the prompt is validated."""
     try:
         return not isinstance(name, str) or host.input_file(name).is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 from typing import Any
@@ -23,6 +24,9 @@ INSTALL = (
     "Install zbus there (in its custom_nodes folder: git clone this pack's repository; then "
     "pip install -r requirements.txt in its Python) and restart that ComfyUI"
 )
+
+_TURN = itertools.count(1)
+_TURNS: dict[str, int] = {}  # address -> when it was chosen last
 
 
 def known() -> list[Remote]:
@@ -121,9 +125,11 @@ def _card(told: Any) -> tuple[str, str]:
 
 
 async def freest(remotes: list[Remote]) -> Remote:
-    """The one with the shortest queue; the first of those that are equal."""
+    """The one with the shortest queue; of those that are equal the one whose turn is longest ago:
+    two nodes that ask at the same time get two peers."""
     load = await asyncio.gather(*(_load(remote) for remote in remotes))
-    best = min(range(len(remotes)), key=lambda i: (load[i], i))
+    best = min(range(len(remotes)), key=lambda i: (load[i], _TURNS.get(remotes[i].address, 0), i))
+    _TURNS[remotes[best].address] = next(_TURN)
     return remotes[best]
 
 

@@ -391,12 +391,9 @@ def summary(reasons: Iterable[Reason], peer: str) -> str:
 
 
 def names_file(class_type: str, name: str, declared: Input) -> bool:
-    """Whether an input names a file of the input folder."""
-    if (class_type, name) in LOADERS:
-        return True
-    folder = declared.options.get("image_folder")
+    """Whether an input names a file of the user's own: in the input, output or temp folder."""
     uploads = [key for key, on in declared.options.items() if key.endswith("upload") and on is True]
-    return bool(uploads) and folder in (None, "input")
+    return bool(uploads) or (class_type, name) in LOADERS
 
 
 def in_words(exception_type: str, message: str, peer: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -69,7 +68,8 @@ class Side:
 
     def submit(self, key: bytes, job: str, group: str = "", title: str = "") -> Order:
         other = self.up[key]
-        order = Order(job, ("request", job, group), other.name, other.incarnation, title or job)
+        what = ("request", title or job, group)
+        order = Order(job, what, other.name, other.incarnation, title or job)
         self.orders[job] = order
         self.jobs.submit(order, key)
         self.settle()
@@ -121,19 +121,21 @@ class Side:
         """What always holds."""
         for order in self.jobs.orders.values():
             assert order.state is not State.ENDED and order.id not in self.ended
-        for id, error in self.ended.items():
-            assert self.orders[id].results == self.results[id], "no result after the end"
-            assert error is not None or self.orders[id].end is not None
         for task in self.jobs.tasks.values():
             assert task.session is None or task.session in self.up
+
+    def check_ended(self) -> None:
+        """Nothing changes after the end."""
+        for id, error in self.ended.items():
+            assert self.orders[id].results == self.results[id]
+            assert error is not None or self.orders[id].end is not None
 
     def _do(self, event: core.Event) -> None:
         match event:
             case core.Say(session, message):
                 assert session in self.up, "said on a session that is down"
                 if isinstance(message, JobState):
-                    mine = set(message.waits) & set(self.orders)
-                    assert mine <= set(self.jobs.orders), "waits for an order that has ended"
+                    self._check_waits(set(message.waits))
                 self.world.put(session, self, message)
             case core.Deliver(session, job, part, value):
                 assert session in self.up, "delivered on a session that is down"
@@ -156,6 +158,11 @@ class Side:
                 assert order.id not in self.ended
             case core.Ended(order, error):
                 self._ended(order, error)
+
+    def _check_waits(self, said: set[str]) -> None:
+        """No order of its own that has ended, if a peer has not just said so."""
+        told = {job for order in self.jobs.orders.values() for job in order.waits}
+        assert not said & self.ended.keys() - told
 
     def _ended(self, order: Order, error: ZBusError | None) -> None:
         assert order.id not in self.ended, "ended twice"
@@ -226,7 +233,7 @@ class Side:
             else:
                 self.jobs.lost(parcel.job, error)
         elif error is None:
-            self.jobs.submitted(parcel.job, parcel.value, parcel.job, parcel.value[2])
+            self.jobs.submitted(parcel.job, parcel.value, *parcel.value[1:])
         else:
             self.jobs.not_submitted(parcel.job, error)
         self.settle()
@@ -387,6 +394,8 @@ def left(peer: Peer) -> dict[str, Any]:
             "previewed": len(desk._previewed),
             "questions": len(desk._questions),
             "moving": [(m.part, m.outgoing) for m in desk.parcels._moving.values()],
+            "waiting": len(desk.parcels._waiting),
+            "states": len(desk._states),
             "errands": len(desk.errands._open),
             "orders": [o.state.value for o in desk.jobs.orders.values()],
             "tasks": [(t.state.value, list(t.parts)) for t in desk.jobs.tasks.values()],
@@ -408,9 +417,5 @@ def clean(*peers: Peer, within: float = 5.0) -> None:
         raise AssertionError(f"left: {[left(peer) for peer in peers]}") from None
 
 
-def threads() -> set[str]:
-    return {thread.name for thread in threading.enumerate()}
-
-
 __all__ = ["END", "RESULT", "SUBMIT", "Host", "Hosted", "Parcel", "Side", "World"]
-__all__ += ["clean", "left", "threads"]
+__all__ += ["clean", "left"]

@@ -1,4 +1,4 @@
-"""The life of a job between sides in memory: late, lost, doubled, cancelled, refused, at any time."""
+"""The life of a job between sides in memory: late, lost, doubled, cancelled, at any time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from zbus.errors import (
     ZBusError,
 )
 from zbus.jobs import KEPT, MAX_TASKS, REMEMBERED, Jobs, Order, State, refused
-from zbus.messages import JobState
+from zbus.messages import JobCancel, JobState
 from zbus.reasons import MAX_REASONS, Reason
 
 LOST = LinkLost("the link was lost", peer="x")
@@ -59,6 +59,7 @@ def over(world: World) -> None:
     world.run()
     assert world.nothing_left()
     for side in world.sides:
+        side.check_ended()
         assert all(hosted.forgotten == 1 for hosted in side.hosted.values())
         assert side.ended.keys() == side.orders.keys()
 
@@ -72,7 +73,7 @@ def test_a_job_runs_and_its_results_come() -> None:
     assert order.state is State.SUBMITTED and client.jobs.busy(key)
     world.run()
     hosted = worker.hosted["j"]
-    assert hosted.task.what == ("request", "j", "") and hosted.task.client == "client"
+    assert hosted.task.what == ("request", "upscale", "") and hosted.task.client == "client"
     for place in (2, 1):
         worker.queue("j", place)
         world.run()
@@ -208,9 +209,7 @@ def test_parcels_that_nobody_waits_for() -> None:
     assert worker.hosted["j"].stops == []
 
 
-def _cancel(job: str) -> Any:
-    from zbus.messages import JobCancel
-
+def _cancel(job: str) -> JobCancel:
     return JobCancel(job, "stop")
 
 
@@ -350,6 +349,23 @@ def test_a_newer_job_of_the_group_stops_the_older() -> None:
     over(world)
 
 
+def test_a_newer_job_of_the_group_leaves_what_has_ended() -> None:
+    world, client, worker, key = pair()
+    client.submit(key, "old", group="g")
+    world.run()
+    worker.give("old", "a")
+    worker.end("old")
+    client.submit(key, "new", group="g")
+    for parcel in list(client.packing):
+        client.packed(parcel)
+        worker.receive(key, world.queues[key, worker].popleft())
+    while "new" not in worker.hosted:
+        worker.arrived(world.moving[-1])
+    assert worker.hosted["old"].stops == [] and "old" in worker.jobs.tasks
+    world.run()
+    assert client.outcome("old") is None and client.results["old"]
+
+
 def test_an_older_job_of_the_group_that_arrives_later_is_stopped_itself() -> None:
     world, client, worker, key = pair()
     client.submit(key, "old", group="g")
@@ -408,7 +424,7 @@ def test_a_result_that_cannot_be_packed(ended: bool) -> None:
         worker.end("j")
         worker.packed(worker.packing[1])
         while worker.jobs.tasks["j"].parts.keys() != {RESULT + "bad"}:
-            [s for s in world.ready() if s.__defaults__ != (worker, bad)][0]()
+            next(s for s in world.ready() if s.__defaults__ != (worker, bad))()
     worker.packed(bad, CodecRefused("holds NaN"))
     if not ended:
         (why,) = worker.hosted["j"].stops
@@ -715,6 +731,29 @@ def test_a_cancelled_job_is_no_part_of_a_ring() -> None:
     assert x.ended == {}
 
 
+def test_a_wait_that_is_over_is_no_part_of_a_ring() -> None:
+    """It is told at once: C's prompt waits for a job behind A's, which waited for one behind B's,
+    which waits for one behind C's; but A's does not any more."""
+    world = World(*"abcd")
+    a, b, c, d = world.sides
+    links = {pair: world.connect(*pair) for pair in ((b, c), (a, b), (a, d), (c, a))}
+    for giver, runner, job in ((b, c, "1"), (a, b, "2"), (a, d, "3"), (c, a, "4")):
+        giver.submit(links[giver, runner], job)
+        world.run()
+        runner.queue(job)
+    b.awaits("1", "prompt B")
+    for job in "23":
+        a.awaits(job, "prompt A")
+    world.run()
+    assert set(c.orders["4"].waits) == {"1", "2", "3"}
+    a.cancel("2")
+    world.run()
+    assert c.orders["4"].waits == ("3",)
+    c.awaits("4", "prompt C")
+    world.run()
+    assert c.ended == {}
+
+
 # --- everything at any time ---------------------------------------------------------------------
 
 
@@ -864,6 +903,7 @@ class Any_(RuleBasedStateMachine):
         for side in self.world.sides:
             assert side.jobs.out == []
             side.check()
+            side.check_ended()
             deadline = side.jobs.deadline()
             lost = [o for o in side.jobs.orders.values() if o.session is None]
             assert deadline is not None or not lost

@@ -305,12 +305,12 @@ def test_a_summary_has_twenty_lines_and_says_how_many_more(preflight, classes):
     ("class_type", "name", "is_file"),
     [
         ("LoadImage", "image", True),
-        ("LoadOutput", "image", False),
+        ("LoadOutput", "image", True),
         ("LoadLatent", "latent", True),
         ("LoraLoader", "lora_name", False),
     ],
 )
-def test_which_inputs_name_files_of_the_input_folder(preflight, classes, class_type, name, is_file):
+def test_which_inputs_name_files_of_the_user(preflight, classes, class_type, name, is_file):
     declared = classes.inputs(class_type)[name]
     assert preflight.names_file(class_type, name, declared) is is_file
 

@@ -13,7 +13,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGLISH, JAPANESE = READMES = ("README.md", "README_JP.md")
-DOCUMENTS = (*READMES, "CHANGELOG.md", "docs/performance.md", "docs/protocol.md")
+DOCUMENTS = (
+    *READMES,
+    "CHANGELOG.md",
+    "docs/coming-from.md",
+    "docs/performance.md",
+    "docs/protocol.md",
+)
 
 FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
 LINK = re.compile(r"\]\(([^)\s]+)\)")

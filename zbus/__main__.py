@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
+from .cli import farm as _farm
 from .cli import ping as _ping
 
-COMMANDS = (_ping,)  # each has NAME, HELP, arguments(parser) and run(given)
+COMMANDS = (_ping, _farm)  # each has NAME, HELP, arguments(parser) and run(given)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -42,6 +42,7 @@ EXPLAIN_EVERY = 0.25  # seconds
 PREVIEW_EVERY = 0.1  # seconds, of one job; and no more than
 PREVIEW_SHARE = 0.25  # of what the link carries
 MAX_QUESTIONS = 64  # of one session, unanswered
+MAX_STATES = 64  # JOB-STATEs of one session before it has acknowledged everything
 
 
 @dataclass(eq=False)
@@ -73,6 +74,8 @@ class Desk:
         self.host: JobHost | None = None
         self._given: dict[str, _Given] = {}
         self._taken: dict[str, Taken] = {}
+        self._states: dict[tuple[bytes, str], JobState] = {}  # to be said: the latest of each job
+        self._stated: dict[bytes, int] = {}  # how many were, since a session was drained
         self._previewed: dict[str, float] = {}  # when the next preview of a job may go
         self._questions: dict[tuple[bytes, int], Callable[[dict[str, Any] | ZBusError], None]] = {}
         self._asked = 0
@@ -326,6 +329,7 @@ class Desk:
         self.jobs.session_down(peering.key, error, time.monotonic())
         self._hold(peering, False, time.monotonic())
         self._answering.pop(peering.key, None)
+        self._stated.pop(peering.key, None)
         for key in [k for k in self._questions if k[0] == peering.key]:
             self._questions.pop(key)(error)
 
@@ -352,6 +356,8 @@ class Desk:
 
     def _do(self, event: core.Event) -> None:
         match event:
+            case core.Say(session, JobState() as state):
+                self._say_state(session, state)
             case core.Say():
                 peering = self._parts.peering(event.session)
                 if peering is not None:
@@ -382,6 +388,20 @@ class Desk:
         is_result = event.part.startswith(RESULT) and taken is not None
         quality = taken.request.quality if is_result and taken is not None else "exact"
         self.parcels.send(peering, event.job, event.part, flat, quality)
+
+    def _say_state(self, session: bytes, state: JobState) -> None:
+        """Where a peer's job is, now or later. The latest counts: while a link is down or a peer
+        reads nothing, each place in a long queue would else be kept for it."""
+        self._states[session, state.job] = state
+        peering = self._parts.peering(session)
+        if peering is None or state.job not in self.jobs.tasks:
+            del self._states[session, state.job]
+            return
+        told = 0 if peering.session.drained else self._stated.get(session, 0)
+        if peering.connection is not None and told < MAX_STATES:
+            del self._states[session, state.job]
+            self._stated[session] = told + 1
+            peering.session.send(state)
 
     def _forget(self, job: str) -> None:
         self._previewed.pop(job, None)
@@ -430,6 +450,8 @@ class Desk:
         """Do what is due."""
         self.errands.tick(now)
         self.jobs.tick(now)
+        for (key, _), state in list(self._states.items()):
+            self._say_state(key, state)
         for peering in self._parts.links.peerings:
             self._hold(peering, self.jobs.busy(peering.key), now)
         if self._given and now >= self._explain_at:

@@ -60,7 +60,7 @@ class Dialler:
         listening = next(
             (p for p in self._places if p.kind == "listen" and p.address == place.address), None
         )
-        return listening is not None and not listening.users
+        return listening is not None and not listening.users and not listening.own
 
     def _look(
         self,

@@ -52,10 +52,14 @@ class Errands:
             self._met(errand, peering)
             return
         try:
-            errand.place = self._parts.links.dial(parse_dial(remote.address), now)
+            address = parse_dial(remote.address)
         except ZBusError as error:
             self._fail(errand, error)
             return
+        if any(place.own and place.address == address for place in self._parts.links.places):
+            self._fail(errand, _own(remote))
+            return
+        errand.place = self._parts.links.dial(address, now)
         errand.deadline = now + PATIENCE
         if errand.place.peering is not None and errand.place.peering.connection is not None:
             self._met(errand, errand.place.peering)
@@ -101,7 +105,7 @@ class Errands:
         """Dialling there cannot help."""
         for errand in [e for e in self._open if e.waiting and e.place is place]:
             is_self = isinstance(error, DialledSelf)
-            self._fail(errand, _self(errand.remote) if is_self else _missing(errand.remote, error))
+            self._fail(errand, _own(errand.remote) if is_self else _missing(errand.remote, error))
 
     def tick(self, now: float) -> None:
         """Give up what is unreachable."""
@@ -133,6 +137,11 @@ def _self(remote: Remote) -> DialledSelf:
         peer=_where(remote),
         remedy="Choose another one: a job for oneself would wait for itself",
     )
+
+
+def _own(remote: Remote) -> ZBusError:
+    """That address is this process's own: also on another machine, whose page it is from."""
+    return _wrong(remote, "this very ComfyUI") if remote.instance else _self(remote)
 
 
 def _wrong(remote: Remote, name: str) -> WrongPeer:

@@ -19,6 +19,7 @@ __all__ = ["Job", "JobHost", "Reason", "Remote", "Request", "Taken"]
 MAX_VALUES = 1024  # attached to one job
 MAX_TITLE = 120
 MAX_NAME = 120  # of a result
+MAX_DETAIL = 200_000  # characters of a traceback
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,7 @@ class Taken:
 
     def queued(self, place: int) -> None:
         """It is in the queue, behind `place` others. Again when that changes."""
-        self._tell(lambda desk: desk.queued(self.id, place))
+        self._tell(lambda desk: desk.queued(self.id, max(0, place)))
 
     def started(self) -> None:
         """It runs."""
@@ -277,7 +278,8 @@ class Taken:
 
     def failed(self, detail: dict[str, str]) -> None:
         """A node failed: node_id, title, class_type, exception_type, message, traceback."""
-        self._tell(lambda desk: desk.ended(self.id, {"outcome": "failed", **detail}))
+        told = {name: clip(str(text), MAX_DETAIL) for name, text in detail.items()}
+        self._tell(lambda desk: desk.ended(self.id, told | {"outcome": "failed"}))
 
     def stopped(self, why: str) -> None:
         """It was stopped, and why."""

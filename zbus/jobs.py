@@ -335,14 +335,12 @@ class Jobs:
         if task.state in (State.CHECKING, State.QUEUED):
             task.state, task.place = State.QUEUED, place
             self._tell(task)
-            self._look_for_deadlock()
 
     def started(self, task: Task) -> None:
         """It runs."""
         if task.state in (State.CHECKING, State.QUEUED):
             task.state, task.place = State.RUNNING, 0
             self._tell(task)
-            self._look_for_deadlock()
 
     def result(self, task: Task, name: str, value: Any) -> None:
         """One of its outputs is there."""
@@ -585,7 +583,11 @@ def _failed_error(end: dict[str, Any], where: dict[str, str]) -> JobFailed:
     told = {name: _text(end.get(name)) for name in names}
     title = _text(end.get("title")) or told["class_type"] or "a node"
     said = told["message"].strip() or told["exception_type"] or "it failed without a word"
-    error = JobFailed(f"{title} failed there: {said}", **where)
+    kind, class_type = told["exception_type"].rpartition(".")[2], told["class_type"]
+    more = [] if kind in said else [kind]
+    more += [] if title.startswith(class_type) else [f"in {class_type}"]
+    of = f" ({' '.join(more)})" if more else ""
+    error = JobFailed(f"{title} failed there: {said}{of}", **where)
     for name, value in told.items():
         setattr(error, name, value)
     return error

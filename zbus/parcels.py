@@ -27,6 +27,8 @@ class Owner(Protocol):
     def undeliverable(self, session: bytes, job: str, part: str, error: ZBusError) -> None: ...
 
 
+MAX_OUT = 128  # of one session at once: a burst must not fill what the session keeps
+
 Progress = Callable[[str, str, int, int], None]
 """Called with (job, part, bytes done, bytes in all)."""
 
@@ -57,11 +59,23 @@ class Parcels:
     def __init__(self, parts: Parts, owner: Owner, on_progress: Progress) -> None:
         self._parts, self._owner, self._on_progress = parts, owner, on_progress
         self._moving: dict[tuple[bytes, int], _Moving] = {}
+        self._waiting: list[tuple[Peering, str, str, Flat, str]] = []  # to be sent
 
     # --- out ----------------------------------------------------------------------------------
 
     def send(self, peering: Peering, job: str, part: str, flat: Flat, quality: str) -> None:
-        """Send a value to the peer of that session."""
+        """Send a value to the peer of that session, after those that are under way already."""
+        self._waiting.append((peering, job, part, flat, quality))
+        self._begin_waiting(peering)
+
+    def _begin_waiting(self, peering: Peering) -> None:
+        under_way = sum(m.outgoing and m.peering is peering for m in self._moving.values())
+        of_it = [waiting for waiting in self._waiting if waiting[0] is peering]
+        for waiting in of_it[: max(0, MAX_OUT - under_way)]:
+            self._waiting.remove(waiting)
+            self._send(*waiting)
+
+    def _send(self, peering: Peering, job: str, part: str, flat: Flat, quality: str) -> None:
         link = self._parts.channels.links[peering.key]
         moving = self._begin(peering, job, part, link.new_operation(), outgoing=True)
 
@@ -156,9 +170,12 @@ class Parcels:
         self._parts.bulk.drop(moving.peering, moving.transfer)
         if moving.memory:
             self._parts.budget.give_back(moving.memory)
+        if moving.outgoing and moving.peering.error is None:
+            self._begin_waiting(moving.peering)
 
     def drop(self, job: str, why: str) -> None:
         """Whatever is on its way for that job is not wanted any more."""
+        self._waiting = [waiting for waiting in self._waiting if waiting[1] != job]
         for moving in [m for m in self._moving.values() if m.job == job]:
             self._end(moving)
             if not moving.outgoing:
@@ -166,5 +183,6 @@ class Parcels:
 
     def session_down(self, peering: Peering) -> None:
         """The session has ended, and its transfers with it."""
+        self._waiting = [waiting for waiting in self._waiting if waiting[0] is not peering]
         for moving in [m for m in self._moving.values() if m.peering is peering]:
             self._end(moving)

@@ -39,7 +39,8 @@ class Reason:
 
     def told(self) -> dict[str, Any]:
         """As it travels."""
-        return {name: getattr(self, name) for name in _NAMES} | {"near": list(self.near)}
+        told: dict[str, Any] = {name: _text(getattr(self, name)) for name in _NAMES}
+        return told | {"near": [_text(near) for near in self.near[:MAX_NEAR]]}
 
     @classmethod
     def read(cls, told: object) -> Reason:

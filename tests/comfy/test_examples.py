@@ -1,18 +1,25 @@
-"""The workflows that come with the pack: each loads, and zbus's own pair runs as it is."""
+"""The workflows that come with the pack: each loads, and those that need no model run as they are
+(with the tests' own names, addresses and files in them)."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import workflows
 from chains import node, run_both
-from comfyui import ROOT
+from comfyui import ROOT, ComfyUI
+from testpack import values
 
 FOLDER = ROOT / "example_workflows"
 PHOTO = ROOT / "tests" / "data" / "rocket.jpg"
 EXAMPLES = sorted(FOLDER.glob("*.json"))
+OURS = {"zbus-run-part", "zbus-run-all-seeds", "zbus-render-farm"}
+NETDISTS = {"netdist-simple", "netdist-chain", "netdist-saved-workflow"}
+NOTE = "MarkdownNote"  # the page's own: no server knows it
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
@@ -34,17 +41,118 @@ def test_the_example_has_a_picture(path):
     assert len(data) < 60_000
 
 
-def test_there_are_examples_of_both_families():
+def test_there_are_examples_of_all_families():
     names = {path.stem for path in EXAMPLES}
-    assert names == {"jumper_local", "jumper_remote", "zbus-send", "zbus-receive"}
+    pairs = {"jumper_local", "jumper_remote", "zbus-send", "zbus-receive"}
+    assert names == pairs | OURS | NETDISTS
+
+
+@pytest.mark.parametrize("name", sorted(OURS | NETDISTS))
+def test_a_note_says_what_it_does(name):
+    saved = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    (note,) = (made for made in saved["nodes"] if made["type"] == NOTE)
+    assert len(note["widgets_values"][0]) > 100
+
+
+def test_a_part_runs_on_the_other(pair):
+    prompt = api(pair.a, "zbus-run-part")
+    only(prompt, "LoadImage")["inputs"]["image"] = pair.a.put_input(PHOTO, "only-here.jpg")
+    run = only(prompt, "ZBusRun")["inputs"]
+    assert run["peer"] == "any free"
+    run["peer"] = pair.b.peer
+    scaled, inverted = name_of(prompt, "ImageScale"), name_of(prompt, "ImageInvert")
+    prompt["got"] = node("TestDigest", value=[name_of(prompt, "ZBusRun"), 0])
+    since = pair.a.events.mark()
+    entry = succeeded(pair.a, prompt)
+    assert report(entry, prompt).startswith(f"{pair.b.peer}: done in ")
+    ran = {event.data.get("node") for event in pair.a.events.all("executing", since)}
+    assert name_of(prompt, "ZBusHere") in ran
+    assert not ran & {scaled, inverted}
+    here = {i: prompt[i] for i in prompt if prompt[i]["class_type"] in ("LoadImage", "ZBusHere")}
+    here |= {i: prompt[i] for i in (scaled, inverted)}
+    here["got"] = node("TestDigest", value=[inverted, 0])
+    expected = succeeded(pair.a, here)
+    assert pair.a.ui(entry, "got", "digest") == pair.a.ui(expected, "got", "digest")
+
+
+def test_all_make_one_with_different_seeds(trio):
+    prompt = api(trio.a, "zbus-run-all-seeds")
+    vary, run = only(prompt, "ZBusVary")["inputs"], name_of(prompt, "ZBusRun")
+    prompt["got"] = node("TestDigest", value=[run, 0])
+    entry = succeeded(trio.a, prompt)
+    who = [line.partition(":")[0] for line in report(entry, prompt).splitlines()]
+    assert who == ["this computer", *sorted((trio.b.peer, trio.c.peer))]
+    colours = [vary["seed"] + k * vary["step"] for k in range(3)]
+    assert trio.a.ui(entry, "got", "digest") == values.digest(torch.cat([*map(plain, colours)]))
+    assert len(shown(entry, prompt)) == 3
+
+
+def test_the_farm_makes_every_prompt_on_every_other_machine(trio):
+    prompt = api(trio.a, "zbus-render-farm")
+    vary, run = only(prompt, "ZBusVary")["inputs"], only(prompt, "ZBusRun")["inputs"]
+    assert run["peer"] == "all"
+    prompt["got"] = node("TestDigest", value=[name_of(prompt, "ZBusRun"), 0])
+    entry = succeeded(trio.a, prompt)
+    colours = [vary["seed"] + k * vary["step"] for k in range(2)]
+    each = [torch.cat((plain(colour), 1 - plain(colour))) for colour in colours]
+    assert trio.a.ui(entry, "got", "digest") == values.digest(torch.cat(each))
+    saved = entry["outputs"][name_of(prompt, "SaveImage")]["images"]
+    assert [image["filename"][:5] for image in saved] == ["farm_"] * 4
+
+
+def test_the_farm_does_without_a_machine_that_fails(trio):
+    prompt = api(trio.a, "zbus-render-farm")
+    only(prompt, "ZBusRun")["inputs"]["peer"] = f"{trio.b.peer},127.0.0.1:1"
+    entry = succeeded(trio.a, prompt)
+    done, failed = report(entry, prompt).splitlines()
+    assert done.startswith(f"{trio.b.peer}: done in ")
+    assert failed.startswith("failed: 127.0.0.1:1, connecting: ")
+    assert len(entry["outputs"][name_of(prompt, "SaveImage")]["images"]) == 2
+
+
+def test_netdists_simple_form(pair):
+    prompt = api(pair.a, "netdist-simple")
+    queue = only(prompt, "RemoteQueueSimple")["inputs"]
+    queue |= {"remote_url": f"{pair.b.url}/", "batch_local": 2, "seed": 1000}
+    prompt["got"] = node("TestDigest", value=[name_of(prompt, "CombineImageBatch"), 0])
+    entry = succeeded(pair.a, prompt)
+    expected = torch.cat((plain(1000), plain(1000), plain(1002)))
+    assert pair.a.ui(entry, "got", "digest") == values.digest(expected)
+    assert len(shown(entry, prompt)) == 3
+
+
+def test_netdists_chain(trio):
+    prompt = api(trio.a, "netdist-chain")
+    only(prompt, "RemoteChainStart")["inputs"]["seed"] = 1000
+    workers = [made["inputs"] for made in prompt.values() if "remote_url" in made["inputs"]]
+    for worker, comfyui in zip(workers, (trio.b, trio.c), strict=True):
+        worker["remote_url"] = f"{comfyui.url}/"
+    last = only(prompt, "PreviewImage")["inputs"]["images"]
+    prompt["got"] = node("TestDigest", value=last)
+    entry = succeeded(trio.a, prompt)
+    expected = torch.cat([plain(1000 + k) for k in range(3)])
+    assert trio.a.ui(entry, "got", "digest") == values.digest(expected)
+    assert len(shown(entry, prompt)) == 3
+
+
+def test_netdists_saved_workflow(pair):
+    saved = {
+        "1": node("EmptyImage", width=512, height=512, batch_size=1, color=4242),
+        "2": node("SaveImage", images=["1", 0], filename_prefix="saved-there"),
+    }
+    name = pair.a.put_input(json.dumps(saved).encode(), "example-of-saved.json")
+    prompt = api(pair.a, "netdist-saved-workflow")
+    only(prompt, "LoadDiskWorkflowJSON")["inputs"]["workflow"] = name
+    only(prompt, "RemoteQueueWorker")["inputs"]["remote_url"] = f"{pair.b.url}/"
+    prompt["got"] = node("TestDigest", value=[name_of(prompt, "FetchRemote"), 0])
+    entry = succeeded(pair.a, prompt)
+    assert pair.a.ui(entry, "got", "digest") == values.digest(plain(4242))
+    assert [*(pair.b.base / "output").glob("saved-there*.png")]  # outputs is "any"
+    assert not [*(pair.a.base / "output").glob("saved-there*.png")]
 
 
 def test_our_own_pair_runs(pair, addr):
-    info = pair.a.object_info()
-    send, receive = (
-        workflows.to_api(load(FOLDER / f"{name}.json"), info)
-        for name in ("zbus-send", "zbus-receive")
-    )
+    send, receive = api(pair.a, "zbus-send"), api(pair.a, "zbus-receive")
     image = pair.a.put_input(PHOTO)
     for made in (*send.values(), *receive.values()):
         if "peer" in made["inputs"]:
@@ -66,8 +174,34 @@ def test_our_own_pair_runs(pair, addr):
 # --- details
 
 
-def load(path: Path) -> dict[str, object]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+def load(path: Path) -> dict[str, Any]:
+    """A workflow as the page saves it, without its notes."""
+    saved = dict(json.loads(path.read_text(encoding="utf-8")))
+    return saved | {"nodes": [made for made in saved["nodes"] if made["type"] != NOTE]}
+
+
+def api(comfyui: ComfyUI, name: str) -> workflows.Api:
+    return workflows.to_api(load(FOLDER / f"{name}.json"), comfyui.object_info())
+
+
+def succeeded(comfyui: ComfyUI, prompt: workflows.Api) -> dict[str, Any]:
+    entry = comfyui.run(prompt)
+    assert comfyui.outcome(entry) == "success", comfyui.errors(entry)
+    return entry
+
+
+def report(entry: dict[str, Any], prompt: workflows.Api) -> str:
+    return "\n".join(entry["outputs"][name_of(prompt, "PreviewAny")]["text"])
+
+
+def shown(entry: dict[str, Any], prompt: workflows.Api) -> list[Any]:
+    return list(entry["outputs"][name_of(prompt, "PreviewImage")]["images"])
+
+
+def plain(colour: int) -> torch.Tensor:
+    """What the examples' EmptyImage makes of a colour."""
+    shades = [((colour >> shift) & 0xFF) / 0xFF for shift in (16, 8, 0)]
+    return torch.tensor(shades).expand(1, 512, 512, 3)
 
 
 def name_of(prompt: workflows.Api, class_type: str) -> str:
@@ -75,5 +209,5 @@ def name_of(prompt: workflows.Api, class_type: str) -> str:
     return found
 
 
-def only(prompt: workflows.Api, class_type: str) -> dict[str, object]:
+def only(prompt: workflows.Api, class_type: str) -> dict[str, Any]:
     return prompt[name_of(prompt, class_type)]

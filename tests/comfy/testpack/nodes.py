@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
+
+from PIL import Image
 
 from . import values
 
@@ -45,24 +48,29 @@ class Always:
 
 @node()
 class TestSlow(Always):
-    """Takes `seconds`, in steps that look for the interrupt; passes the value through."""
+    """Takes `seconds`, in steps that look for the interrupt; passes the value through. `preview`
+    shows a red picture at each step."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         seconds = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 3600.0, "step": 0.01})
         step = ("FLOAT", {"default": 0.05, "min": 0.001, "max": 60.0, "step": 0.001})
-        return {"required": {"value": (ANY,), "seconds": seconds}, "optional": {"step": step}}
+        more = {"step": step, "preview": ("BOOLEAN", {"default": False})}
+        return {"required": {"value": (ANY,), "seconds": seconds}, "optional": more}
 
-    def run(self, value: Any, seconds: float, step: float = 0.05) -> tuple[Any]:
+    def run(
+        self, value: Any, seconds: float, step: float = 0.05, preview: bool = False
+    ) -> tuple[Any]:
         from comfy.model_management import throw_exception_if_processing_interrupted
         from comfy.utils import ProgressBar
 
         steps = max(1, round(seconds / step))
         bar = ProgressBar(steps)
-        for _ in range(steps):
+        picture = ("JPEG", Image.new("RGB", (64, 64), "red"), 64) if preview else None
+        for at in range(1, steps + 1):
             time.sleep(seconds / steps)
             throw_exception_if_processing_interrupted()
-            bar.update(1)
+            bar.update_absolute(at, steps, picture)
         return (value,)
 
 
@@ -163,3 +171,65 @@ class TestStamp(Always):
 
     def run(self, value: Any, after: Any = None) -> dict[str, Any]:
         return {"ui": {"time_ns": [time.time_ns()]}, "result": (value,)}
+
+
+@node(returns=(ANY, "STRING"))
+class TestAt:
+    """Passes the value through, after `seconds`; is cached, and says so in the log when it runs.
+
+    Raises where the ComfyUI's port is not `only`, or is `never` (0: any port will do). The second
+    output is JSON: port, began_ns, ended_ns.
+    """
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        port = ("INT", {"default": 0, "min": 0, "max": 65535})
+        seconds, text = ("FLOAT", {"default": 0.0, "step": 0.01}), ("STRING", {"default": ""})
+        more = {"only": port, "never": port, "seconds": seconds, "text": text}
+        return {"required": {"value": (ANY,)}, "optional": more}
+
+    def run(
+        self, value: Any, only: int = 0, never: int = 0, seconds: float = 0.0, text: str = ""
+    ) -> tuple[Any, str]:
+        from comfy.cli_args import args
+
+        began = time.time_ns()
+        print(f"TestAt ran {text}", flush=True)
+        if args.port == never or only not in (0, args.port):
+            raise ValueError(f"this must not run on port {args.port}")
+        time.sleep(seconds)
+        span = {"port": args.port, "began_ns": began, "ended_ns": time.time_ns()}
+        return (value, json.dumps(span))
+
+
+@node(returns=("STRING",))
+class TestModel:
+    """Gives the name of a checkpoint that is there, without loading it."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        import folder_paths
+
+        return {"required": {"name": (folder_paths.get_filename_list("checkpoints"),)}}
+
+    def run(self, name: str) -> tuple[str]:
+        return (name,)
+
+
+@node()
+class TestExpand:
+    """Becomes a part that must run on the ComfyUI at `port`, and the ZBusRun that sees to it."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        texts = {"peer": ("STRING", {"default": ""}), "port": ("INT", {"default": 0})}
+        return {"required": {"value": (ANY, {"rawLink": True}), **texts}}
+
+    def run(self, value: Any, peer: str, port: int) -> dict[str, Any]:
+        from comfy_execution.graph_utils import GraphBuilder
+
+        graph = GraphBuilder()
+        part = graph.node("TestAt", value=value, only=port)
+        how = {"here": "no", "on_failure": "stop", "quality": "exact"}
+        run = graph.node("ZBusRun", value=part.out(0), peer=peer, **how)
+        return {"result": (run.out(0),), "expand": graph.finalize()}
