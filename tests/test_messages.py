@@ -39,6 +39,13 @@ EXAMPLES: list[m.Message] = [
     m.Cancel(2, "cancelled"),
     m.Close(1, "failed", "ValueError: x"),
     m.Measure(2, "up", 1 << 30),
+    m.JobProgress("job", "57:8", "KSampler #57:8", 14, 20),
+    m.JobPreview("job", "57:8", "image/jpeg"),
+    m.Parcel("job", "result:a", 2, 192 << 20, "raw", b"spec", 0, False),
+    m.JobState("job", "queued", 3, ("other", "job")),
+    m.JobCancel("job", "cancelled"),
+    m.Enquire(1),
+    m.Facts(1, '{"jobs": true}'),
 ]
 
 

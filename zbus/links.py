@@ -289,7 +289,8 @@ class Links:
             if told.incarnation != peer.incarnation:
                 self.end_session(old, _not_resumed(told, peer))
             elif old.connection is None:
-                self.end_session(old, PeerGone("has dialled anew", peer=told.name))
+                # It had given up the old one, and may go on with its jobs.
+                self.end_session(old, LinkLost("has dialled anew", peer=told.name))
 
     def _new_peering(self, place: Place, peer: Hello, now: float, *, dialled: bool) -> Peering:
         if peer.resumed or peer.received:

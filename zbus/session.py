@@ -103,8 +103,8 @@ class Session:
         if len(self._unacked) >= MAX_UNACKED or self._unacked_bytes >= MAX_UNACKED_BYTES:
             self._overflowed = True
             return
+        frames = _frames(encode(message, self._sent + 1), body)
         self._sent += 1
-        frames = _frames(encode(message, self._sent), body)
         self._unacked.append((self._sent, frames))
         self._unacked_bytes += sum(map(len, frames))
         if self.is_linked:
