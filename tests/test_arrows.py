@@ -17,6 +17,8 @@ SANS_IO = (
     "messages",
     "handshake",
     "session",
+    "orders",
+    "outcomes",
     "jobs",
     "pace",
     "transfer",

@@ -13,11 +13,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
-from . import jobs as core
+from . import orders as core
 from .errands import Errand, Errands
 from .errors import RemoteProtocolError, ZBusError
 from .job import Job, JobHost, Progress, Reason, Remote, Request, Taken
-from .jobs import END, RESULT, SUBMIT, Jobs, Order, State
+from .jobs import Jobs
 from .messages import (
     MAX_FACTS,
     Enquire,
@@ -30,6 +30,8 @@ from .messages import (
     Parcel,
     clip,
 )
+from .orders import END, RESULT, SUBMIT, Order, State
+from .outcomes import refused
 from .parcels import Parcels
 from .parts import Parts
 from .payload import Flat, flatten
@@ -143,7 +145,7 @@ class Desk:
     # --- taking: told by `Taken` --------------------------------------------------------------
 
     def refuse(self, job: str, reasons: Sequence[Reason]) -> None:
-        self.ended(job, core.refused(list(reasons)))
+        self.ended(job, refused(list(reasons)))
 
     def queued(self, job: str, place: int) -> None:
         if job in self.jobs.tasks:

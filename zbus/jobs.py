@@ -18,153 +18,35 @@ forgotten exactly once.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
-from .errors import (
-    Cancelled,
-    JobCancelled,
-    JobError,
-    JobFailed,
-    JobRefused,
-    LinkLost,
-    NotPermitted,
-    QueueDeadlock,
-    RemoteProtocolError,
-    ZBusError,
+from .errors import Cancelled, LinkLost, QueueDeadlock, ZBusError
+from .messages import MAX_WAITS, JobCancel, JobState, clip
+from .orders import (
+    END,
+    RESULT,
+    SUBMIT,
+    Changed,
+    Deliver,
+    Drop,
+    Ended,
+    Event,
+    Forget,
+    Order,
+    Say,
+    SessionKey,
+    State,
+    Stop,
+    Submitted,
+    Task,
 )
-from .messages import MAX_WAITS, JobCancel, JobState, Message, clip
-from .reasons import MAX_REASONS, Reason, lines
+from .outcomes import not_permitted, outcome, refused, stage
+from .reasons import Reason
 
-SUBMIT, RESULT, END = "submit", "result:", "end"
 MAX_TASKS = 256  # of one session
 KEPT = 600.0  # seconds that the results for a client whose link is lost are kept
 REMEMBERED = 512  # ids of forgotten tasks, so that none is run twice
-
-SessionKey = bytes
-
-
-class State(Enum):
-    ARRIVING = "arriving"
-    SUBMITTED = "submitted"
-    CHECKING = "checking"
-    QUEUED = "queued"
-    RUNNING = "running"
-    ENDED = "ended"
-
-
 _IN_QUEUE = (State.QUEUED, State.RUNNING)
-
-
-@dataclass(eq=False)
-class Order:
-    """A job that another peer runs for this one."""
-
-    id: str
-    what: Any  # the request; opaque here
-    peer: str  # its name
-    incarnation: bytes
-    title: str = ""
-    session: SessionKey | None = None
-    state: State = State.SUBMITTED
-    place: int = 0  # in the queue there
-    waits: tuple[str, ...] = ()
-    awaited: str = ""  # what waits for it here, in words; "": nothing does yet
-    results: dict[str, Any] = field(default_factory=dict)
-    end: dict[str, Any] | None = None  # as told; the results may still be on their way
-    lost_at: float = 0.0  # when its session ended, while it may come back
-
-
-@dataclass(eq=False)
-class Task:
-    """A job that this peer runs for another one."""
-
-    id: str
-    session: SessionKey | None
-    incarnation: bytes
-    client: str  # the peer's name
-    what: Any = None
-    title: str = ""
-    group: str = ""
-    state: State = State.ARRIVING
-    place: int = 0
-    told: tuple[str, int, tuple[str, ...]] | None = None
-    parts: dict[str, Any] = field(default_factory=dict)  # part -> value, until it is stored
-    gave: list[str] = field(default_factory=list)  # names of the results
-    stopping: bool = False
-    unwanted: bool = False  # its client has cancelled it, or is gone
-    why: str = ""  # it was stopped
-    spoiled: dict[str, Any] | None = None  # how it ends: a result of it cannot travel
-    kept_until: float | None = None
-
-
-# --- what is to be done -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Say:
-    """Put `message` on the session."""
-
-    session: SessionKey
-    message: Message
-
-
-@dataclass(frozen=True)
-class Deliver:
-    """Send that value as a parcel; say `delivered` or `undeliverable` in the end."""
-
-    session: SessionKey
-    job: str
-    part: str
-    value: Any
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Whatever of that job is on its way, in either direction, is not wanted any more."""
-
-    job: str
-
-
-@dataclass(frozen=True)
-class Submitted:
-    """A job has come: check it and queue it."""
-
-    task: Task
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Stop exactly that job, and say `ended` when it has."""
-
-    task: Task
-    why: str
-
-
-@dataclass(frozen=True)
-class Forget:
-    """Its results are delivered or dropped: remove every trace of it."""
-
-    task: Task
-
-
-@dataclass(frozen=True)
-class Changed:
-    """Something about that order is new, for people."""
-
-    order: Order
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The order has come to its end: well, or for `error`."""
-
-    order: Order
-    error: ZBusError | None
-
-
-Event = Say | Deliver | Drop | Submitted | Stop | Forget | Changed | Ended
 
 
 class Jobs:
@@ -205,7 +87,7 @@ class Jobs:
         why = str(error) if error is not None else "cancelled there"
         if order.session is not None:
             self.out.append(Say(order.session, JobCancel(order.id, clip(why))))
-        self._end(order, error or Cancelled("cancelled here", peer=order.peer, stage=_stage(order)))
+        self._end(order, error or Cancelled("cancelled here", peer=order.peer, stage=stage(order)))
 
     def awaits(self, order: Order, who: str) -> None:
         """A running prompt, `who` in words, waits for that job: it goes on only after it."""
@@ -261,7 +143,7 @@ class Jobs:
             return
         names = end.get("results")
         names = [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
-        error = _outcome(order, end)
+        error = outcome(order, end)
         if error is not None or all(name in order.results for name in names):
             self._end(order, error)
 
@@ -279,12 +161,12 @@ class Jobs:
         """A "submit" parcel begins to come; whether it is to be taken. A job that is known
         already is answered again, and not run twice."""
         if not permitted:
-            self._answer(session, job, _refusal(_not_permitted()))
+            self._answer(session, job, not_permitted())
             return False
         task = self.tasks.get(job)
         if task is not None and task.incarnation != incarnation:
             text = "another peer's job has that id"
-            self._answer(session, job, _refusal([Reason("other", text=text)]))
+            self._answer(session, job, refused([Reason("other", text=text)]))
             return False
         if task is not None and not task.unwanted:
             is_cut_off = task.state is State.ARRIVING and task.session != session
@@ -296,7 +178,7 @@ class Jobs:
             return False
         if sum(task.session == session for task in self.tasks.values()) >= MAX_TASKS:
             text = f"more than {MAX_TASKS} jobs at once"
-            self._answer(session, job, _refusal([Reason("other", text=text)]))
+            self._answer(session, job, refused([Reason("other", text=text)]))
             return False
         self.tasks[job] = Task(job, session, incarnation, client)
         return True
@@ -328,7 +210,7 @@ class Jobs:
         """The request did not arrive whole, or cannot be used."""
         task = self.tasks.get(job)
         if task is not None and task.state is State.ARRIVING:
-            self.ended(task, _refusal([Reason("other", text=str(error))]))
+            self.ended(task, refused([Reason("other", text=str(error))]))
 
     def queued(self, task: Task, place: int) -> None:
         """It is in the queue, behind so many others."""
@@ -375,7 +257,7 @@ class Jobs:
         """A parcel of ours cannot travel."""
         order = self.orders.get(job)
         if part == SUBMIT and order is not None:
-            self.cancel(order, error.at(peer=order.peer, stage=_stage(order)))
+            self.cancel(order, error.at(peer=order.peer, stage=stage(order)))
         elif part != SUBMIT:
             task = self.tasks.get(job)
             if task is not None and task.session == session and part != END:
@@ -464,7 +346,7 @@ class Jobs:
                     f"{order.awaited} here waits for the job {order.title} there, and the prompt "
                     f"that runs there waits for its job {other.title} in the queue here",
                     peer=order.peer,
-                    stage=_stage(order),
+                    stage=stage(order),
                     remedy="Run the two workflows one after the other, or let only one of the two "
                     "machines give jobs to the other",
                 )
@@ -488,7 +370,7 @@ class Jobs:
         for order in orders:
             order.session, order.lost_at, order.waits = None, now, ()
             if not may_return:
-                self._end(order, error.at(peer=order.peer, stage=_stage(order)))
+                self._end(order, error.at(peer=order.peer, stage=stage(order)))
         for task in tasks:
             if may_return and task.state in (State.RUNNING, State.ENDED):
                 task.kept_until = now + KEPT if task.state is State.ENDED else None
@@ -503,9 +385,7 @@ class Jobs:
             if order.session is None and now >= order.lost_at + self._reconnect_wait:
                 what = "the link was lost and is not back"
                 remedy = "Look at the network or the tunnel, then run it again"
-                self._end(
-                    order, LinkLost(what, peer=order.peer, stage=_stage(order), remedy=remedy)
-                )
+                self._end(order, LinkLost(what, peer=order.peer, stage=stage(order), remedy=remedy))
         for task in list(self.tasks.values()):
             if task.session is not None or task.state is not State.ENDED:
                 continue
@@ -529,69 +409,3 @@ class Jobs:
         """The process ends."""
         for order in list(self.orders.values()):
             self.cancel(order, error)
-
-
-# --- outcomes -----------------------------------------------------------------------------------
-
-
-def refused(reasons: list[Reason]) -> dict[str, Any]:
-    """How a job ends that cannot run."""
-    return _refusal(reasons)
-
-
-def _refusal(reasons: list[Reason]) -> dict[str, Any]:
-    return {"outcome": "refused", "reasons": [r.told() for r in reasons[:MAX_REASONS]]}
-
-
-def _not_permitted() -> list[Reason]:
-    text = "jobs are not permitted over this link: it is for values only"
-    return [Reason("permission", text=text)]
-
-
-def _stage(order: Order) -> str:
-    return f"job {order.title}".strip()
-
-
-def _outcome(order: Order, end: dict[str, Any]) -> ZBusError | None:
-    """How the order has ended, by what was told; None: well."""
-    outcome, where = end.get("outcome"), {"peer": order.peer, "stage": _stage(order)}
-    if outcome == "done":
-        return None
-    if outcome == "refused":
-        return _refused_error(end.get("reasons"), where)
-    if outcome == "failed":
-        return _failed_error(end, where)
-    if outcome == "cancelled":
-        return JobCancelled(_text(end.get("why")) or "stopped there", **where)
-    return RemoteProtocolError("the job ended in no known way", **where)
-
-
-def _refused_error(told: object, where: dict[str, str]) -> JobError:
-    given = told[:MAX_REASONS] if isinstance(told, list) else []
-    reasons = tuple(Reason.read(reason) for reason in given)
-    if any(reason.kind == "permission" for reason in reasons):
-        remedy = "Give the peer's name or the address of its own listener, not that of a Server"
-        return NotPermitted(lines(reasons), **where, remedy=remedy)
-    text = lines(reasons) or "it does not say why"
-    error = JobRefused(f"cannot run there:\n{text}" if len(reasons) > 1 else text, **where)
-    error.reasons = reasons
-    return error
-
-
-def _failed_error(end: dict[str, Any], where: dict[str, str]) -> JobFailed:
-    names = ("node_id", "class_type", "exception_type", "message", "traceback")
-    told = {name: _text(end.get(name)) for name in names}
-    title = _text(end.get("title")) or told["class_type"] or "a node"
-    said = told["message"].strip() or told["exception_type"] or "it failed without a word"
-    kind, class_type = told["exception_type"].rpartition(".")[2], told["class_type"]
-    more = [] if kind in said else [kind]
-    more += [] if title.startswith(class_type) else [f"in {class_type}"]
-    of = f" ({' '.join(more)})" if more else ""
-    error = JobFailed(f"{title} failed there: {said}{of}", **where)
-    for name, value in told.items():
-        setattr(error, name, value)
-    return error
-
-
-def _text(value: object) -> str:
-    return value[:200_000] if isinstance(value, str) else ""
