@@ -92,9 +92,8 @@ async def of_url(url: str) -> Remote:
     what = f"asking {fetching.shown(url)} for its zbus peer"
     card = url.rstrip("/") + CARD
     try:
-        body = await fetching.get(card, limit=CARD_LIMIT, what=what, times=CARD_TIMES)
-        told = json.loads(body)
-    except (FetchError, ValueError, RecursionError) as error:
+        told = _json(await fetching.get(card, limit=CARD_LIMIT, what=what, times=CARD_TIMES))
+    except FetchError as error:
         raise UnknownPeer(
             f"the ComfyUI at {fetching.shown(url)} has no zbus, or an older one", remedy=INSTALL
         ) from error
@@ -108,6 +107,13 @@ async def of_url(url: str) -> Remote:
         raise UnknownPeer(f"what answers at {fetching.shown(url)} is no zbus", remedy=INSTALL)
     name = told.get("name")
     return Remote(address, instance, name[:80] if isinstance(name, str) else "")
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _card(told: Any) -> tuple[str, str]:

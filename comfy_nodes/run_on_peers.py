@@ -63,7 +63,9 @@ class RunOnPeers(io.ComfyNode):
                     is_output_list=True,
                     tooltip="What came out: of several machines one batch, or a list.",
                 ),
-                io.String.Output("report", tooltip="Who did what, in which time."),
+                io.String.Output(
+                    "report", display_name="report", tooltip="Who did what, in which time."
+                ),
             ],
             is_input_list=True,
             not_idempotent=True,
@@ -122,7 +124,11 @@ def _vary_inputs() -> list[Any]:
 def _vary_outputs() -> list[Any]:
     return [
         io.Int.Output("varied", display_name="seed", tooltip="seed + index x step"),
-        io.Int.Output("index", tooltip="0 on the first machine that takes part, 1 on the next..."),
+        io.Int.Output(
+            "index",
+            display_name="index",
+            tooltip="0 on the first machine that takes part, 1 on the next...",
+        ),
     ]
 
 

@@ -393,7 +393,7 @@ def left(peer: Peer) -> dict[str, Any]:
             "given": len(desk._given),
             "taken": len(desk._taken),
             "previewed": len(desk._previewed),
-            "questions": len(desk._questions),
+            "questions": len(desk.enquiries._questions),
             "moving": [(m.part, m.outgoing) for m in desk.parcels._moving.values()],
             "waiting": len(desk.parcels._waiting),
             "states": len(desk._states),

@@ -40,6 +40,7 @@ FLOORS = (
     ("links", "bulk"),
     ("parts",),
     ("sending", "receiving", "steps", "measure", "words", "parcels", "errands"),
+    ("enquiries",),
     ("desk",),
     ("engine",),
     ("run", "peer"),

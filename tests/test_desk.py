@@ -738,7 +738,7 @@ def test_enquire(two: Two) -> None:
         two.host.told = told  # type: ignore[assignment]
         assert two.here.enquire(two.remote).result(10) == {"jobs": True}
     clean(two.here, two.there)
-    assert not any(two.there._engine.desk._answering.values())
+    assert not any(two.there._engine.desk.enquiries._answering.values())
 
 
 def test_questions_that_nobody_waits_for_any_more(two: Two) -> None:

@@ -5,21 +5,19 @@ Runs in the I/O thread.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
 from . import orders as core
+from .enquiries import Enquiries
 from .errands import Errand, Errands
 from .errors import RemoteProtocolError, ZBusError
-from .job import Job, JobHost, Progress, Reason, Remote, Request, Taken
+from .job import Job, JobHost, Progress, Reason, Request, Taken
 from .jobs import Jobs
 from .messages import (
-    MAX_FACTS,
     Enquire,
     Facts,
     JobCancel,
@@ -43,7 +41,6 @@ logger = logging.getLogger(__name__)
 EXPLAIN_EVERY = 0.25  # seconds
 PREVIEW_EVERY = 0.1  # seconds, of one job; and no more than
 PREVIEW_SHARE = 0.25  # of what the link carries
-MAX_QUESTIONS = 64  # of one session, unanswered
 MAX_STATES = 64  # JOB-STATEs of one session before it has acknowledged everything
 
 
@@ -72,6 +69,7 @@ class Desk:
         self._parts, self._post = parts, post
         self.jobs = Jobs(parts.settings.reconnect_wait)
         self.errands = Errands(parts, instance)
+        self.enquiries = Enquiries(parts, self.errands)
         self.parcels = Parcels(parts, self.jobs, self._moved)
         self.host: JobHost | None = None
         self._given: dict[str, _Given] = {}
@@ -79,9 +77,6 @@ class Desk:
         self._states: dict[tuple[bytes, str], JobState] = {}  # to be said: the latest of each job
         self._stated: dict[bytes, int] = {}  # how many were, since a session was drained
         self._previewed: dict[str, float] = {}  # when the next preview of a job may go
-        self._questions: dict[tuple[bytes, int], Callable[[dict[str, Any] | ZBusError], None]] = {}
-        self._asked = 0
-        self._answering: dict[bytes, int] = {}
         self._explain_at = 0.0
 
     # --- giving -------------------------------------------------------------------------------
@@ -120,27 +115,6 @@ class Desk:
             self.jobs.awaits(given.order, who)
         elif given is not None:
             given.awaited = who
-
-    def enquire(self, remote: Remote) -> Future[dict[str, Any]]:
-        """What that peer tells of itself."""
-        future: Future[dict[str, Any]] = Future()
-        future.set_running_or_notify_cancel()  # nobody but this ends it
-
-        def then(peering: Peering) -> None:
-            self._asked += 1
-            self._questions[peering.key, self._asked] = answered
-            peering.session.send(Enquire(self._asked))
-
-        def answered(result: dict[str, Any] | ZBusError) -> None:
-            self.errands.done(errand)
-            if isinstance(result, ZBusError):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
-
-        errand = Errand(remote, then, future.set_exception)
-        self.errands.begin(errand)
-        return future
 
     # --- taking: told by `Taken` --------------------------------------------------------------
 
@@ -206,9 +180,9 @@ class Desk:
             case JobCancel():
                 self.jobs.cancelled(peering.key, message)
             case Enquire():
-                self._enquired(peering, message)
+                self.enquiries.asked(peering, message, self.permits(peering), self._facts)
             case Facts():
-                self._facts(peering, message)
+                self.enquiries.told(peering, message)
             case _:
                 return False
         return True
@@ -238,6 +212,9 @@ class Desk:
             )
         else:
             self.parcels.refuse(peering, parcel, "that job is not waited for here")
+
+    def _facts(self) -> dict[str, Any]:
+        return self.host.facts() if self.host is not None else {}
 
     def permits(self, peering: Peering) -> bool:
         """Whether the peer of that session may run jobs here."""
@@ -280,43 +257,6 @@ class Desk:
         order = given.order if given is not None else None
         return given if order is not None and order.session == peering.key else None
 
-    def _enquired(self, peering: Peering, message: Enquire) -> None:
-        open_ones = self._answering.get(peering.key, 0)
-        if open_ones >= MAX_QUESTIONS:
-            raise RemoteProtocolError("too many questions at once")
-        self._answering[peering.key] = open_ones + 1
-        host, permitted = self.host, self.permits(peering)
-
-        least = json.dumps({"jobs": permitted})
-
-        def look() -> str:
-            try:
-                facts = host.facts() if host is not None and permitted else {}
-                text = json.dumps(facts | {"jobs": permitted}, default=str)
-            except Exception:  # the host's own code
-                logger.exception("this side could not say how it is")
-                return least
-            return text if len(text) <= MAX_FACTS else least
-
-        def tell(text: str) -> None:
-            if peering.error is None:
-                self._answering[peering.key] -= 1
-                peering.session.send(Facts(message.question, text))
-
-        self._parts.in_pool(look, tell)
-
-    def _facts(self, peering: Peering, message: Facts) -> None:
-        answered = self._questions.pop((peering.key, message.question), None)
-        if answered is None:
-            return
-        try:
-            facts = json.loads(message.facts)
-        except (ValueError, RecursionError):
-            facts = None
-        if not isinstance(facts, dict):
-            facts = RemoteProtocolError("facts that are no map", peer=peering.name)
-        answered(facts)
-
     # --- told by the engine -------------------------------------------------------------------
 
     def linked(self, peering: Peering) -> None:
@@ -330,10 +270,8 @@ class Desk:
         self.parcels.session_down(peering)
         self.jobs.session_down(peering.key, error, time.monotonic())
         self._hold(peering, False, time.monotonic())
-        self._answering.pop(peering.key, None)
+        self.enquiries.session_down(peering, error)
         self._stated.pop(peering.key, None)
-        for key in [k for k in self._questions if k[0] == peering.key]:
-            self._questions.pop(key)(error)
 
     def place_failed(self, place: Place, error: ZBusError) -> None:
         """Dialling there cannot help."""
@@ -343,8 +281,7 @@ class Desk:
         """The peer is closed: everything ends."""
         self.errands.close(error)
         self.jobs.close(error)
-        for key in list(self._questions):
-            self._questions.pop(key)(error)
+        self.enquiries.close(error)
         self.settle()
 
     def settle(self) -> None:

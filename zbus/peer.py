@@ -196,7 +196,7 @@ class Peer:
     def enquire(self, remote: Remote) -> Future[dict[str, Any]]:
         """What that peer tells of itself: its queue, devices, free memory, versions, and as
         "jobs" whether it permits them. Nothing but that where it does not."""
-        return self._engine.ask(lambda: self._engine.desk.enquire(remote))
+        return self._engine.ask(lambda: self._engine.desk.enquiries.ask(remote))
 
     def set_activity(self, activity: str) -> None:
         """Tell every peer what this process is doing ("KSampler 14/20"), for their texts."""

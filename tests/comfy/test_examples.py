@@ -151,6 +151,30 @@ def test_netdists_saved_workflow(pair):
     assert not [*(pair.a.base / "output").glob("saved-there*.png")]
 
 
+def test_every_node_has_its_help_in_both_languages(pair):
+    """The pages that ComfyUI's help panel shows, and the Japanese texts: of what there really is."""
+    texts = json.loads((ROOT / "locales" / "ja" / "nodeDefs.json").read_text(encoding="utf-8"))
+    info = pair.a.object_info()
+    ours = {
+        name: told
+        for name, told in info.items()
+        if told["python_module"] == "custom_nodes.zbus" and told["category"] != "zbus/internal"
+    }
+    assert len(ours) == 24
+    assert texts.keys() == ours.keys()
+    pages = ROOT / "web" / "docs"
+    assert {path.stem for path in pages.glob("*.md")} == ours.keys()
+    for name, told in ours.items():
+        english = (pages / f"{name}.md").read_text(encoding="utf-8")
+        japanese = (pages / name / "ja.md").read_text(encoding="utf-8")
+        inputs = {i for group in ("required", "optional") for i in told["input"].get(group, {})}
+        assert texts[name].get("inputs", {}).keys() == inputs, name
+        assert {i for i in inputs if f"**{i}**" not in english} == set(), name
+        assert {i for i in inputs if f"**{i}**" not in japanese} == set(), name
+        slots = {int(slot) for slot in texts[name].get("outputs", {})}
+        assert slots <= set(range(len(told["output"]))), name
+
+
 def test_our_own_pair_runs(pair, addr):
     send, receive = api(pair.a, "zbus-send"), api(pair.a, "zbus-receive")
     image = pair.a.put_input(PHOTO)
