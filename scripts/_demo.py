@@ -13,7 +13,8 @@ from _setup import SetupError, say
 USAGE = """usage: scripts/demo [PHOTO]
 
 Starts two real ComfyUI processes on the CPU and passes texts and a photograph (PHOTO, or the one
-that comes with the tests) between two running workflows. Leaves nothing running.
+that comes with the tests) between two running workflows; then one runs jobs on the other. Leaves
+nothing running.
 """
 
 

@@ -1,4 +1,4 @@
-"""The demo: Jumper's exchange between two real ComfyUI processes, timed and compared.
+"""The demo: Jumper's exchange and jobs between two real ComfyUI processes, timed and compared.
 
 Run by `_demo.py` inside the environment that it made.
 """
@@ -25,6 +25,7 @@ PHOTO = ROOT / "tests" / "data" / "rocket.jpg"
 PROMPT = "beautiful scenery nature glass bottle landscape, purple galaxy bottle"
 LIMIT = 120  # seconds for one exchange
 HEADINGS = ("passed", "from -> to", "bytes", "time", "GB/s", "equal")
+RUN = {"here": "no", "on_failure": "stop", "quality": "exact"}
 Node = dict[str, Any]
 
 
@@ -95,6 +96,25 @@ class Exchange:
         )
         receiver = self._receiver("Receive Images", "Client")
         return self._timed(f"{what}, {send_as}", self.remote, sender, self.local, receiver)
+
+    def job(self, what: str, batch: int, size: int) -> Row:
+        """Noise, made on the remote by "Run on Peers"; its equal is made here."""
+        made = node("TestNoise", batch=batch, height=size, width=size, channels=3, seed=7)
+        there = node("ZBusRun", value=["made", 0], peer=self.remote.url, **RUN)
+        prompts = (
+            {"made": made, "digest": node("TestDigest", value=["made", 0])},
+            {"made": made, "run": there, "digest": node("TestDigest", value=["run", 0])},
+        )
+        shown = []
+        for prompt in prompts:
+            started = time.monotonic()
+            entry = self.local.run(prompt, LIMIT)
+            seconds = time.monotonic() - started
+            if self.local.outcome(entry) != "success":
+                raise Failed(f"the job failed:\n{self.local.errors(entry)}")
+            shown.append(self.local.ui(entry, "digest", "digest"))
+        way = "there and back"
+        return Row(what, way, self.local.ui(entry, "digest", "bytes"), seconds, len({*shown}) == 1)
 
     def save(self, target: Path) -> None:
         """Copy the picture that the local ComfyUI saved."""
@@ -184,6 +204,8 @@ def rows_of(exchange: Exchange) -> list[Row]:
         exchange.pictures("photograph", "zlib"),
         exchange.pictures("photograph", "raw"),
         exchange.pictures("64 pictures 512x512", "raw", batch=64, size=512),
+        exchange.job("job: 1 picture 64x64", 1, 64),
+        exchange.job("job: 8 pictures 1024x1024", 8, 1024),
     ]
 
 

@@ -110,10 +110,13 @@ def test_the_farm_does_without_a_machine_that_fails(trio):
     assert len(entry["outputs"][name_of(prompt, "SaveImage")]["images"]) == 2
 
 
-def test_netdists_simple_form(pair):
+@pytest.mark.parametrize("how", ["url", "name", "address"])
+def test_netdists_simple_form(pair, how):
+    card = pair.b.get("/zbus/peer")
+    where = {"url": f"{pair.b.url}/", "name": card["name"], "address": card["endpoints"][0]}
     prompt = api(pair.a, "netdist-simple")
     queue = only(prompt, "RemoteQueueSimple")["inputs"]
-    queue |= {"remote_url": f"{pair.b.url}/", "batch_local": 2, "seed": 1000}
+    queue |= {"remote_url": where[how], "batch_local": 2, "seed": 1000}
     prompt["got"] = node("TestDigest", value=[name_of(prompt, "CombineImageBatch"), 0])
     entry = succeeded(pair.a, prompt)
     expected = torch.cat((plain(1000), plain(1000), plain(1002)))
@@ -152,7 +155,7 @@ def test_netdists_saved_workflow(pair):
 
 
 def test_every_node_has_its_help_in_both_languages(pair):
-    """The pages that ComfyUI's help panel shows, and the Japanese texts: of what there really is."""
+    """The pages of ComfyUI's help panel, and the Japanese texts: of what there really is."""
     texts = json.loads((ROOT / "locales" / "ja" / "nodeDefs.json").read_text(encoding="utf-8"))
     info = pair.a.object_info()
     ours = {
