@@ -6,14 +6,17 @@ from typing import Any
 
 from zbus.kinds import LIST
 
+from .videos import packed, unpacked
+
 
 def wrap(values: list[Any]) -> Any:
     """One value travels as itself, so that any zbus peer can take it; several as {LIST: [...]}."""
+    values = [packed(value) for value in values]
     return values[0] if len(values) == 1 else {LIST: values}
 
 
 def unwrap(value: Any) -> list[Any]:
     """A ComfyUI list output: what `wrap` was given."""
     if isinstance(value, dict) and len(value) == 1 and isinstance(value.get(LIST), list):
-        return list(value[LIST])
-    return [value]
+        return [unpacked(item) for item in value[LIST]]
+    return [unpacked(value)]
