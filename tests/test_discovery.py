@@ -88,7 +88,7 @@ def test_the_longest_entry_fits_its_file(tmp_path: Path) -> None:
     # A backslash takes two bytes in JSON, these letters four in UTF-8.
     longest = entry(
         name="𝔞" * 80,
-        address="127.0.0.1:" + "8".rjust(70, "0"),
+        address="127.0.0.1:65535",
         started="𝔞" * 64,
         boot="𝔞" * 80,
         url="http://" + "𝔞" * 393,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from children import ROOT, until
+from children import ROOT, child, until
 from jobpair import Host, clean
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -569,17 +569,24 @@ def test_a_free_worker_takes_what_a_slow_one_does_not(go: Run) -> None:
     assert "A: 1" in out and "B: 7" in out
 
 
-def test_a_dying_worker_is_dropped_and_its_job_done_elsewhere(go: Run) -> None:
-    def die(job: Taken) -> None:
-        job.started()
-        threading.Thread(target=a.close).start()
+DIES = """
+    import os, time
+    from jobpair import Host
+    from zbus import Peer
+    with Peer("a") as peer:
+        print(peer.serve(Host(lambda job: os._exit(1))), flush=True)
+        time.sleep(60)
+"""
 
-    with worker("a", die) as (a, one, at_a), worker("b") as (b, two, at_b):
-        two.on_submitted = after(lambda: one.jobs, compute)
+
+def test_a_dying_worker_is_dropped_and_its_job_done_elsewhere(go: Run) -> None:
+    with child(DIES) as a, worker("b") as (b, two, at_b):
+        at_a = a.line("127.0.0.1:").strip()
+        two.on_submitted = after(lambda: a.process.poll() is not None, compute)
         status, out, err = go({"A": at_a, "B": at_b}, job_end=9)
         assert status == 0 and len(shades()) == 8
         assert "A is gone, and job" in err and "goes back into the queue" in err
-        assert len(one.jobs) == 1 and len(two.jobs) == 8
+        assert len(two.jobs) == 8
         clean(b)
 
 

@@ -110,10 +110,10 @@ def test_the_farm_does_without_a_machine_that_fails(trio):
     assert len(entry["outputs"][name_of(prompt, "SaveImage")]["images"]) == 2
 
 
-@pytest.mark.parametrize("how", ["url", "name", "address"])
+@pytest.mark.parametrize("how", ["url", "bare", "name"])
 def test_netdists_simple_form(pair, how):
-    card = pair.b.get("/zbus/peer")
-    where = {"url": f"{pair.b.url}/", "name": card["name"], "address": card["endpoints"][0]}
+    url = f"{pair.b.url}/"
+    where = {"url": url, "bare": url.removeprefix("http://"), "name": pair.b.peer}
     prompt = api(pair.a, "netdist-simple")
     queue = only(prompt, "RemoteQueueSimple")["inputs"]
     queue |= {"remote_url": where[how], "batch_local": 2, "seed": 1000}
