@@ -93,13 +93,7 @@ class Share:
     @property
     def error(self) -> ZBusError | None:
         """Why its job has failed, if it has."""
-        if self.job is None or not self.job.done():
-            return None
-        try:
-            self.job.result()
-        except ZBusError as error:
-            return error.with_traceback(None)  # each look at it would make that longer
-        return None
+        return self.job.error() if self.job is not None else None
 
     def result(self, name: str) -> Any:
         """That output of its job.
@@ -239,6 +233,7 @@ class Given:
         other = await self._another() if choice == ANOTHER else None
         if other is None:
             self.cancel()
+            self.relay.say(str(error))
             raise error
         share.remote = other
         self._give(share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from typing import Any
@@ -35,6 +36,7 @@ class Presence:
             logger.exception("this ComfyUI takes no jobs: its listener could not be opened")
             return
         self.register()
+        atexit.register(discovery.unregister, host.peer().own.instance.hex())
 
     def register(self) -> None:
         """Write the entry that other ComfyUIs of this user look up names in."""

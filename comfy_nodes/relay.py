@@ -35,7 +35,7 @@ class Relay:
             self.on_change()
         with self._lock:
             # It changes no more often than zbus looks at each job, 4 times a second.
-            text = "\n".join(j.note for j in self.jobs if j.note and not j.done())
+            text = "\n".join(filter(None, map(_line, self.jobs)))
             if not text or text == self._said:
                 return
             self._said = text
@@ -55,3 +55,10 @@ class Relay:
         """(step, of how many), of all jobs together."""
         at = [job.progress for job in self.jobs if not job.done()]
         return sum(p.value for p in at), sum(p.maximum for p in at)
+
+
+def _line(job: Job) -> str:
+    if not job.done():
+        return job.note
+    error = job.error()
+    return f"done on {job.peer}" if error is None else str(error)

@@ -244,3 +244,14 @@ class Exchange(RuleBasedStateMachine):
 
 TestExchange = Exchange.TestCase
 TestExchange.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+
+
+def test_a_link_that_was_idle_is_not_called_silent_as_soon_as_it_is_used() -> None:
+    """Nothing came for 20 s because nothing was to be said: that is no fault of the peer."""
+    session = linked()
+    for now in (1.0, 21.0):
+        assert not [e for e in session.tick(now) if isinstance(e, s.Silent)]
+    session.active = True
+    assert session.tick(21.1) == []
+    told = [event for later in range(22, 30) for event in session.tick(float(later))]
+    assert isinstance(told[0], s.Silent) and told[0].seconds == pytest.approx(7.0, abs=1.0)

@@ -58,6 +58,7 @@ T = TypeVar("T")
 
 FAULT = "a fault in zbus itself; please report it"
 MEMORY_SHARE = 0.8  # of what is free, for values on their way in
+GOODBYE = 0.3  # seconds that the peers have to hang up, once they are told to
 WORKERS = max(4, min(8, os.cpu_count() or 4))
 
 
@@ -138,7 +139,19 @@ class Engine:
         self.measuring.close(error)
         self.desk.close(error)
         self._flush()
+        self.links.say_goodbye(why)
+        self._let_them_hang_up()
         self.links.close(why)
+
+    def _let_them_hang_up(self) -> None:
+        until = time.monotonic() + GOODBYE
+        while any(peering.connection for peering in self.links.peerings):
+            left = until - time.monotonic()
+            if left <= 0:
+                return
+            for event in self.transport.poll(left):
+                if isinstance(event, Closed):
+                    self.links.closed(event, time.monotonic())
 
     # --- the loop -----------------------------------------------------------------------------
 

@@ -136,8 +136,15 @@ class Links:
             self._greetings.forget_place(place)
             self._transport.unbind(place.listener)
 
+    def say_goodbye(self, why: str) -> None:
+        """Tell every peer that this side ends: it hangs up then. A side that hangs up by itself,
+        with something of the peer's unread, makes TCP throw away what it has just said."""
+        for peering in self.peerings:
+            peering.session.send(Bye(why))
+            self.flush(peering)
+
     def close(self, why: str) -> None:
-        """Say goodbye everywhere."""
+        """End everything."""
         for place in list(self.places):
             self._close_place(place, why)
 
@@ -186,7 +193,7 @@ class Links:
             error = PeerGone(
                 f"said goodbye: {message.why}", peer=peering.name, remedy="Run both workflows again"
             )
-            self.end_session(peering, error)
+            self.end_session(peering, error, linger=0)  # it waits for this side to hang up
         elif isinstance(message, Reject):
             raise RemoteProtocolError(f"the peer ended the connection: {message.why}")
         elif isinstance(message, (Hello, Ready)):
@@ -342,7 +349,9 @@ class Links:
             if peering.connection is not None:
                 self._transport.send(peering.connection, header, body[0] if body else None)
 
-    def end_session(self, peering: Peering, error: ZBusError, say: str = "") -> None:
+    def end_session(
+        self, peering: Peering, error: ZBusError, say: str = "", linger: int = 200
+    ) -> None:
         """The session is over: tell the owner, and with `say` the peer too."""
         if peering not in peering.place.peerings:
             return
@@ -356,7 +365,7 @@ class Links:
         if connection is not None:
             self._peerings.pop(connection, None)
             # What is under way goes first: a goodbye behind a window of bulk takes its time.
-            self._transport.end(connection, linger=600 if peering.transfers else 200)
+            self._transport.end(connection, linger=3 * linger if peering.transfers else linger)
             if peering.place.connection is connection:
                 peering.place.connection = None
                 peering.place.next_dial = time.monotonic() + BACKOFF_FIRST

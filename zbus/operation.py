@@ -51,6 +51,11 @@ class Operation(Generic[T]):
         """
         return self._future.result()
 
+    def error(self) -> ZBusError | None:
+        """Why it has failed; None if it has not, or not yet."""
+        error = self._future.exception() if self._future.done() else None
+        return error if isinstance(error, ZBusError) else None
+
     def done(self) -> bool:
         """Whether it has ended, in whatever way."""
         return self._future.done()

@@ -70,6 +70,7 @@ class Session:
         self.reconnect_wait = reconnect_wait
         self.is_linked = False
         self.active = False  # a run or transfer is open: ping often
+        self._was_active = True
         self.received = 0
         self.round_trip: float | None = None  # the smallest seen, in seconds
         self.error: ZBusError | None = None
@@ -245,7 +246,8 @@ class Session:
             return [Ended(error)]
         if not self.is_linked:
             return self._tick_lost(now)
-        if late > LATE_TURN:
+        woken, self._was_active = self.active and not self._was_active, self.active
+        if late > LATE_TURN or woken:  # an idle link's silence says nothing either
             self._heard = now
         if self._ack_at is not None and now >= self._ack_at:
             self._acknowledge()
