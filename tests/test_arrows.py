@@ -30,7 +30,7 @@ SANS_IO = (
 FORBIDDEN = {"zmq", "torch", "threading", "time", "asyncio", "socket", "concurrent", "select"}
 # Each may import from the rows above its own and from its own row, but for itself in a circle.
 FLOORS = (
-    ("reasons",),
+    ("reasons", "recycling"),
     ("errors",),
     ("messages", "layout", "address", "machine", "operation", "pace"),
     (*SANS_IO, "probe", "discovery", "frames", "tensors", "quantise", "spec"),

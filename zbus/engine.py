@@ -46,6 +46,7 @@ from .messages import (
 )
 from .parts import Parts
 from .places import Peering, Place, Settings
+from .recycling import RECYCLER
 from .seats import Event as ChannelEvent
 from .seats import Failed, Matched, RunBroken, Seat, SeatBound, Send
 from .steps import Steps
@@ -83,6 +84,7 @@ class Engine:
         self.on_broken: dict[Seat, Callable[[ZBusError], None]] = {}
         self._calls: deque[Callable[[], None]] = deque()
         self._closing = False
+        self._sweep_at: float | None = None
         self._more = False  # bulk that could go at once
         self._thread = threading.Thread(target=self._run, name="zbus-io", daemon=True)
         self._thread.start()
@@ -194,12 +196,18 @@ class Engine:
         self._guard(lambda: self.links.tick(now, late))
         self._guard(lambda: self.steps.tick(now))
         self._guard(lambda: self.desk.tick(now))
+        self._guard(lambda: self._sweep(now))
         self._guard(self.bulk.grants)
         self._flush()
         self._more = False
         self._guard(self._pump)
         self._flush()
         return self._more
+
+    def _sweep(self, now: float) -> None:
+        # Memory is lent while values come in, and asked back for some time after.
+        if self._sweep_at is None or now >= self._sweep_at:
+            self._sweep_at = RECYCLER.sweep(now)
 
     def _pump(self) -> None:
         self._more = self.bulk.pump(time.monotonic())
@@ -214,7 +222,10 @@ class Engine:
         self._settle()
 
     def _deadline(self, now: float) -> float | None:
-        times = (self.links.deadline(now), self.steps.deadline(now), self.desk.deadline(now))
+        times = (
+            *(self.links.deadline(now), self.steps.deadline(now), self.desk.deadline(now)),
+            self._sweep_at,
+        )
         return min((t for t in times if t is not None), default=None)
 
     def _handle(self, event: Received | Connected | Closed, now: float) -> None:

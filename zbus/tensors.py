@@ -7,6 +7,7 @@ tensor runs without it. A name from the wire is only ever looked up in the table
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import NotTransferable, RemoteProtocolError, TransferRefused
+from .recycling import LARGE, RECYCLER
 
 if TYPE_CHECKING:
     import torch
@@ -216,13 +218,16 @@ def memory_of(array: np.ndarray[Any, Any]) -> memoryview:
 
 
 def empty_tensor(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Fresh memory for one tensor.
+    """Memory for one tensor, to be filled.
 
     Raises:
         TransferRefused: The system does not give that much.
     """
+    module, nbytes = torch_module(), math.prod(shape) * dtype.itemsize
     try:
-        fresh: torch.Tensor = torch_module().empty(tuple(shape), dtype=dtype)
+        if nbytes >= LARGE:
+            return RECYCLER.take(module, nbytes).view(dtype).view(tuple(shape))
+        fresh: torch.Tensor = module.empty(tuple(shape), dtype=dtype)
         return fresh
     except (RuntimeError, MemoryError) as error:
         raise no_memory(f"a tensor of shape {list(shape)}, {dtype}") from error
