@@ -129,6 +129,7 @@ class Given:
         self.plan, self.prompt_id = plan, run.id
         self.relay = Relay(host.shown_as(node_id), run.id, run.client)
         self.piece = plan.piece
+        self._prompt = plan.piece.prompt
         self.shares: list[Share] = []
         self.lost: list[Share] = []
         self.at_home = 0.0
@@ -166,6 +167,8 @@ class Given:
     async def start(self, values: dict[str, Any]) -> None:
         """The values of the boundaries are there: give the jobs. Raises as `begin`."""
         self._values = values
+        digests = {name: _digest(value) for name, value in values.items()}
+        self._prompt = with_digests(self.piece.prompt, digests)
         for share in self.shares:
             self._give(share)
         await self._until_all(_is_accepted)
@@ -184,10 +187,8 @@ class Given:
         self._values = None  # this object may be cached with its node's outputs
 
     def _give(self, share: Share) -> None:
-        plan, piece = self.plan, self.piece
-        values = self._values or {}
-        digests = {name: _digest(value) for name, value in values.items()}
-        prompt = for_position(with_digests(piece.prompt, digests), share.position)
+        plan, piece, values = self.plan, self.piece, self._values or {}
+        prompt = for_position(self._prompt, share.position)
         check = bool(piece.boundaries) and self._values is None
         # One peer may have two shares, under two addresses.
         group = f"{plan.group} {share.position}" if plan.group else ""
