@@ -57,6 +57,11 @@ def clean(node: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def whole(prompt: Prompt) -> Graph:
+    """A clean copy of all nodes."""
+    return {node_id: clean(node) for node_id, node in prompt.items()}
+
+
 def _wrapped(value: Any) -> Any:
     return {WRAP: value} if isinstance(value, list) and link(value) is None else value
 

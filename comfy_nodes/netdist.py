@@ -21,10 +21,9 @@ from .collecting import expand
 from .cutting import FETCH, loaders
 from .dispatching import Dispatch, clean_url, dispatch, first_result
 from .giving import Given, Plan
-from .graph import Graph
+from .graph import Graph, whole
 from .joining import join
 from .lists import unwrap
-from .netfiles import clean
 from .plan import title
 from .runs import RUNS
 from .watcher import WATCHER
@@ -339,7 +338,7 @@ async def _work(
 
 def _saved(workflow: Any) -> Any:
     """The workflow, if it is a saved one; None if it is the prompt that is being executed."""
-    now = json.dumps(clean(host.current_prompt()), sort_keys=True)  # as text NaN equals NaN
+    now = json.dumps(whole(host.current_prompt()), sort_keys=True)  # as text NaN equals NaN
     same = now == json.dumps(workflow, sort_keys=True)
     return None if same else copy.deepcopy(workflow)
 

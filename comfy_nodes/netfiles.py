@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import hashlib
 import json
 from base64 import b64encode
@@ -18,11 +17,11 @@ from zbus.errors import InputError
 
 from . import decoding, fetching, host
 from .fileaccess import fetched, fingerprint, interruptible, read, write
+from .graph import whole
 
 IMAGE, LATENT, ADVANCED = "remote/image", "remote/latent", "remote/advanced"
 FORMATS = ["HTML_image", "Raw_data"]
 LATENT_FILES = (".latent", ".safetensors", ".npy", ".npz")
-NODE_KEYS = ("class_type", "inputs", "_meta")
 JSON = io.Custom("JSON")
 
 # --- over the network
@@ -353,20 +352,12 @@ class LoadCurrentWorkflowJSON(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls) -> Any:
-        text = json.dumps(clean(host.current_prompt()), sort_keys=True)
+        text = json.dumps(whole(host.current_prompt()), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod
     def execute(cls) -> Any:
-        return io.NodeOutput(clean(cls.hidden.prompt))
-
-
-def clean(prompt: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """A copy of a prompt, without what ComfyUI writes into it while it executes it."""
-    return {
-        node_id: {key: copy.deepcopy(node[key]) for key in NODE_KEYS if key in node}
-        for node_id, node in prompt.items()
-    }
+        return io.NodeOutput(whole(cls.hidden.prompt))
 
 
 NODES: dict[str, type[io.ComfyNode]] = {
