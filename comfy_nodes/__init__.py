@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import (
-    collecting,
-    exchange,
-    host,
-    internal,
-    jumper,
-    netdist,
-    netfiles,
-    page,
-    run_on_peers,
-)
+from . import exchange, host, jumper, page
+from .jobs import collecting, internal, run_on_peers
+from .netdist import files, queueing
 from .watcher import WATCHER
 
 
@@ -29,8 +21,8 @@ class ZBusExtension(ComfyExtension):
             *exchange.NODES.values(),
             *run_on_peers.NODES.values(),
             *jumper.NODES.values(),
-            *netdist.NODES.values(),
-            *netfiles.NODES.values(),
+            *queueing.NODES.values(),
+            *files.NODES.values(),
             *collecting.NODES.values(),
             *internal.NODES.values(),
             *run_on_peers.INTERNAL_NODES.values(),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from zbus.messages import clip
 
 from . import host
-from .plan import NODES, title
+from .graph import title
+from .plan import NODES
 
 IDLE = "idle"
 

@@ -11,6 +11,7 @@ from typing import Any
 PRIMITIVES = ("PrimitiveInt", "PrimitiveString", "PrimitiveStringMultiline", "PrimitiveBoolean")
 KEPT = ("class_type", "inputs", "_meta")
 WRAP = "__value__"  # how ComfyUI tells a list that is a value from a list that is a link
+MAX_TITLE = 60
 MAX_PRIMITIVES = 8  # links in a row that are followed to a constant
 
 Link = tuple[str, int]  # the id of a node ("57:8" inside a subgraph), and one of its outputs
@@ -37,6 +38,14 @@ def inputs_of(node: Mapping[str, Any]) -> Mapping[str, Any]:
     """A node's inputs, empty where it has none."""
     inputs = node.get("inputs")
     return inputs if isinstance(inputs, Mapping) else {}
+
+
+def title(node_id: str, node: Mapping[str, Any]) -> str:
+    """What texts call a node: its title and id."""
+    meta = node.get("_meta")
+    given = meta.get("title") if isinstance(meta, Mapping) else None
+    name = given if isinstance(given, str) and given.strip() else str(node.get("class_type", "?"))
+    return f"{name.strip()[:MAX_TITLE]} #{node_id}"
 
 
 def copied(value: Any) -> Any:

@@ -8,11 +8,12 @@ from typing import Any
 
 from zbus.errors import InputError
 
-from . import host, preflight
-from .cutting import stand_in
+from . import host
 from .graph import class_of, inputs_of
-from .peers import CARD
-from .presence import PRESENCE
+from .jobs import preflight
+from .jobs.cutting import stand_in
+from .jobs.peers import CARD
+from .jobs.presence import PRESENCE
 
 logger = logging.getLogger(__name__)
 

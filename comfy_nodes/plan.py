@@ -15,10 +15,9 @@ from zbus.errors import ZBusError
 from zbus.manifest import JUMPER
 from zbus.messages import MAX_PLANNED, Planned
 
-from .graph import Prompt, ancestors, class_of, constant, inputs_of, link, reach
+from .graph import Prompt, ancestors, class_of, constant, inputs_of, link, reach, title
 from .meeting import Meeting, at_addr, at_peer
 
-MAX_TITLE = 60
 MAX_TEXTS = 30_000  # bytes of titles: a manifest travels in one message of 64 KiB
 
 
@@ -69,14 +68,6 @@ class _Op:
     meeting: Meeting | None  # None: known only at run time
     family: str  # JUMPER's nodes, or ours ("")
     planned: Planned
-
-
-def title(node_id: str, node: Mapping[str, Any]) -> str:
-    """What texts call a node: its title and id."""
-    meta = node.get("_meta")
-    given = meta.get("title") if isinstance(meta, Mapping) else None
-    name = given if isinstance(given, str) and given.strip() else str(node.get("class_type", "?"))
-    return f"{name.strip()[:MAX_TITLE]} #{node_id}"
 
 
 def plan(prompt: Prompt, outputs: Iterable[str], classes: Classes) -> dict[Meeting, Plan]:

@@ -14,8 +14,8 @@ from zbus.errors import Cancelled, ZBusError
 from zbus.operation import size_text
 
 from . import host
+from .graph import title
 from .meeting import Meeting
-from .plan import title
 from .runs import RUNS, Run
 from .watcher import WATCHER
 

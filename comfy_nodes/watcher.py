@@ -8,7 +8,7 @@ import time
 
 from . import host
 from .activity import IDLE, describe
-from .presence import PRESENCE
+from .jobs.presence import PRESENCE
 from .runs import RUNS
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""What NetDist's queue nodes send to their remote: `comfy_nodes.dispatching`."""
+"""What NetDist's queue nodes send to their remote: `comfy_nodes.netdist.dispatching`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`comfy_nodes.fetching` against a hostile server, and `comfy_nodes.decoding` against hostile
+"""`comfy_nodes.fetching` against a hostile server, `comfy_nodes.netdist.decoding` against hostile
 files; without a ComfyUI.
 """
 
@@ -44,7 +44,7 @@ def _load():
     package = types.ModuleType(NAME)
     package.__path__ = [str(FOLDER)]
     sys.modules[NAME] = package
-    return [importlib.import_module(f"{NAME}.{name}") for name in ("fetching", "decoding")]
+    return [importlib.import_module(f"{NAME}.{name}") for name in ("fetching", "netdist.decoding")]
 
 
 fetching, decoding = _load()

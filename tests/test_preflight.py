@@ -1,4 +1,4 @@
-"""Whether a peer's prompt can run here: `comfy_nodes.preflight`, without a ComfyUI."""
+"""Whether a peer's prompt can run here: `comfy_nodes.jobs.preflight`, without a ComfyUI."""
 
 from __future__ import annotations
 
@@ -49,9 +49,16 @@ def preflight():
     package = types.ModuleType(name)
     package.__path__ = [str(FOLDER)]
     sys.modules[name] = package
-    yield importlib.import_module(f"{name}.preflight")
+    yield importlib.import_module(f"{name}.jobs.preflight")
     for loaded in [n for n in sys.modules if n.partition(".")[0] == name]:
         del sys.modules[loaded]
+
+
+@pytest.fixture
+def beside(preflight):
+    """``beside(name)``: another module of that package."""
+    package = preflight.__name__.partition(".")[0]
+    return lambda name: importlib.import_module(f"{package}.{name}")
 
 
 @pytest.fixture
@@ -310,9 +317,9 @@ def test_a_summary_has_twenty_lines_and_says_how_many_more(preflight, classes):
         ("LoraLoader", "lora_name", False),
     ],
 )
-def test_which_inputs_name_files_of_the_user(preflight, classes, class_type, name, is_file):
+def test_which_inputs_name_files_of_the_user(beside, classes, class_type, name, is_file):
     declared = classes.inputs(class_type)[name]
-    assert preflight.names_file(class_type, name, declared) is is_file
+    assert beside("declared").names_file(class_type, name, declared) is is_file
 
 
 def test_exceptions_in_words(preflight):
@@ -329,16 +336,17 @@ def test_exceptions_in_words(preflight):
     assert words("ValueError", "no\n", "cloud") == "no"
 
 
-def test_previews_are_read(preflight):
+def test_previews_are_read(beside):
+    read_preview = beside("previews").read_preview
     meta = {"node_id": "5.0.1", "display_node_id": "5", "prompt_id": "p", "image_type": "image/png"}
     text = json.dumps(meta).encode()
     new = struct.pack(">II", 4, len(text)) + text + b"png"
-    assert preflight.read_preview(bytearray(new)) == {
+    assert read_preview(bytearray(new)) == {
         **{"node": "5", "prompt_id": "p", "kind": "image/png", "data": b"png"}
     }
     old = struct.pack(">II", 1, 2) + b"png"
-    assert preflight.read_preview(old) == {
+    assert read_preview(old) == {
         **{"node": "", "prompt_id": "", "kind": "image/png", "data": b"png"}
     }
-    assert preflight.read_preview(struct.pack(">II", 3, 1) + b"5text") is None
-    assert preflight.read_preview(b"") is None
+    assert read_preview(struct.pack(">II", 3, 1) + b"5text") is None
+    assert read_preview(b"") is None

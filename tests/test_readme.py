@@ -142,7 +142,7 @@ def anchor(heading: str) -> str:
 def texts_of_the_code() -> list[str]:
     """Every text in the code, without what is filled in."""
     found = []
-    paths = [ROOT / "_locate.py", *ROOT.glob("zbus/**/*.py"), *ROOT.glob("comfy_nodes/*.py")]
+    paths = [ROOT / "_locate.py", *ROOT.glob("zbus/**/*.py"), *ROOT.glob("comfy_nodes/**/*.py")]
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):

@@ -1,4 +1,4 @@
-"""A peer's job on this ComfyUI: `comfy_nodes.serving`, with a stand-in for ComfyUI's queue."""
+"""A peer's job on this ComfyUI: `comfy_nodes.jobs.serving`, with a stand-in for ComfyUI's queue."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ class Site:
         package.__path__ = [str(FOLDER)]
         sys.modules[PACKAGE] = package
         self.host = package.host = sys.modules[f"{PACKAGE}.host"] = Host()
-        self.module = importlib.import_module(f"{PACKAGE}.serving")
+        self.module = importlib.import_module(f"{PACKAGE}.jobs.serving")
         self.serving = self.module.Serving("here")
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import nodes
 
-from .. import preflight
+from ..declared import Input, names_file
 
 KINDS = {
     **{"IMAGE": "image", "MASK": "mask", "LATENT": "latent", "AUDIO": "audio"},
@@ -24,7 +24,7 @@ def class_of(class_type: str) -> type | None:
 
 
 class Classes:
-    """What ComfyUI knows of node classes: see `plan.Classes` and `preflight.Classes`.
+    """What ComfyUI knows of node classes: see `plan.Classes` and `jobs.preflight.Classes`.
 
     Looks at a class once: an instance is for one look at one prompt.
     """
@@ -51,10 +51,10 @@ class Classes:
     def names(self) -> Collection[str]:
         return nodes.NODE_CLASS_MAPPINGS.keys()
 
-    def inputs(self, class_type: str) -> dict[str, preflight.Input]:
+    def inputs(self, class_type: str) -> dict[str, Input]:
         groups = self._inputs(class_type)
         return {
-            name: preflight.Input.read(info, group)
+            name: Input.read(info, group)
             for group in ("optional", "required")
             for name, info in dict(groups.get(group) or {}).items()
         }
@@ -74,7 +74,7 @@ class Classes:
 
     def is_file_input(self, class_type: str, name: str) -> bool:
         found = self.inputs(class_type).get(name)
-        return found is not None and preflight.names_file(class_type, name, found)
+        return found is not None and names_file(class_type, name, found)
 
     def _inputs(self, class_type: str) -> Mapping[str, Any]:
         if class_type not in self._seen:

@@ -14,8 +14,8 @@ import execution
 import latent_preview
 import nodes
 
-from .. import preflight
-from ..plan import title
+from ..graph import title
+from ..previews import read_preview
 from .process import the_server
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class _StandIn:
 
     async def send_bytes(self, data: Any) -> None:
         try:
-            preview = preflight.read_preview(data)
+            preview = read_preview(data)
             if preview is not None:
                 self._on_event("preview", preview)
         except Exception:
@@ -191,7 +191,7 @@ def enqueue(
 
 def follow(prompt_id: str, on_event: Callable[[str, Any], None]) -> str:
     """Hear a prompt's events on the server's loop: (kind, data), also "preview" (see
-    `preflight.read_preview`). Returns the client_id that it is to be queued with."""
+    `previews.read_preview`). Returns the client_id that it is to be queued with."""
     server, sid = the_server(), f"zbus-{prompt_id}"
     server.sockets_metadata[sid] = {"feature_flags": {"supports_preview_metadata": True}}
     server.sockets[sid] = _StandIn(on_event)

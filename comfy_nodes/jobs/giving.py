@@ -21,11 +21,12 @@ from zbus import payload
 from zbus.errors import JobError, JobFailed, ZBusError
 from zbus.job import Job, Remote, Request
 
-from . import host, peers, waiting
+from .. import host, waiting
+from ..graph import Graph, Link
+from ..runs import Run
+from . import peers
 from .cutting import for_position, with_digests
-from .graph import Graph, Link
 from .relay import Relay
-from .runs import Run
 
 logger = logging.getLogger(__name__)
 

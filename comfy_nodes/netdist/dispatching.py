@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from zbus.errors import InputError
 
-from .cutting import CHAIN, FETCH, HERE, QUEUES, add_result, boundary_nodes, closed, restored, up_to
-from .graph import (
+from ..graph import (
     Graph,
     Link,
     Prompt,
@@ -20,8 +19,19 @@ from .graph import (
     descendants,
     inputs_of,
     sources,
+    title,
 )
-from .plan import title
+from ..jobs.cutting import (
+    CHAIN,
+    FETCH,
+    HERE,
+    QUEUES,
+    add_result,
+    boundary_nodes,
+    closed,
+    restored,
+    up_to,
+)
 
 PICTURES = ("PreviewImage", "SaveImage")
 

@@ -21,10 +21,10 @@ from zbus.job import JobHost, Taken
 from zbus.messages import clip
 from zbus.reasons import Reason, lines
 
-from . import host, preflight
+from .. import host
+from ..graph import ancestors, clean, title
+from . import preflight
 from .cutting import with_job
-from .graph import ancestors, clean
-from .plan import title
 
 logger = logging.getLogger(__name__)
 

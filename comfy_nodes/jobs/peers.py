@@ -13,7 +13,7 @@ from zbus.address import parse_dial
 from zbus.errors import FetchError, UnknownPeer, ZBusError
 from zbus.job import Remote
 
-from . import fetching, host
+from .. import fetching, host
 
 ANY, ALL = "any free", "all"
 CARD = "/zbus/peer"  # where a ComfyUI tells who its peer is

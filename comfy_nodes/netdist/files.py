@@ -15,9 +15,10 @@ from comfy_api.latest import io
 
 from zbus.errors import InputError
 
-from . import decoding, fetching, host
+from .. import fetching, host
+from ..graph import whole
+from . import decoding
 from .fileaccess import fetched, fingerprint, interruptible, read, write
-from .graph import whole
 
 IMAGE, LATENT, ADVANCED = "remote/image", "remote/latent", "remote/advanced"
 FORMATS = ["HTML_image", "Raw_data"]

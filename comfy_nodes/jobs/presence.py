@@ -10,7 +10,7 @@ from typing import Any
 from zbus import __version__, discovery
 from zbus.errors import ZBusError
 
-from . import host
+from .. import host
 from .serving import Serving
 
 logger = logging.getLogger(__name__)

@@ -13,16 +13,16 @@ from comfy_api.latest import io
 from zbus import codecs
 from zbus.errors import InputError
 
-from . import host, peers
+from .. import host
+from ..exchange import CATEGORY, QUALITY
+from ..graph import link, title
+from ..runs import RUNS
+from ..single import only
+from ..watcher import WATCHER
+from . import peers
 from .collecting import INTERNAL, expand
 from .cutting import RUN, VARY, VARY_AT, cut, loaders
-from .exchange import CATEGORY, QUALITY
 from .giving import ON_FAILURE, Given, Plan
-from .graph import link
-from .plan import title
-from .runs import RUNS
-from .single import only
-from .watcher import WATCHER
 
 NO, ALSO = "no", "also run here"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF

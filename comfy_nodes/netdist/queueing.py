@@ -16,17 +16,17 @@ from comfy_api.latest import io
 
 from zbus.errors import InputError, JobError
 
-from . import host, peers
-from .collecting import expand
-from .cutting import FETCH, loaders
+from .. import host
+from ..graph import Graph, title, whole
+from ..jobs import peers
+from ..jobs.collecting import expand
+from ..jobs.cutting import FETCH, loaders
+from ..jobs.giving import Given, Plan
+from ..jobs.joining import join
+from ..lists import unwrap
+from ..runs import RUNS
+from ..watcher import WATCHER
 from .dispatching import Dispatch, clean_url, dispatch, first_result
-from .giving import Given, Plan
-from .graph import Graph, whole
-from .joining import join
-from .lists import unwrap
-from .plan import title
-from .runs import RUNS
-from .watcher import WATCHER
 
 CATEGORY, ADVANCED = "remote", "remote/advanced"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
@@ -256,7 +256,7 @@ class FetchRemote(io.ComfyNode):
 async def _fetch(given: Dispatched, here: host.Here) -> Any:
     shown = host.shown_as(here.node_id)
     name = first_result(shown, given.piece.results)
-    given.relay.node_id = shown
+    given.relay.move_to(shown)
     await given.collect(f"the prompt with {title(shown, here.node)}")
     share = given.shares[0]
     if name is None:

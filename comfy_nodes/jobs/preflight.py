@@ -9,51 +9,20 @@ from __future__ import annotations
 import difflib
 import json
 import re
-import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from zbus.messages import clip
 from zbus.reasons import MAX_NEAR, Reason, lines
 
-from .graph import WRAP, Prompt, class_of, inputs_of, link
-from .plan import title
+from ..declared import Input
+from ..graph import WRAP, Prompt, class_of, inputs_of, link, title
 
 MAX_REASONS = 64  # of one refusal
 MAX_LOOKED_UP = 20  # refused values of one prompt whose nearest are looked for: it takes time
 MAX_POOL = 1000  # names among which the nearest are looked for
 MAX_USES = 3  # nodes of a missing class that are named
 MAX_VALUE = 120  # characters of a value in a text
-
-# Loaders of the input folder that do not say so by an upload flag.
-LOADERS = {
-    ("LoadLatent", "latent"),
-    ("LoadLatentNumpy", "latent"),
-    ("LoadDiskWorkflowJSON", "workflow"),
-    ("VHS_LoadVideo", "video"),
-    ("VHS_LoadAudioUpload", "audio"),
-}
-
-
-class Input(NamedTuple):
-    """An input as a node class declares it."""
-
-    kind: Any  # "IMAGE", "INT", "COMBO"..., or the list of choices
-    options: Mapping[str, Any]
-    group: str  # "required" or "optional"
-
-    @classmethod
-    def read(cls, info: Any, group: str) -> Input:
-        """From INPUT_TYPES, where foreign code may have put anything."""
-        parts = list(info) if isinstance(info, (tuple, list)) else [info]
-        options = parts[1] if len(parts) > 1 and isinstance(parts[1], Mapping) else {}
-        return cls(parts[0] if parts else None, options, group)
-
-    @property
-    def choices(self) -> list[Any] | None:
-        """What a combo offers; None for other inputs, and where only a page can tell."""
-        found = self.options.get("options") if self.kind == "COMBO" else self.kind
-        return list(found) if isinstance(found, list) else None
 
 
 class Classes(Protocol):
@@ -390,12 +359,6 @@ def summary(reasons: Iterable[Reason], peer: str) -> str:
 # --- other words --------------------------------------------------------------------------------
 
 
-def names_file(class_type: str, name: str, declared: Input) -> bool:
-    """Whether an input names a file of the user's own: in the input, output or temp folder."""
-    uploads = [key for key, on in declared.options.items() if key.endswith("upload") and on is True]
-    return bool(uploads) or (class_type, name) in LOADERS
-
-
 def in_words(exception_type: str, message: str, peer: str) -> str:
     """An exception's text, with what it means where that is known; on the peer of that name."""
     first = message.strip().partition("\n")[0]
@@ -404,27 +367,3 @@ def in_words(exception_type: str, message: str, peer: str) -> str:
     if exception_type.endswith("FileNotFoundError"):
         return f"a file is missing on {peer}: {first}"
     return message.strip()
-
-
-_PREVIEW, _PREVIEW_WITH_METADATA = 1, 4
-_IMAGES = {1: "image/jpeg", 2: "image/png"}
-
-
-def read_preview(message: bytes) -> dict[str, Any] | None:
-    """A preview out of a binary message to the page: node and prompt_id ("" where it is not
-    said), kind, data. None for any other message.
-
-    Raises:
-        ValueError, struct.error: It is cut short.
-    """
-    event, number = struct.unpack_from(">II", message) if len(message) >= 8 else (0, 0)
-    if event == _PREVIEW:
-        kind = _IMAGES.get(number, "image/jpeg")
-        return {"node": "", "prompt_id": "", "kind": kind, "data": bytes(message[8:])}
-    if event == _PREVIEW_WITH_METADATA:
-        said = json.loads(bytes(message[8 : 8 + number]))
-        node = str(said.get("display_node_id") or said.get("node_id") or "")
-        kind = str(said.get("image_type", "image/jpeg"))
-        prompt_id, data = str(said.get("prompt_id") or ""), bytes(message[8 + number :])
-        return {"node": node, "prompt_id": prompt_id, "kind": kind, "data": data}
-    return None

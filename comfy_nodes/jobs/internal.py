@@ -8,10 +8,10 @@ from comfy_api.latest import io
 
 from zbus.errors import JobError, LocalProtocolError
 
-from . import host
-from .lists import unwrap, wrap
+from .. import host
+from ..lists import unwrap, wrap
+from ..single import only
 from .serving import JOBS
-from .single import only
 
 CATEGORY = "zbus/internal"
 SLOTS = 32  # outputs of a stand-in: more than any node has

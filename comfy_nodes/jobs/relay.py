@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from zbus.job import Job
 
-from . import host
+from .. import host
 
 
 class Relay:
@@ -39,7 +39,14 @@ class Relay:
             if not text or text == self._said:
                 return
             self._said = text
-        host.show_at(text, self.node_id, self.client)
+            host.show_at(text, self.node_id, self.client)
+
+    def move_to(self, node_id: str) -> None:
+        """From now on another node shows it."""
+        with self._lock:
+            if node_id != self.node_id:
+                host.show_at(f"fetched by #{node_id}", self.node_id, self.client)
+                self.node_id, self._said = node_id, ""
 
     def preview(self, node: str, kind: str, data: bytes) -> None:
         """What a node computes there. (In the I/O thread.)"""
@@ -48,8 +55,8 @@ class Relay:
     def say(self, text: str) -> None:
         """The last word on it."""
         with self._lock:
-            self._said = text
-        host.show_at(text, self.node_id, self.client)
+            self.jobs, self._said = [], text
+            host.show_at(text, self.node_id, self.client)
 
     def progress(self) -> tuple[int, int]:
         """(step, of how many), of all jobs together."""

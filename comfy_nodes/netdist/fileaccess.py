@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from zbus.errors import FetchError, InputError
 
-from . import decoding, fetching, host
-from .waiting import POLL
+from .. import fetching, host
+from ..waiting import POLL
+from . import decoding
 
 MAX_FILE = 2 << 30  # bytes of a file of the input folder: beyond it is a checkpoint, say
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from zbus.errors import InputError
 
-from .graph import (
+from ..graph import (
     Graph,
     Link,
     Prompt,

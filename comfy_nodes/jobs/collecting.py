@@ -16,13 +16,12 @@ from comfy_api.latest import io
 
 from zbus.errors import LocalProtocolError
 
-from . import host
+from .. import host
+from ..graph import Link, title
+from ..lists import unwrap, wrap
+from ..single import only
 from .giving import Given, Share
-from .graph import Link
 from .joining import join
-from .lists import unwrap, wrap
-from .plan import title
-from .single import only
 
 START, COLLECT = "ZBusStart", "ZBusCollect"
 INTERNAL = "zbus/internal"

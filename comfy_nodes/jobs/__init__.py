@@ -1,0 +1,1 @@
+"""Jobs: given to other peers by the nodes here, and run here for others."""

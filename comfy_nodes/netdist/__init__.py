@@ -1,0 +1,1 @@
+"""ComfyUI_NetDist's nodes."""
