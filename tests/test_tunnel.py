@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from children import child, until
+from jobpair import Host
 
 from zbus import Peer, Settings
 from zbus.__main__ import main
+from zbus.job import Remote, Request, Taken
 
 MIB = 1 << 20
 
@@ -164,6 +166,33 @@ def test_killed_and_started_again_in_mid_transfer(
                 until(lambda: receive.done_bytes > stood, 20, "it goes on")
                 assert torch.equal(receive.result(), value)
                 send.result()
+    finally:
+        _end(tunnel)
+
+
+def test_a_job_and_the_tunnel_killed_in_mid_result(sshd: Sshd, ports: tuple[int, int]) -> None:
+    local, remote = ports
+    value, made = torch.rand(4 * MIB), torch.rand(48 * MIB)
+
+    def work(job: Taken) -> None:
+        assert torch.equal(job.request.values["x"], value)
+        job.started()
+        job.result("made", made)
+        job.done()
+
+    tunnel = sshd.tunnel(local, remote)
+    try:
+        with Peer("cloud") as cloud, Peer("home") as home:
+            assert cloud.serve(Host(work), remote) == f"127.0.0.1:{remote}"
+            prompt = {"1": {"class_type": "X", "inputs": {}}}
+            request = Request(prompt, values={"x": value}, quality="raw")
+            job = home.submit(Remote(f"127.0.0.1:{local}", cloud.own.instance.hex()), request)
+            until(lambda: job.done() or job.progress.received > 32 * MIB, 30, "a part of it")
+            _end(tunnel)
+            until(lambda: "lost" in job.note, 10, "the loss is told")
+            assert not job.done()
+            tunnel = sshd.tunnel(local, remote)
+            assert torch.equal(job.result()["made"], made)
     finally:
         _end(tunnel)
 
