@@ -13,6 +13,7 @@ Importing it has no effect: the I/O thread starts with the first `Peer`.
 
 from . import errors
 from .errors import ZBusError
+from .job import Job, Remote, Request
 from .operation import Operation
 from .peer import Peer
 from .places import Settings
@@ -24,8 +25,11 @@ DISTRIBUTION = "comfyui-bus"  # PyPI has a foreign `zbus`: this tells ours
 __all__ = [
     "DISTRIBUTION",
     "Channel",
+    "Job",
     "Operation",
     "Peer",
+    "Remote",
+    "Request",
     "Run",
     "Settings",
     "ZBusError",
