@@ -9,6 +9,7 @@ from .graph import title
 from .plan import NODES
 
 IDLE = "idle"
+WAITING = (*NODES, "ZBusRun", "ZBusStart", "ZBusCollect", "FetchRemote")  # for a peer
 
 
 def describe() -> str:
@@ -16,8 +17,9 @@ def describe() -> str:
     ours: list[str] = []
     others: list[str] = []
     for node_id, node, value, maximum in host.doing():
-        if node.get("class_type") in NODES:
-            ours.append(f"waits in {title(node_id, node)}")
+        if node.get("class_type") in WAITING:
+            shown = host.shown_as(node_id)  # the node that the user knows
+            ours.append(f"waits in {title(shown, host.graph().get(shown, node))}")
         else:
             progress = f" {value:.0f}/{maximum:.0f}" if maximum > 1 else ""
             others.append(title(node_id, node) + progress)

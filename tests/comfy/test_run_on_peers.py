@@ -819,6 +819,19 @@ def test_the_place_the_step_and_the_preview_are_shown(pair):
     assert events.texts("run", since)[-1] == texts(entry, "report")[0]
 
 
+def test_what_the_prompt_waits_for_that_is_before_ours(trio):
+    """A job of C waits in A's queue, where a prompt waits for a job on B."""
+    events, since = trio.c.events, trio.c.events.mark()
+    with Busy(trio.b):
+        first = trio.a.prompt(spans_of(trio.b.peer))
+        trio.a.wait_running(first)
+        second = trio.c.prompt(spans_of(trio.a.peer))
+        words = f"queued on {trio.a.peer}, next: waits in ZBusRun #run"
+        events.wait_text(words, "run", since=since)
+    assert trio.a.outcome(trio.a.wait(first, 20)) == "success"
+    assert trio.c.outcome(trio.c.wait(second, 20)) == "success"
+
+
 def test_where_each_of_several_is_shown_at_once(trio):
     events, since = trio.a.events, trio.a.events.mark()
     with Busy(trio.b), Busy(trio.c):
