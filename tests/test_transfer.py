@@ -104,6 +104,17 @@ def run_link(pace: Pace, rate: float, trip: float, seconds: float) -> None:
         pace.delivered(1, now)
 
 
+def test_short_values_do_not_make_a_fast_link_slow() -> None:
+    """The window only begins to grow in them: what they take says nothing of the link."""
+    pace = Pace()
+    for _ in range(40):
+        run_link(pace, 2e9, 0.0003, 0.004)
+        pace.dropped(1000)
+    assert pace.rate is None
+    run_link(pace, 2e9, 0.0003, 1.0)
+    assert pace.rate == pytest.approx(2e9, rel=0.3)
+
+
 @pytest.mark.parametrize(
     ("rate", "trip"), [(2e9, 0.0002), (1e8, 0.02), (5e6, 0.005), (2e5, 0.1), (4e7, 0.05)]
 )

@@ -17,6 +17,7 @@ EXTRA_TIME = 0.050  # the window is the rate times (round trip + this)...
 EXTRA_MAX = 12 * 1024 * 1024  # ...but beyond the round trip at most this many bytes
 START_RATE = 0.5e6  # bytes/s, until something is known: the first chunks must not take long
 KEEP = 24  # rate samples that count
+STEADY_TIME = 0.050  # seconds of a full window after which the link shows its own rate
 STARTUP_GAIN = 2.0  # the window while the rate still grows, on links with a long round trip
 STARTUP_TRIPS = 3  # round trips without growth that end the start
 
@@ -26,7 +27,9 @@ class Pace:
 
     def __init__(self) -> None:
         self.in_flight = 0
-        self._rates: deque[tuple[float, bool]] = deque(maxlen=KEEP)  # and whether it was full
+        self._rates: deque[float] = deque(maxlen=KEEP)
+        self._steady: deque[float] = deque(maxlen=KEEP)  # those that the link itself set
+        self._full_since: float | None = None
         self._trip: float | None = None
         self._best = 0.0
         self._grew_at = 0.0
@@ -38,12 +41,13 @@ class Pace:
     @property
     def rate(self) -> float | None:
         """Bytes per second that the link delivers; None if nothing is known. A link that waited
-        for its sender (for a codec) has not shown what it can do."""
-        return max((rate for rate, full in self._rates if full), default=None)
+        for its sender (for a codec), or for a window that only began to grow, has not shown what
+        it can do."""
+        return max(self._steady, default=None)
 
     @property
     def _estimate(self) -> float:
-        return max((rate for rate, _ in self._rates), default=START_RATE)
+        return max(self._rates, default=START_RATE)
 
     @property
     def chunk(self) -> int:
@@ -68,6 +72,10 @@ class Pace:
         if not self._sent:
             self._delivered_at = now
         full = self.in_flight + size >= self.window // 2
+        if not full:
+            self._full_since = None
+        elif self._full_since is None:
+            self._full_since = now
         self.in_flight += size
         self._sent.append((size, now, self._delivered, self._delivered_at, full))
 
@@ -84,7 +92,10 @@ class Pace:
             if now > delivered_at:
                 rate = (self._delivered - delivered) / (now - delivered_at)
                 if full or not self._rates or rate > self._estimate:
-                    self._rates.append((rate, full))
+                    self._rates.append(rate)
+                since = self._full_since
+                if full and since is not None and now - since >= STEADY_TIME:
+                    self._steady.append(rate)
                 self._look_whether_it_grows(rate, now)
 
     def _look_whether_it_grows(self, rate: float, now: float) -> None:
@@ -102,5 +113,5 @@ class Pace:
         """The connection is gone, and what was under way with it."""
         self.in_flight = 0
         self._sent.clear()
-        self._trip = None
+        self._trip = self._full_since = None
         self._best, self._is_starting = 0.0, True
