@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from zbus import Operation
 from zbus.errors import Cancelled, ZBusError
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 POLL = 0.05  # seconds between looks for the interrupt
 SHOW_EVERY = 0.25
+T = TypeVar("T")
 SMALL = 1024  # bytes under which the size of a value tells nobody anything
 
 
@@ -72,11 +73,23 @@ async def _finish(operation: Operation[Any], run: Run, node_id: str) -> Any:
     # On CancelledError another node has failed: the end of the run tells the other side why.
 
 
-async def until(ended: asyncio.Future[None], refresh: Callable[[], None]) -> None:
+async def until(ended: asyncio.Future[Any], refresh: Callable[[], None]) -> None:
     """Wait for that end, or the interrupt; `refresh` shows meanwhile how it goes."""
     while not (await asyncio.wait((ended,), timeout=POLL))[0]:
         host.check_interrupt()
         refresh()
+
+
+async def interruptible(work: Coroutine[Any, Any, T]) -> T:
+    """Wait for `work` in the node that is being executed; the user's X ends it at once."""
+    task = asyncio.ensure_future(work)
+    try:
+        await until(task, lambda: None)
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 def _when_done(operation: Operation[Any]) -> asyncio.Future[None]:

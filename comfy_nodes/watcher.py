@@ -51,6 +51,7 @@ class Watcher:
                 logger.exception("the queue could not be followed")
 
     def _turn(self) -> bool:
+        PRESENCE.refresh()
         busy = RUNS.sync()
         if busy:
             RUNS.stop_broken()

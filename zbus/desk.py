@@ -391,8 +391,9 @@ class Desk:
         self.jobs.tick(now)
         for (key, _), state in list(self._states.items()):
             self._say_state(key, state)
+        needed = self.jobs.sessions
         for peering in self._parts.links.peerings:
-            self._hold(peering, self.jobs.busy(peering.key), now)
+            self._hold(peering, peering.key in needed, now)
         if self._given and now >= self._explain_at:
             self._explain_at = now + EXPLAIN_EVERY
             for given in self._given.values():

@@ -65,11 +65,11 @@ class Jobs:
         self.out.clear()
         return out
 
-    def busy(self, session: SessionKey) -> bool:
-        """Whether any job needs that session."""
-        return any(order.session == session for order in self.orders.values()) or any(
-            task.session == session for task in self.tasks.values()
-        )
+    @property
+    def sessions(self) -> set[SessionKey | None]:
+        """Those that any job needs."""
+        orders = {order.session for order in self.orders.values()}
+        return orders | {task.session for task in self.tasks.values()}
 
     # --- giving -------------------------------------------------------------------------------
 
@@ -236,8 +236,7 @@ class Jobs:
             return
         task.state, task.what = State.ENDED, None
         self._give(task, END, task.spoiled or end | {"results": list(task.gave)})
-        if not self._look_forget(task) and task.session is None:
-            task.kept_until = task.kept_until or 0.0  # `tick` sets the time
+        self._look_forget(task)
 
     def _give(self, task: Task, part: str, value: Any) -> None:
         if task.unwanted:
@@ -300,15 +299,14 @@ class Jobs:
             task.stopping = True
             self.out.append(Stop(task, why))
 
-    def _look_forget(self, task: Task) -> bool:
+    def _look_forget(self, task: Task) -> None:
         if task.state is not State.ENDED or task.parts or task.id not in self.tasks:
-            return False
+            return
         del self.tasks[task.id]
         self._gone[task.id] = task.why or "its result was delivered already"
         while len(self._gone) > REMEMBERED:
             del self._gone[next(iter(self._gone))]
         self.out.append(Forget(task))
-        return True
 
     # --- two queues that wait for each other --------------------------------------------------
 

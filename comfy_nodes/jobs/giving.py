@@ -244,7 +244,7 @@ class Given:
         """The freest peer that has not been tried here."""
         self._tried |= {_key(share.remote) for share in self.shares}
         left = [remote for remote in peers.known() if _key(remote) not in self._tried]
-        return await peers.freest(left) if left else None
+        return await waiting.interruptible(peers.freest(left)) if left else None
 
     async def _wait(self, reached: Callable[[], bool]) -> None:
         """Wait for that, or the interrupt; in the coroutine of the node that is executed."""

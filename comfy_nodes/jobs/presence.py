@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import time
 from typing import Any
 
 from zbus import __version__, discovery
@@ -25,6 +26,7 @@ class Presence:
 
     def __init__(self) -> None:
         self.address = ""
+        self._registered = 0.0
 
     def open(self) -> None:
         """Listen for jobs, and be found."""
@@ -40,6 +42,7 @@ class Presence:
 
     def register(self) -> None:
         """Write the entry that other ComfyUIs of this user look up names in."""
+        self._registered = time.monotonic()
         peer = host.peer()
         try:
             discovery.register(
@@ -53,6 +56,11 @@ class Presence:
             )
         except (OSError, ZBusError) as error:
             logger.warning("other ComfyUIs will not find this one by name: %s", error)
+
+    def refresh(self) -> None:
+        """Called now and then: write the entry again before it looks old."""
+        if self.address and time.monotonic() - self._registered >= REGISTER_EVERY:
+            self.register()
 
     def card(self) -> dict[str, Any]:
         """What `/zbus/peer` tells: who this is and where it listens. Nothing secret."""

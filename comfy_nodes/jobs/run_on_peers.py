@@ -18,6 +18,7 @@ from ..exchange import CATEGORY, QUALITY
 from ..graph import link, title
 from ..runs import RUNS
 from ..single import only
+from ..waiting import interruptible
 from ..watcher import WATCHER
 from . import peers
 from .collecting import INTERNAL, expand
@@ -92,7 +93,7 @@ class RunOnPeers(io.ComfyNode):
             raise InputError("nothing is wired to value", remedy="Wire the part to run there to it")
         how, takes_part = only("quality", quality), only("here", here) == ALSO
         codecs.check(how)
-        remotes = await peers.chosen(str(only("peer", peer)))
+        remotes = await interruptible(peers.chosen(str(only("peer", peer))))
         plan = Plan(
             cut(graph, wired, attach=loaders(graph, host.Classes().is_file_input)),
             title(node.node_id, node.node),

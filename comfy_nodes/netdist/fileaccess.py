@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from zbus.errors import FetchError, InputError
 
 from .. import fetching, host
-from ..waiting import POLL
+from ..waiting import interruptible
 from . import decoding
 
 MAX_FILE = 2 << 30  # bytes of a file of the input folder: beyond it is a checkpoint, say
 
 T = TypeVar("T")
-
-
-async def interruptible(work: Coroutine[Any, Any, T]) -> T:
-    """Wait for `work` in the node that is being executed; the user's X ends it at once."""
-    task = asyncio.ensure_future(work)
-    try:
-        while not (await asyncio.wait((task,), timeout=POLL))[0]:
-            host.check_interrupt()
-        return task.result()
-    finally:
-        if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 async def fetched(url: str, what: str, decode: Callable[[bytes], T]) -> T:

@@ -17,8 +17,9 @@ from zbus.errors import InputError
 
 from .. import fetching, host
 from ..graph import whole
+from ..waiting import interruptible
 from . import decoding
-from .fileaccess import fetched, fingerprint, interruptible, read, write
+from .fileaccess import fetched, fingerprint, read, write
 
 IMAGE, LATENT, ADVANCED = "remote/image", "remote/latent", "remote/advanced"
 FORMATS = ["HTML_image", "Raw_data"]

@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import io
 import json
+import socket
 import threading
 import time
 import uuid
@@ -419,6 +420,18 @@ def test_names_addresses_and_urls(trio):
     }.items():
         found = ports(good(trio.a, spans_of(peer)))
         assert found == expected if expected else set(found) < set(by_name), peer
+
+
+def test_a_page_that_never_answers_can_be_cancelled(pair):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        prompt_id = pair.a.prompt(spans_of(url))
+        with silent.accept()[0]:  # it has asked, and waits
+            started = time.monotonic()
+            pair.a.interrupt()
+            entry = pair.a.wait(prompt_id, 10)
+            assert time.monotonic() - started < 1.5
+    assert pair.a.outcome(entry) == "interrupted"
 
 
 def test_an_unknown_name_is_told_with_the_known_ones(trio):
