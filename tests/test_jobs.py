@@ -72,7 +72,7 @@ def over(world: World) -> None:
 def test_a_job_runs_and_its_results_come() -> None:
     world, client, worker, key = pair()
     order = client.submit(key, "j", title="upscale")
-    assert order.state is State.SUBMITTED and client.jobs.busy(key)
+    assert order.state is State.SUBMITTED and key in client.jobs.sessions
     world.run()
     hosted = worker.hosted["j"]
     assert hosted.task.what == ("request", "upscale", "") and hosted.task.client == "client"
@@ -91,7 +91,7 @@ def test_a_job_runs_and_its_results_come() -> None:
     world.run()
     assert client.outcome("j") is None and set(order.results) == {"one", "two"}
     over(world)
-    assert not client.jobs.busy(key) and not worker.jobs.busy(key)
+    assert key not in client.jobs.sessions | worker.jobs.sessions
 
 
 @pytest.mark.parametrize("first", range(6))
