@@ -57,10 +57,15 @@ class Jobs:
         self.orders: dict[str, Order] = {}
         self.tasks: dict[str, Task] = {}
         self._reconnect_wait = reconnect_wait
+        self._untold = False
         self._gone: dict[str, str] = {}  # ids of tasks that were forgotten, and why they ended
 
     def drain(self) -> list[Event]:
         """What is to be done since the last call, in order."""
+        if self._untold:
+            self._untold = False
+            for task in self.tasks.values():
+                self._tell(task)
         out = self.out.copy()
         self.out.clear()
         return out
@@ -328,8 +333,8 @@ class Jobs:
             self.out.append(Say(task.session, JobState(task.id, *told)))
 
     def _tell_all(self) -> None:
-        for task in self.tasks.values():
-            self._tell(task)
+        """What is waited for here has changed: told once, when all that has changed is known."""
+        self._untold = True
 
     def _look_for_deadlock(self) -> None:
         """Our running prompt waits for a job whose queue waits for a job in ours. Every side of
