@@ -357,13 +357,21 @@ def test_cancel_while_waiting_for_the_peer(here: Peer, kind: str, what: str, add
         assert isinstance(error(channel.start_receive(timeout=0.05)), TimedOut)
 
 
+def _knows_of_an_operation(peer: Peer) -> bool:
+    """Whether it has been told of one that the other side has open."""
+    return any(seat.remote is not None for seat in peer._engine.channels.seats)
+
+
 @pytest.mark.parametrize("what", ["send", "receive"])
 def test_cancel_while_waiting_for_the_order(here: Peer, there: Peer, what: str) -> None:
     with here.listen("127.0.0.1:0") as listening, there.connect(listening.address) as dialled:
         until(lambda: listening.peer and dialled.peer)
         operation = dialled.start_send(1, 5) if what == "send" else dialled.start_receive(5)
         noted(operation, "has not come to this yet")
+        # What the other side begins while it does not know of the cancel is a mismatch, rightly.
+        until(lambda: _knows_of_an_operation(here))
         _cancelled(operation)
+        until(lambda: not _knows_of_an_operation(here))
         send = dialled.start_send("next", 6)
         assert listening.receive(6, timeout=10) == "next"
         send.result()
