@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--no-comfyui", action="store_true", help="leave out the tests on real ComfyUI processes"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No test touches the keys and the paired of whoever runs it."""
+    home = tempfile.TemporaryDirectory(prefix="zbus-tests-", ignore_cleanup_errors=True)
+    config.add_cleanup(home.cleanup)
+    os.environ["ZBUS_HOME"] = str(Path(home.name) / "zbus")
+    for name in ("ZBUS_TRUST", "ZBUS_LISTEN", "ZBUS_REQUIRE_PAIRING"):
+        os.environ.pop(name, None)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -34,12 +34,16 @@ FLOORS = (
     ("errors",),
     ("messages", "layout", "address", "machine", "operation", "pace"),
     (*SANS_IO, "probe", "discovery", "frames", "tensors", "quantise", "spec"),
-    ("transport",),
+    ("keys", "private", "zap", "remote", "websocket"),
+    ("principals", "wrong"),
+    ("transport", "trust"),
+    ("lan", "invitation"),
+    ("inviting",),
     ("kinds", "flatten", "unpack", "payload", "codecs", "streams", "places"),
     ("dialling", "greeting", "job"),
     ("links", "bulk"),
     ("parts",),
-    ("sending", "receiving", "steps", "measure", "words", "parcels", "errands"),
+    ("sending", "receiving", "steps", "measure", "words", "parcels", "errands", "meetings"),
     ("enquiries",),
     ("desk",),
     ("engine",),
@@ -107,7 +111,7 @@ def test_zmq_is_imported_by_the_transport_alone() -> None:
     users = {
         path.name for path in modules(PACKAGE) for m, _, _ in imports(path) if m.startswith("zmq")
     }
-    assert users == {"frames.py", "transport.py"}
+    assert users == {"frames.py", "transport.py", "zap.py", "keys.py"}
 
 
 def test_torch_is_imported_by_name_nowhere() -> None:

@@ -125,7 +125,8 @@ class World:
         self.sessions[key] = a, b
         for side, other, kind in ((a, b, "dial"), (b, a, "listen")):
             side.outbox[key] = deque()
-            side.channels.session_up(key, kind, address, other.name, other.name.encode())
+            link = c.Link(key, kind, address, other.name, other.name.encode())
+            side.channels.session_up(link)
             side.settle()
         return key
 

@@ -44,6 +44,7 @@ from zbus.job import Job, Reason, Remote, Request, Taken
 from zbus.messages import (
     Bye,
     Enquire,
+    Facts,
     Hello,
     JobCancel,
     JobState,
@@ -238,9 +239,23 @@ def test_a_plain_listener_permits_no_jobs(two: Two) -> None:
         job = two.here.submit(Remote(channel.address), request())
         failed = error(job)
         assert isinstance(failed, NotPermitted)
-        assert "not permitted over this link" in str(failed) and "own listener" in str(failed)
-        assert two.here.enquire(Remote(channel.address)).result(10) == {"jobs": False}
+        assert "for values only" in str(failed) and "name" in str(failed)
+        with pytest.raises(NotPermitted):
+            two.here.enquire(Remote(channel.address)).result(10)
         clean(two.here, two.there)
+    assert two.host.said == []
+
+
+def test_a_job_that_comes_by_a_plain_listener(two: Two) -> None:
+    """This side's zbus would not give it: another's might."""
+    with two.there.listen("127.0.0.1:0") as channel:
+        bad = Bad(two.there, channel.address, plain=True)
+        bad.parcel("job", "submit", request().told())
+        refused = bad.hear(Parcel)
+        assert refused.part == "end" and b"not permitted over this link" in bad.body + refused.spec
+        bad.say(Enquire(1))
+        assert bad.hear(Facts).facts == '{"jobs": false}'
+        bad.close()
     assert two.host.said == []
 
 
@@ -946,10 +961,14 @@ def test_a_long_queue_that_moves_while_the_link_is_cut() -> None:
 class Bad:
     """A client by hand: it says whatever the test says, over the own listener of `peer`."""
 
-    def __init__(self, peer: Peer, address: str) -> None:
+    def __init__(self, peer: Peer, address: str, *, plain: bool = False) -> None:
         self._context = zmq.Context()
         self._link = self._context.socket(zmq.DEALER)
         self._link.linger = 0
+        if not plain:  # it is this user's, and knows the key
+            keys = peer.trust.keys
+            self._link.curve_publickey, self._link.curve_secretkey = keys.public, keys.secret
+            self._link.curve_serverkey = keys.public
         self._link.connect(f"tcp://{address}")
         self._seq = self._operation = 0
         own = replace(
@@ -1058,7 +1077,7 @@ def test_submits_that_cannot_be_used(two: Two, bad: Bad, value: Any) -> None:
         until(lambda: len(two.host.jobs) == 2)
         two.host.jobs[job.id].done()
         result(job)
-        sent = Job("by-hand", two.remote, request(), lambda _: None, lambda _: None)
+        sent = Job("by-hand", two.here._keyed(two.remote), request(), lambda _: None, lambda _: None)
         two.here._engine.post(lambda: told.submit(sent, payload.flatten(value)))
         failed = error(sent)
     else:

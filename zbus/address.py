@@ -1,9 +1,10 @@
-"""Addresses as people write them: "host:port", and where each may be used."""
+"""Addresses as people write them: "host:port", the URL of a ComfyUI, and where each may be used."""
 
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit, urlunsplit
 
 from .errors import InvalidAddress, ListenRefused
 
@@ -12,12 +13,21 @@ EXAMPLE = 'Write it as "host:port", for example "127.0.0.1:8282"'
 
 @dataclass(frozen=True)
 class Address:
-    """A host, as a name or a numeric address, and a port."""
+    """A host, as a name or a numeric address, and a port.
+
+    Attributes:
+        url: Of the ComfyUI whose WebSocket lane leads there; it may hold a password, and is shown
+            without.
+    """
 
     host: str
     port: int
+    url: str = field(default="", repr=False)
 
     def __str__(self) -> str:
+        if self.url:
+            parts = urlsplit(self.url)
+            return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
@@ -64,6 +74,35 @@ def parse_dial(written: str) -> Address:
     if address.port == 0:
         raise InvalidAddress(f'"{written.strip()}" has port 0', remedy=EXAMPLE)
     return address
+
+
+def parse_page(written: str) -> Address:
+    """The URL of a ComfyUI's page, as the WebSocket lane there.
+
+    Raises:
+        InvalidAddress: It is no http or https URL. The text holds no password.
+    """
+    try:
+        parts = urlsplit(written.strip())
+        scheme, host, port = parts.scheme.lower(), parts.hostname or "", parts.port
+    except ValueError:
+        scheme = host = ""
+        port = None
+    if scheme not in ("http", "https") or not host or not written.strip().isprintable():
+        raise InvalidAddress(
+            "that is not the URL of a web page",
+            remedy='Write it as "http://host:port", for example "http://127.0.0.1:8188"',
+        )
+    return Address(host, port or (443 if scheme == "https" else 80), written.strip().rstrip("/"))
+
+
+def parse_route(written: str) -> Address:
+    """A way to a peer's own listener: "host:port", or the URL of its ComfyUI.
+
+    Raises:
+        InvalidAddress: It is neither.
+    """
+    return parse_page(written) if "://" in written else parse_dial(written)
 
 
 def parse_listen(written: str) -> Address:

@@ -139,31 +139,26 @@ class Channels:
                 self._send(link, Withdraw(seat.run, seat.channel, why))
 
     def _settle_ambiguity(self, seat: Seat) -> None:
-        if seat.endpoint.kind != "any" or seat.state is not State.WAITING:
+        kind = seat.endpoint.kind
+        if kind not in ("any", "peer") or seat.state is not State.WAITING:
             return
         peers = {link.incarnation: link.peer for link in self._covered(seat)}
         if len(peers) > 1:
+            names = ", ".join(sorted(peers.values()))
+            which = "no peer is named here, and" if kind == "any" else f"of {seat.endpoint}"
+            example = "" if kind == "any" else f", such as {seat.endpoint}/{min(peers.values())}"
             error = AmbiguousPeer(
-                f"no peer is named here, and {len(peers)} are connected: "
-                + ", ".join(sorted(peers.values())),
-                remedy="Name one of them in the node's peer field",
+                f"{which} {len(peers)} are connected: {names}",
+                remedy=f"Name one of them in the node's peer field{example}",
             )
             self._withdraw(seat, "that run found more than one peer", None)
             self.pairing.end(seat, error)
 
     # --- sessions ---------------------------------------------------------------------------
 
-    def session_up(
-        self,
-        key: SessionKey,
-        kind: str,
-        address: str,
-        peer: str,
-        who: bytes,
-        own: bool = False,
-    ) -> Link:
+    def session_up(self, link: Link) -> Link:
         """A new session: announce on it all that it covers."""
-        link = self.links[key] = Link(key, kind, address, peer, who, own)
+        self.links[link.key] = link
         for seat in list(self.seats):
             if seat.endpoint.covers(link) and seat.state is not State.ENDED:
                 self._announce(seat, link)
@@ -184,10 +179,10 @@ class Channels:
             elif seat.state is State.BOUND:
                 self.pairing.end(seat, error)
 
-    def refuse(self, kind: str, address: str, error: ZBusError) -> None:
+    def refuse(self, endpoint: Endpoint, error: ZBusError) -> None:
         """That endpoint will not come about: whoever waits for it need not wait longer."""
         for seat in list(self.seats):
-            if seat.endpoint == Endpoint(kind, address) and seat.state is State.WAITING:
+            if seat.endpoint == endpoint and seat.state is State.WAITING:
                 self.pairing.end(seat, error)
 
     # --- messages -----------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from .parcels import Parcels
 from .parts import Parts
 from .payload import Flat, flatten
 from .places import Peering, Place
+from .trust import JOBS
 from .words import explain_job
 
 logger = logging.getLogger(__name__)
@@ -218,7 +219,7 @@ class Desk:
 
     def permits(self, peering: Peering) -> bool:
         """Whether the peer of that session may run jobs here."""
-        return self.host is not None and peering.is_own
+        return self.host is not None and peering.is_own and JOBS in peering.permissions
 
     def _submitted(self, job: str, value: object) -> None:
         task = self.jobs.tasks.get(job)

@@ -7,20 +7,75 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from . import probe
-from .errors import ConnectError, NobodyBehind, NotZBus, Unreachable, ZBusError
+from .address import Address
+from .errors import (
+    ConnectError,
+    KeyChanged,
+    NobodyBehind,
+    NotPaired,
+    NotZBus,
+    Unreachable,
+    ValuesOnly,
+    ZBusError,
+)
+from .keys import fingerprint
 from .places import BACKOFF_FIRST, Place
 from .transport import Transport
+from .websocket import Lane, open_lane
 
 RESOLVE_AGAIN = 20  # failures after which a name is looked up anew
 REFUSED = (
     "press Run on the other side: nobody listens on {} yet "
     "(if both sides are Client, set one to Server)"
 )
+PAIR = "Pair the two, once: zbus-pair invite on one of them, zbus-pair accept TOKEN on the other"
+DOUBTS = 2  # handshakes in a row that must fail before a key is said to have changed
+QUICK = 5.0  # seconds: who ends a handshake later was only too busy for it
 
 T = TypeVar("T")
+
+
+class Way(NamedTuple):
+    """A numeric address, and the lane that leads on from there."""
+
+    numeric: str
+    port: int
+    lane: Lane | None = None
+
+
+def _way(address: Address) -> Way:
+    if not address.url:
+        return Way(probe.resolve(address), address.port)
+    lane = open_lane(address.url)
+    return Way("127.0.0.1", lane.port, lane)
+
+
+def not_paired(who: str, key: bytes) -> NotPaired:
+    """This side does not trust whoever has that key."""
+    return NotPaired(
+        f"this computer is not paired with it (the fingerprint that it shows: {fingerprint(key)})",
+        peer=who,
+        remedy=PAIR,
+    )
+
+
+def refused(address: Address) -> NotPaired:
+    """The other side does not trust this one."""
+    return NotPaired("not paired there with this computer", peer=str(address), remedy=PAIR)
+
+
+def key_changed(address: Address) -> KeyChanged:
+    """Whoever answers there has another key than the one that was paired."""
+    return KeyChanged(
+        "it does not prove the key that it was paired with: another machine answers there, its "
+        "zbus folder is a new one, or somebody pretends to be it",
+        peer=str(address),
+        remedy="If you know why it has changed, pair anew (zbus-pair forget NAME; then zbus-pair "
+        "invite and accept). If not, do not",
+    )
 
 
 class Helper(Protocol):
@@ -49,10 +104,11 @@ class Dialler:
             place.next_dial = now + BACKOFF_FIRST
             return
         if place.numeric is None:
-            self._look(place, lambda: probe.resolve(place.address), self._resolved)
+            address = place.address
+            self._look(place, lambda: _way(address), self._found)
             return
         place.dialled_at = now
-        place.connection = self._transport.dial(place.numeric, place.address.port)
+        place.connection = self._transport.dial(place.numeric, place.port, server=place.key)
 
     def _left_behind(self, place: Place) -> bool:
         """Whether this peer still listens, for nobody, where it dials now: the two sides have
@@ -82,12 +138,21 @@ class Dialler:
         place.looking = True
         self._helper.aside(guarded, done)
 
-    def _resolved(self, place: Place, result: str | ZBusError) -> None:
-        if isinstance(result, ZBusError):
-            self.give_up(place, result)
-            return
-        place.numeric = result
-        place.next_dial = time.monotonic()
+    def _found(self, place: Place, way: Way | ZBusError) -> None:
+        if isinstance(way, ZBusError):
+            self._hopeless(place, way)
+        else:
+            place.numeric, place.port, place.lane = way
+            place.next_dial = time.monotonic()
+
+    def _hopeless(self, place: Place, error: ZBusError) -> None:
+        """Dialling this way again cannot help: perhaps another one leads there."""
+        place.problems[place.address] = error
+        if len(place.problems) >= len(place.routes):
+            self.give_up(place, error)
+        else:
+            place.turn()
+            place.next_dial = time.monotonic()
 
     def give_up(self, place: Place, error: ZBusError) -> None:
         """Dialling again cannot help: whoever waits there is told, and it ends."""
@@ -99,24 +164,49 @@ class Dialler:
         """Its connection came to nothing at `stage`, or was lost: when to try again, and why."""
         place.connection = None
         place.failures += 1
+        if stage == "refused":
+            self._hopeless(place, refused(place.address))
+            return
         if place.failures % RESOLVE_AGAIN == 0:
-            place.numeric = None  # the name may mean another machine by now
+            place.forget_way()  # the name may mean another machine by now
         place.next_dial = now + place.delay()
-        if place.numeric is not None and not place.looking and place.failures % 5 == 1:
-            numeric = place.numeric
-            self._look(place, lambda: probe.diagnose(place.address, numeric), self._diagnosed)
+        self._diagnose(place, stage, now)
         refused_elsewhere = stage == "connect" and not place.address.is_loopback
         if not (stage == "greeting" or refused_elsewhere):
             place.hopeless_since = None
         elif place.hopeless_since is None:
             place.hopeless_since = now
 
+    def _diagnose(self, place: Place, stage: str, now: float) -> None:
+        """Ask why, now and then; off this thread. A place with several ways turns to the next."""
+        numeric, address, key, lane = place.numeric, place.address, place.key, place.lane
+        several = len(place.routes) > 1
+        # A handshake that ends late tells of a busy peer, and not of another key.
+        is_doubt = bool(key) and stage == "greeting" and now - place.dialled_at < QUICK
+        due = several or place.failures % 5 == 1 or (is_doubt and place.failures <= DOUBTS)
+        if numeric is None or place.looking or not due:
+            return
+
+        def look() -> ConnectError | None:
+            problem = lane.problem if lane is not None else probe.diagnose(address, numeric, key)
+            if problem is None and is_doubt and place.failures >= DOUBTS:
+                return key_changed(address)
+            return problem
+
+        self._look(place, look, self._diagnosed)
+
     def _diagnosed(self, place: Place, error: ConnectError | ZBusError | None) -> None:
         if place.connection is not None and place.connection.greeted:
             return  # meanwhile it works
-        place.problem = error if isinstance(error, ConnectError) else None
-        if isinstance(error, NotZBus):
-            self.give_up(place, error)
+        if isinstance(error, (NotZBus, KeyChanged, NotPaired, ValuesOnly)):
+            self._hopeless(place, error)
+            return
+        if isinstance(error, ConnectError):
+            place.problems[place.address] = error
+        if len(place.problems) >= len(place.routes):
+            place.problem = error if isinstance(error, ConnectError) else None
+        if len(place.routes) > 1 and place.connection is None:
+            place.turn()
 
     def explain(self, place: Place, now: float) -> str:
         """One line for people: why nobody is there yet."""

@@ -26,7 +26,7 @@ from . import machine
 from .address import EXAMPLE, parse_dial
 from .errors import InputError, InvalidAddress, UnknownPeer
 
-MAX_FILE = 4096  # bytes
+MAX_FILE = 8192  # bytes
 DAY = 24 * 3600.0  # seconds after which a file that nobody can vouch for is removed
 SHOWN = 10  # names that an error tells
 
@@ -40,8 +40,11 @@ _MAX_CHARACTERS = {
     "boot": 80,
     "url": 400,
     "software": 100,
+    "key": 52,
+    "python": 400,
+    "folder": 400,
 }  # in UTF-8 and with JSON's own marks less than MAX_FILE
-_MAY_BE_EMPTY = ("started", "boot", "url", "software")
+_MAY_BE_EMPTY = ("started", "boot", "url", "software", "key", "python", "folder")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,9 @@ class Entry:
         boot: The boot and pid namespace in which that pid counts; "" where it cannot be told.
         url: ComfyUI's own page, or "".
         software: What runs there, for people, or "".
+        key: Its public key as text: this user's own; another one only where a folder is shared.
+        python: The interpreter that runs it, and
+        folder: where its `zbus` lies: how to run the commands of that installation.
 
     Raises:
         InputError: A field cannot be used; the text names it.
@@ -70,6 +76,9 @@ class Entry:
     boot: str
     url: str = ""
     software: str = ""
+    key: str = ""
+    python: str = ""
+    folder: str = ""
 
     def __post_init__(self) -> None:
         for field, most in _MAX_CHARACTERS.items():
@@ -85,12 +94,21 @@ class Entry:
 
     @classmethod
     def of_this_process(
-        cls, instance: str, name: str, address: str, *, url: str = "", software: str = ""
+        cls,
+        instance: str,
+        name: str,
+        address: str,
+        *,
+        url: str = "",
+        software: str = "",
+        key: str = "",
     ) -> Entry:
         """The entry of the peer in this process; on every system what `peers` compares with."""
         pid = os.getpid()
         boot = machine.boot_id()
-        return cls(instance, name, address, pid, _start(pid) or "", boot, url, software)
+        started, folder = _start(pid) or "", str(Path(__file__).resolve().parent.parent)
+        here = (text if len(text) <= 400 else "" for text in (sys.executable, folder))
+        return cls(instance, name, address, pid, started, boot, url, software, key, *here)
 
 
 def home() -> Path:

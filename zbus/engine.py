@@ -31,6 +31,7 @@ from .frames import Body, Closed, Connected, Received
 from .links import Links
 from .machine import free_memory
 from .measure import Measuring
+from .meetings import Meetings
 from .messages import (
     Chunk,
     Finish,
@@ -47,11 +48,12 @@ from .messages import (
 from .parts import Parts
 from .places import Peering, Place, Settings
 from .recycling import RECYCLER
+from .seats import Endpoint, Failed, Link, Matched, RunBroken, Seat, SeatBound, Send
 from .seats import Event as ChannelEvent
-from .seats import Failed, Matched, RunBroken, Seat, SeatBound, Send
 from .steps import Steps
 from .streams import Budget
 from .transport import Transport
+from .trust import EXCHANGE, Trust
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +68,11 @@ WORKERS = max(4, min(8, os.cpu_count() or 4))
 class Engine:
     """One peer's I/O thread and all that runs in it."""
 
-    def __init__(self, own: Hello, settings: Settings) -> None:
+    def __init__(self, own: Hello, settings: Settings, trust: Trust) -> None:
         self.own, self.settings = own, settings
-        self.transport = Transport()
+        self.transport = Transport(admit=lambda key: self.links.admits(key))
         self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="zbus-work")
-        self.links = Links(self.transport, own, settings, self)
+        self.links = Links(self.transport, own, settings, self, trust)
         self.channels = Channels()
         self.bulk = Bulk(self.transport, self.pool, self.post)
         self.budget = Budget(self._memory)
@@ -79,6 +81,7 @@ class Engine:
         )
         self.steps = Steps(self.parts)
         self.measuring = Measuring(self.parts)
+        self.meetings = Meetings(self.links, self.channels)
         self.desk = Desk(self.parts, own.instance, self.post)
         self.activity = ""
         self.on_broken: dict[Seat, Callable[[ZBusError], None]] = {}
@@ -278,10 +281,12 @@ class Engine:
 
     def session_up(self, peering: Peering) -> None:
         place, peer = peering.place, peering.session.peer
-        self.channels.session_up(
-            *(peering.key, place.kind, str(place.address), peer.name, peer.incarnation),
-            own=peering.is_own,
-        )
+        link = Link(peering.key, place.kind, str(place.address), peer.name, peer.incarnation)
+        link.permitted = EXCHANGE in peering.permissions
+        if peering.principal:
+            link.principal, link.instance = peering.principal, peer.instance
+            link.proposes = self.own.instance < peer.instance
+        self.channels.session_up(link)
         self._settle()
 
     def session_linked(self, peering: Peering) -> None:
@@ -290,6 +295,7 @@ class Engine:
         self.bulk.unlinked(peering)
         self.bulk.linked(peering)
         self.measuring.linked(peering)
+        self.meetings.linked(peering)
         self.desk.linked(peering)
 
     def session_unlinked(self, peering: Peering) -> None:
@@ -303,7 +309,10 @@ class Engine:
         self._settle()
 
     def place_failed(self, place: Place, error: ZBusError) -> None:
-        self.channels.refuse(place.kind, str(place.address), error)
+        if place.key:
+            self.meetings.place_failed(place, error)
+        else:
+            self.channels.refuse(Endpoint(place.kind, str(place.address)), error)
         self.measuring.place_failed(place, error)
         self.desk.place_failed(place, error)
         self._settle()

@@ -9,11 +9,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .address import parse_dial
-from .errors import DialledSelf, NotZBus, Unreachable, WrongPeer, ZBusError
-from .job import Remote
+from .errors import (
+    DialledSelf,
+    KeyChanged,
+    NotPaired,
+    NotPermitted,
+    NotZBus,
+    Unreachable,
+    ValuesOnly,
+    ZBusError,
+)
 from .parts import Parts
 from .places import Peering, Place
+from .remote import Remote
+from .wrong import wrong_peer
 
 PATIENCE = 10.0  # seconds for the first link: nobody has to press Run for it
 LOOK_EVERY = 0.1
@@ -52,15 +61,16 @@ class Errands:
             self._met(errand, peering)
             return
         try:
-            address = parse_dial(remote.address)
+            routes = remote.routes()
+            if not routes:
+                raise _absent(remote)
+            if any(p.own and p.address in routes for p in self._parts.links.places):
+                raise _own(remote)
+            errand.place = self._parts.links.dial_own(routes, remote.key, now)
         except ZBusError as error:
             self._fail(errand, error)
             return
-        if any(place.own and place.address == address for place in self._parts.links.places):
-            self._fail(errand, _own(remote))
-            return
-        errand.place = self._parts.links.dial(address, now)
-        errand.deadline = now + PATIENCE
+        errand.deadline = now + PATIENCE * len(routes)
         if errand.place.peering is not None and errand.place.peering.connection is not None:
             self._met(errand, errand.place.peering)
 
@@ -74,21 +84,17 @@ class Errands:
 
     def _peering(self, remote: Remote) -> Peering | None:
         """A session that stands with that very peer, whichever side dialled."""
-        if not remote.instance:
-            return None
         for peering in self._parts.links.peerings:
-            is_it = peering.session.peer.instance.hex() == remote.instance and peering.is_own
-            if is_it and peering.connection is not None:
+            if _is_met(remote, peering) and peering.connection is not None:
                 return peering
         return None
 
     def _met(self, errand: Errand, peering: Peering) -> None:
         errand.waiting = False
-        told = peering.session.peer
-        if errand.remote.instance not in ("", told.instance.hex()):
-            self._fail(errand, _wrong(errand.remote, told.name))
-        else:
+        if _is_met(errand.remote, peering):
             errand.then(peering)
+        else:
+            self._fail(errand, wrong_peer(errand.remote, peering.session.peer.name))
 
     def _fail(self, errand: Errand, error: ZBusError) -> None:
         self.done(errand)
@@ -127,40 +133,43 @@ class Errands:
             self._fail(errand, error)
 
 
-def _where(remote: Remote) -> str:
-    return f"{remote.name} at {remote.address}" if remote.name else remote.address
+def _is_met(remote: Remote, peering: Peering) -> bool:
+    told = peering.session.peer
+    return peering.is_own and remote.is_met_by(peering.principal, told.instance, told.name)
 
 
 def _self(remote: Remote) -> DialledSelf:
     return DialledSelf(
         "that is this very ComfyUI",
-        peer=_where(remote),
+        peer=remote.where,
         remedy="Choose another one: a job for oneself would wait for itself",
     )
 
 
 def _own(remote: Remote) -> ZBusError:
     """That address is this process's own: also on another machine, whose page it is from."""
-    return _wrong(remote, "this very ComfyUI") if remote.instance else _self(remote)
+    return wrong_peer(remote, "this very ComfyUI") if remote.instance else _self(remote)
 
 
-def _wrong(remote: Remote, name: str) -> WrongPeer:
-    port = remote.address.rpartition(":")[2]
-    return WrongPeer(
-        f"{name} answers there, and not {remote.name or 'the peer that was meant'}",
-        peer=_where(remote),
-        remedy="If that ComfyUI is reached through a tunnel, forward its zbus port too, to a port "
-        f"that is free here (ssh -L 18190:127.0.0.1:{port} ...), and name 127.0.0.1:18190",
+def _absent(remote: Remote) -> Unreachable:
+    return Unreachable(
+        "it is not connected, and no address of it is known here",
+        peer=remote.where,
+        remedy="Start something on it that names this computer, or give its address here: "
+        "zbus-pair move NAME HOST:PORT",
     )
 
 
 def _missing(remote: Remote, problem: ZBusError) -> ZBusError:
-    if isinstance(problem, NotZBus):
-        return problem.at(peer=_where(remote))
+    if isinstance(problem, ValuesOnly):
+        what = f"no jobs or questions there: {problem.what}"
+        return NotPermitted(what, peer=remote.where, remedy=problem.remedy)
+    if isinstance(problem, (NotZBus, NotPaired, KeyChanged)):
+        return problem.at(peer=remote.where)
     return Unreachable(
         problem.what,
-        peer=_where(remote),
+        peer=remote.where,
         stage="connecting",
         remedy="Look whether that ComfyUI runs, with zbus in it, and whether its tunnel stands: "
-        f"zbus-ping {remote.address}",
+        f"zbus-ping {remote.name or remote.address}",
     )

@@ -10,16 +10,21 @@
     |   +-- CodecRefused          this codec cannot carry this value (8-bit of a latent)
     |   +-- NotTransferable       a live object, or a value too deep or too large
     |   +-- UnknownPeer           no peer of that name is known here
+    |   +-- BadToken              not a whole and rightly written pairing token
     +-- ConnectError              no link to the peer came about
     |   +-- NameNotResolved       the host name is unknown
     |   +-- Unreachable           refused, timed out, no route
     |   +-- NotZBus               something else answers on that port
+    |   +-- ValuesOnly            a plain listener, where a peer's own was wanted
     |   +-- NobodyBehind          a tunnel accepts and closes: nobody listens at its far end
     |   +-- DialledSelf           that address is this very process
     |   +-- VersionMismatch       the two zbus versions have no protocol in common
     |   +-- PortInUse             the address to listen on is taken
     |   +-- ListenRefused         a plain listener off the loopback
     |   +-- WrongPeer             another peer answers than the one that was meant
+    |   +-- NotPaired             one of the two sides does not know the other's key
+    |   +-- KeyChanged            the key that was paired is not the one that answers
+    |   +-- PairingFailed         an invitation was not taken
     +-- LinkError                 the link ended while something was open on it
     |   +-- LinkLost              not back within reconnect_wait
     |   +-- PeerRestarted         the peer's process is a new one
@@ -40,6 +45,7 @@
     |   +-- JobFailed             a node failed there
     |   +-- JobCancelled          it was stopped there
     |   +-- QueueDeadlock         each side's running prompt waits for a job in the other's queue
+    +-- TrustError                the keys or the list of the paired cannot be used
     +-- Cancelled                 cancelled on this side
     +-- TimedOut                  the caller's own deadline passed (also a TimeoutError)
     +-- PeerClosed                this process's own Peer was closed
@@ -117,6 +123,10 @@ class UnknownPeer(InputError):
     """No peer of that name is known here."""
 
 
+class BadToken(InputError):
+    """Not a whole and rightly written pairing token."""
+
+
 class ConnectError(ZBusError):
     """No link to the peer came about."""
 
@@ -131,6 +141,10 @@ class Unreachable(ConnectError):
 
 class NotZBus(ConnectError):
     """Something answers on that port which is not a zbus peer."""
+
+
+class ValuesOnly(ConnectError):
+    """A plain listener answers, which is for values only; a peer's own one was wanted."""
 
 
 class NobodyBehind(ConnectError):
@@ -155,6 +169,18 @@ class ListenRefused(ConnectError):
 
 class WrongPeer(ConnectError):
     """Another peer answers at that address than the one that was meant."""
+
+
+class NotPaired(ConnectError):
+    """One of the two sides does not know the other's key."""
+
+
+class KeyChanged(ConnectError):
+    """Whoever answers does not have the key that was paired."""
+
+
+class PairingFailed(ConnectError):
+    """An invitation was not taken: used, too late, the wrong one, or nobody answers it."""
 
 
 class LinkError(ZBusError):
@@ -248,6 +274,10 @@ class JobCancelled(JobError):
 
 class QueueDeadlock(JobError):
     """Each side's running prompt waits for a job in the other's queue."""
+
+
+class TrustError(ZBusError):
+    """The keys, or the list of those who are paired, cannot be read or written."""
 
 
 class Cancelled(ZBusError):

@@ -18,6 +18,7 @@ class Connection:
     is_open: bool = True
     connected: bool = False  # TCP stands (a dialled one)
     greeted: bool = False  # and ZMTP too
+    key: bytes = b""  # the peer's authenticated public key; none on a plain one
 
     @property
     def dialled(self) -> bool:
@@ -31,6 +32,9 @@ class Listener:
     socket: zmq.Socket[bytes]
     host: str
     port: int
+    curve: bool = False  # only those whose key is admitted get in
+    other_hosts: set[str] = field(default_factory=set)  # where it listens too
+    young: dict[int, None] = field(default_factory=dict)  # fds that have not said a word, in order
     by_id: dict[bytes, Connection] = field(default_factory=dict)
     by_fd: dict[int, Connection] = field(default_factory=dict)
     dead: set[int] = field(default_factory=set)  # file descriptors, as the monitor tells
@@ -84,7 +88,8 @@ class Connected:
 
 @dataclass(frozen=True)
 class Closed:
-    """A connection is gone. `stage`: "connect", "greeting" (it stood, without ZMTP), "link"."""
+    """A connection is gone. `stage`: "connect", "greeting" (it stood, without ZMTP), "refused" (the
+    other side does not admit this side's key), "link"."""
 
     connection: Connection
     stage: str

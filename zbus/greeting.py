@@ -49,21 +49,31 @@ class Greetings:
     Args:
         transport: Carries them.
         own: This process's HELLO.
-        known: Finds the session that a HELLO at a place would go on with.
+        known: Finds the session that a HELLO from a key at a place would go on with.
+        permitted: What the owner of a key may do here.
     """
 
     def __init__(
         self,
         transport: Transport,
         own: Hello,
-        known: Callable[[Place, Hello], Peering | None],
+        known: Callable[[Place, Hello, bytes], Peering | None],
+        permitted: Callable[[bytes], frozenset[str]],
     ) -> None:
-        self._transport, self._own, self._known = transport, own, known
+        self._transport, self._own = transport, own
+        self._known, self._permitted = known, permitted
         self._under_way: dict[Connection, Greeting] = {}
+
+    def _hello(self, connection: Connection) -> Hello:
+        """What this side says of itself to whoever is there."""
+        if not connection.key:
+            return self._own
+        allowed = tuple(sorted(self._permitted(connection.key)))
+        return replace(self._own, listener=OWN, permissions=allowed)
 
     def dial(self, connection: Connection, place: Place, now: float) -> None:
         """A dialled connection stands: say HELLO."""
-        shake = Handshake(self._own, True, random_bytes)
+        shake = Handshake(self._hello(connection), True, random_bytes)
         session = place.peering.session if place.peering else None
         key = session.key if session else random_bytes()
         shake.dial(key, session is not None, session.received if session else 0)
@@ -78,10 +88,8 @@ class Greetings:
         """
         if len(self._under_way) >= MAX_UNDER_WAY:
             raise RemoteProtocolError("no handshake is possible here")
-        own = self._own
-        if place.own:
-            own = replace(own, listener=OWN, permissions=("exchange", "jobs"))
-        self._under_way[connection] = Greeting(Handshake(own, False, random_bytes), place, now)
+        shake = Handshake(self._hello(connection), False, random_bytes)
+        self._under_way[connection] = Greeting(shake, place, now)
 
     def receive(self, connection: Connection, message: Message) -> Greeting | None:
         """Take a message; returns the greeting when it is done. A dialler then `agree`s.
@@ -101,7 +109,7 @@ class Greetings:
             raise Refused(greeting.place, error) from error
         if shake.done:
             return self._under_way.pop(connection)
-        known = self._known(greeting.place, greeting.peer)
+        known = self._known(greeting.place, greeting.peer, connection.key)
         shake.answer(known is not None, known.session.received if known else 0)
         self._say(connection, shake)
         return None

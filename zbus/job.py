@@ -13,6 +13,7 @@ from .messages import clip
 from .operation import Operation
 from .payload import Flat, flatten
 from .reasons import Reason
+from .remote import Remote
 
 __all__ = ["Job", "JobHost", "Reason", "Remote", "Request", "Taken"]
 
@@ -20,24 +21,6 @@ MAX_VALUES = 1024  # attached to one job
 MAX_TITLE = 120
 MAX_NAME = 120  # of a result
 MAX_DETAIL = 200_000  # characters of a traceback
-
-
-@dataclass(frozen=True)
-class Remote:
-    """A peer, and where its own listener is.
-
-    Attributes:
-        address: "host:port".
-        instance: Who must answer there, as 32 hexadecimal digits; "": whoever does.
-        name: What to call it before it has said its name.
-    """
-
-    address: str
-    instance: str = ""
-    name: str = ""
-
-    def __str__(self) -> str:
-        return self.name or self.address
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,20 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from .address import Address
-from .dialling import Dialler, Helper
+from .dialling import Dialler, Helper, not_paired
 from .errors import (
     LinkLost,
+    ListenRefused,
+    NotPaired,
     PeerGone,
     PeerRestarted,
     PortInUse,
     RemoteProtocolError,
+    TrustError,
     ZBusError,
 )
 from .frames import Body, Closed, Connected, Connection, Received
@@ -28,12 +32,16 @@ from .messages import Bye, Hello, Message, Ready, Reject, Status, clip, decode, 
 from .places import BACKOFF_FIRST, Peering, Place, Settings
 from .session import Ended, Redial, Session, Silent
 from .transport import Transport
+from .trust import EXCHANGE, Trust
 
 logger = logging.getLogger(__name__)
 
 MAX_PEERINGS = 64  # sessions at one listener
 CHANGE_MODES = 1.0  # seconds that an unused listener keeps a dial of the same address waiting
 MAX_FAULTS = 3  # protocol errors that one session survives
+TRUST_EVERY = 1.0  # seconds between looks whether somebody is not trusted any more
+PAIRED_ONLY = "only paired peers are wanted here (require_pairing)"
+NAME_IT = "Give the name of a paired peer (zbus-pair list), or allow it: zbus-pair require off"
 PID_EVERY = 0.2  # seconds between looks whether a lost local peer still lives
 
 T = TypeVar("T")
@@ -57,15 +65,20 @@ class Links:
         own: This process's HELLO.
         settings: Times.
         owner: Is told what happens.
+        trust: Whose keys are admitted, and for what.
     """
 
-    def __init__(self, transport: Transport, own: Hello, settings: Settings, owner: Owner) -> None:
+    def __init__(
+        self, transport: Transport, own: Hello, settings: Settings, owner: Owner, trust: Trust
+    ) -> None:
         self._transport, self._own, self._settings, self._owner = transport, own, settings, owner
+        self._trust = trust
         self.places: list[Place] = []
         self._dialler = Dialler(transport, self.places, owner)
-        self._greetings = Greetings(transport, own, _known)
+        self._greetings = Greetings(transport, own, _known, self.permitted)
         self._peerings: dict[Connection, Peering] = {}
         self._logged_at = 0.0
+        self._trust_at = 0.0
 
     @property
     def peerings(self) -> list[Peering]:
@@ -78,7 +91,10 @@ class Links:
 
         Raises:
             PortInUse: Somebody else does; the text says who, where it can be told.
+            ListenRefused: Only paired peers are wanted here.
         """
+        if self._trust.require_pairing:
+            raise ListenRefused(f"cannot listen on {address}: {PAIRED_ONLY}", remedy=NAME_IT)
         place = self._find("listen", address) if address.port else None
         if place is None:
             try:
@@ -92,26 +108,59 @@ class Links:
         return place
 
     def listen_always(self, address: Address) -> Place:
-        """This peer's own listener, for all that it permits; it stays until the end.
+        """This peer's own listener, for those who are paired and what each is permitted; it stays
+        until the end.
 
         Raises:
             PortInUse: The port is taken.
+            TrustError: There are no keys to be had.
         """
-        listener = self._transport.bind(address.host, address.port)
+        self._transport.keys = self._trust.keys
+        listener = self._transport.bind(address.host, address.port, curve=True)
         place = Place("listen", Address(address.host, listener.port), own=True, listener=listener)
         self.places.append(place)
         logger.info("own listener on %s", place.address)
+        self._widen(place)
         return place
 
     def dial(self, address: Address, now: float) -> Place:
-        """Dial there, or go on dialling; `release` it afterwards."""
-        place = self._find("dial", address)
+        """Dial a plain listener, or go on dialling; `release` it afterwards.
+
+        Raises:
+            NotPaired: Only paired peers are wanted here.
+        """
+        if self._trust.require_pairing:
+            raise NotPaired(f"will not dial {address}: {PAIRED_ONLY}", remedy=NAME_IT)
+        return self._dial((address,), b"", now)
+
+    def dial_own(self, routes: Sequence[Address], key: bytes, now: float) -> Place:
+        """Dial a peer's own listener, or go on dialling; `release` it afterwards.
+
+        Args:
+            routes: The ways there: one after the other until one leads there.
+            key: The public key that must answer.
+
+        Raises:
+            NotPaired: That key is not one of this side's.
+            TrustError: There are no keys to be had.
+        """
+        self._refresh()
+        if self._trust.of(key) is None:
+            raise not_paired(str(routes[0]), key)
+        self._transport.keys = self._trust.keys
+        return self._dial(tuple(routes), key, now)
+
+    def _dial(self, routes: tuple[Address, ...], key: bytes, now: float) -> Place:
+        found = (p for p in self.places if p.kind == "dial" and (p.routes, p.key) == (routes, key))
+        place = next(found, None)
         if place is None:
-            place = Place("dial", address)
+            place = Place("dial", routes[0], key=key, routes=routes)
             self.places.append(place)
-            logger.info("dialling %s", address)
+            logger.info("dialling %s", place.address)
         if place.given_up is not None:  # for an earlier run: look again
             place.problem = place.given_up = None
+            place.problems.clear()
+            place.failures = 0
         if place.connection is None and not (place.looking and place.numeric is None):
             place.next_dial, place.backoff = now, BACKOFF_FIRST
         place.users += 1
@@ -123,7 +172,12 @@ class Links:
         place.idle_since = now
 
     def _find(self, kind: str, address: Address) -> Place | None:
-        return next((p for p in self.places if p.kind == kind and p.address == address), None)
+        """The plain place there."""
+        for place in self.places:
+            is_plain = not place.key and not place.own
+            if place.kind == kind and place.address == address and is_plain:
+                return place
+        return None
 
     def _close_place(self, place: Place, why: str) -> None:
         self.places.remove(place)
@@ -132,6 +186,7 @@ class Links:
         if place.connection is not None:
             self._drop(place.connection)
             place.connection = None
+        place.forget_way()
         if place.listener is not None:
             self._greetings.forget_place(place)
             self._transport.unbind(place.listener)
@@ -147,6 +202,68 @@ class Links:
         """End everything."""
         for place in list(self.places):
             self._close_place(place, why)
+
+    # --- trust --------------------------------------------------------------------------------
+
+    def admits(self, key: bytes) -> bool:
+        """Whether the owner of that key may connect to this peer's own listener."""
+        self._refresh()
+        return self._trust.of(key) is not None
+
+    def _refresh(self) -> None:
+        try:
+            changed = self._trust.refresh()
+        except TrustError as error:
+            logger.error("%s. What was known until now counts", error)
+            return
+        if changed:
+            self._trust_changed()
+
+    def permitted(self, key: bytes) -> frozenset[str]:
+        """What the owner of that key, or with none whoever comes to a plain address, may do."""
+        principal = self._trust.of(key) if key else None
+        if principal is not None:
+            return principal.permissions
+        return frozenset() if key else frozenset({EXCHANGE})
+
+    def _look_at_trust(self, now: float) -> None:
+        if now >= self._trust_at:
+            self._trust_at = now + TRUST_EVERY
+            self._refresh()
+
+    def _trust_changed(self) -> None:
+        """Whoever is not paired any more, or may do other things now, is told and gone."""
+        for peering in self.peerings:
+            if not peering.principal:
+                if self._trust.require_pairing:
+                    error = PeerGone(PAIRED_ONLY, peer=peering.name, remedy=NAME_IT)
+                    self.end_session(peering, error, say="only paired peers are wanted there now")
+                continue
+            allowed, before = self.permitted(peering.principal), peering.permissions
+            if self._trust.of(peering.principal) is None:
+                error = PeerGone("is not paired with this side any more", peer=peering.name)
+                self.end_session(peering, error, say="not paired any more")
+            elif before - allowed or (allowed - before) & {EXCHANGE}:
+                error = PeerGone("may do other things here from now on", peer=peering.name)
+                self.end_session(peering, error, say="its permissions have changed there")
+            else:
+                peering.permissions = allowed
+        for place in self.places:
+            if place.own:
+                self._widen(place)
+
+    def _widen(self, place: Place) -> None:
+        """Have this peer's own listener open where the user wants it, and nowhere else."""
+        assert place.listener is not None
+        wanted = {self._trust.lan} - {"", place.address.host}
+        if wanted == place.listener.other_hosts:
+            return
+        try:
+            self._transport.widen(place.listener, wanted)
+        except PortInUse as error:
+            logger.error("cannot listen on %s, port %d: %s", wanted, place.address.port, error)
+            return
+        logger.info("own listener on %s", ", ".join(sorted(wanted | {place.address.host})))
 
     # --- events of the transport --------------------------------------------------------------
 
@@ -257,18 +374,20 @@ class Links:
             return
         is_new = peering is None
         if peering is None:
-            peering = self._new_peering(place, peer, now, dialled=True)
+            peering = self._new_peering(greeting, connection, now)
         self._greetings.agree(connection, greeting)
         self._link(peering, connection, peer.received, now, is_new)
 
     def _accepted(self, connection: Connection, greeting: Greeting, now: float) -> None:
         place, peer = greeting.place, greeting.peer
-        peering = _known(place, peer)
+        if connection.key and self._trust.of(connection.key) is None:
+            raise RemoteProtocolError("not paired any more")
+        peering = _known(place, peer, connection.key)
         is_new = peering is None
         if peering is None:
-            self._supersede(place, peer)
+            self._supersede(place, peer, connection.key)
             self._make_room(place)
-            peering = self._new_peering(place, peer, now, dialled=False)
+            peering = self._new_peering(greeting, connection, now)
         elif peering.connection is not None:
             self._drop(peering.connection)
             self._unlink(peering, now)
@@ -287,11 +406,11 @@ class Links:
             raise RemoteProtocolError(f"{MAX_PEERINGS} peers are connected here")
         self.end_session(lost, LinkLost("gave way to another peer", peer=lost.name))
 
-    def _supersede(self, place: Place, peer: Hello) -> None:
+    def _supersede(self, place: Place, peer: Hello, key: bytes) -> None:
         """A peer that comes anew has forgotten its older sessions here."""
         for old in list(place.peerings):
             told = old.session.peer
-            if told.instance != peer.instance:
+            if (old.principal, told.instance) != (key, peer.instance):
                 continue
             if told.incarnation != peer.incarnation:
                 self.end_session(old, _not_resumed(told, peer))
@@ -299,12 +418,19 @@ class Links:
                 # It had given up the old one, and may go on with its jobs.
                 self.end_session(old, LinkLost("has dialled anew", peer=told.name))
 
-    def _new_peering(self, place: Place, peer: Hello, now: float, *, dialled: bool) -> Peering:
+    def _new_peering(self, greeting: Greeting, connection: Connection, now: float) -> Peering:
+        place, peer = greeting.place, greeting.peer
         if peer.resumed or peer.received:
             raise RemoteProtocolError("it would go on with a session that is not known here")
-        wait = self._settings.reconnect_wait
-        session = Session(peer.session, peer, dialled=dialled, reconnect_wait=wait, now=now)
-        peering = Peering(session, place)
+        session = Session(
+            peer.session,
+            peer,
+            dialled=connection.dialled,
+            reconnect_wait=self._settings.reconnect_wait,
+            now=now,
+        )
+        peering = Peering(session, place, connection.key)
+        peering.permissions = self.permitted(connection.key)
         if peer.boot and peer.boot == self._own.boot:
             peering.process = process_start(peer.pid)
         place.peerings.append(peering)
@@ -385,6 +511,7 @@ class Links:
 
     def tick(self, now: float, late: float) -> None:
         """Do what is due. Call it after all input that had come was handed in."""
+        self._look_at_trust(now)
         for place in list(self.places):
             self._tick_place(place, now)
             for peering in list(place.peerings):
@@ -450,6 +577,8 @@ class Links:
         """When `tick` has something to do."""
         first = self._greetings.deadline()
         times = [] if first is None else [first]
+        if any(p.principal not in (b"", self._transport.key) for p in self.peerings):
+            times.append(self._trust_at)  # of this user's own peers none can be sent away
         for place in self.places:
             if place.next_dial is not None and place.connection is None:
                 times.append(place.next_dial)
@@ -499,10 +628,11 @@ def _not_resumed(known: Hello, peer: Hello) -> ZBusError:
     return LinkLost("gave up waiting for this side", peer=known.name, remedy=remedy)
 
 
-def _known(place: Place, peer: Hello) -> Peering | None:
-    """The session at that place which this HELLO would go on with."""
+def _known(place: Place, peer: Hello, key: bytes) -> Peering | None:
+    """The session at that place which this HELLO, from the owner of that key, would go on with."""
     for peering in place.peerings:
         told = peering.session.peer
-        if peering.key == peer.session and told.incarnation == peer.incarnation:
+        is_same = (peering.principal, told.incarnation) == (key, peer.incarnation)
+        if is_same and peering.key == peer.session:
             return peering
     return None

@@ -18,20 +18,24 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from . import codecs
 from .address import Address, parse_dial, parse_listen
 from .engine import Engine
 from .errors import Cancelled, PeerClosed, PortInUse
-from .job import Job, JobHost, Remote, Request
+from .job import Job, JobHost, Request
 from .machine import boot_id
+from .meetings import endpoint
 from .messages import MAX_CHUNK, VERSION, Hello, clip
 from .operation import Operation
 from .payload import flatten
 from .places import Place, Settings
+from .remote import Remote
 from .run import Channel, Run, fitting
 from .seats import Endpoint
+from .trust import Trust
 
 DEFAULT = "127.0.0.1:8282"  # ComfyUI-Jumper's
 
@@ -44,12 +48,18 @@ class Peer:
         instance: Names this ComfyUI, the same after a restart (never random: a restart could not
             be told from a stranger). By default this process alone.
         settings: Times and limits.
+        trust: This user's keys, and whom they trust; by default those in the user's folder.
 
     Usable from any thread. `close` it, or use it as a context manager.
     """
 
     def __init__(
-        self, name: str = "", *, instance: str = "", settings: Settings | None = None
+        self,
+        name: str = "",
+        *,
+        instance: str = "",
+        settings: Settings | None = None,
+        trust: Trust | None = None,
     ) -> None:
         from . import __version__  # not at import: the package imports this module
 
@@ -68,7 +78,8 @@ class Peer:
             limits=(("chunk", MAX_CHUNK),),
             software=f"zbus {__version__}",
         )
-        self._engine = Engine(self.own, settings or Settings())
+        self.trust = trust or Trust()
+        self._engine = Engine(self.own, settings or Settings(), self.trust)
         atexit.register(self.close, "the process ends")
 
     def listen(
@@ -89,8 +100,7 @@ class Peer:
 
         def make() -> Channel:
             place = self._engine.links.listen(wanted)
-            endpoint = Endpoint("listen", str(place.address))
-            return self._open(endpoint, place, channel, run)
+            return self._open(Endpoint("listen", str(place.address)), place, channel, run)
 
         return self._engine.ask(make)
 
@@ -108,10 +118,30 @@ class Peer:
 
         def make() -> Channel:
             place = self._engine.links.dial(wanted, time.monotonic())
-            endpoint = Endpoint("dial", str(wanted))
-            return self._open(endpoint, place, channel, run)
+            return self._open(Endpoint("dial", str(wanted)), place, channel, run)
 
         return self._engine.ask(make)
+
+    def meet(self, remote: Remote, *, channel: str = "main", run: Run | None = None) -> Channel:
+        """A channel to a certain peer, whichever side dials: to one of this user's on this machine,
+        or to one that is paired. Returns at once, as `connect` does. Arguments as in `listen`.
+
+        Raises:
+            InvalidAddress: The address cannot be dialled.
+            NotPaired: That peer's key is not one of those that are paired.
+            TrustError: This user's keys cannot be read.
+            PeerClosed: This peer is closed.
+        """
+
+        def make() -> Channel:
+            wanted = self._keyed(remote)
+            place = self._engine.meetings.way(wanted)
+            return self._open(endpoint(wanted), place, channel, run, wanted)
+
+        return self._engine.ask(make)
+
+    def _keyed(self, remote: Remote) -> Remote:
+        return remote if remote.key else replace(remote, key=self.trust.keys.public)
 
     def anyone(self, *, channel: str = "main", run: Run | None = None) -> Channel:
         """A channel to the only connected peer; more than one is an error that names them.
@@ -119,18 +149,25 @@ class Peer:
         return self._engine.ask(lambda: self._open(Endpoint("any"), None, channel, run))
 
     def _open(
-        self, endpoint: Endpoint, place: Place | None, channel: str, run: Run | None
+        self,
+        where: Endpoint,
+        place: Place | None,
+        channel: str,
+        run: Run | None,
+        remote: Remote | None = None,
     ) -> Channel:
         run = run or Run()
         seat = self._engine.channels.open(
             clip(run.id, 80),
-            endpoint,
+            where,
             clip(channel, 80),
             clip(run.since, 20),
             fitting(run.manifest),
         )
         if run.on_broken is not None:
             self._engine.on_broken[seat] = run.on_broken
+        if remote is not None:
+            self._engine.meetings.begin(seat, remote, place)
         return Channel(self._engine, seat, place)
 
     # --- jobs ---------------------------------------------------------------------------------
@@ -186,7 +223,7 @@ class Peer:
         def awaits(who: str) -> None:
             engine.post(lambda: engine.desk.awaits(job, who))
 
-        job = Job(str(uuid.uuid4()), remote, request, cancel, awaits)
+        job = Job(str(uuid.uuid4()), self._keyed(remote), request, cancel, awaits)
         job.on_change, job.on_preview = on_change, on_preview
         if engine.closed:
             raise PeerClosed("this Peer is closed")
@@ -196,17 +233,28 @@ class Peer:
     def enquire(self, remote: Remote) -> Future[dict[str, Any]]:
         """What that peer tells of itself: its queue, devices, free memory, versions, and as
         "jobs" whether it permits them. Nothing but that where it does not."""
-        return self._engine.ask(lambda: self._engine.desk.enquiries.ask(remote))
+        wanted = self._keyed(remote)
+        return self._engine.ask(lambda: self._engine.desk.enquiries.ask(wanted))
 
     def set_activity(self, activity: str) -> None:
         """Tell every peer what this process is doing ("KSampler 14/20"), for their texts."""
         self._engine.post(lambda: self._engine.set_activity(activity))
 
-    def probe(self, address: str) -> Probe:
-        """Look at a link without a run: see `Probe`."""
-        wanted = parse_dial(address)
+    def probe(self, address: str | Remote) -> Probe:
+        """Look at a link without a run: to a plain address, or to a peer's own listener.
+
+        Raises:
+            InvalidAddress, NotPaired, TrustError: It cannot be dialled.
+        """
         links = self._engine.links
-        return Probe(self._engine, self._engine.ask(lambda: links.dial(wanted, time.monotonic())))
+
+        def dial() -> Place:
+            if isinstance(address, Remote):
+                key = self._keyed(address).key
+                return links.dial_own(address.routes(), key, time.monotonic())
+            return links.dial(parse_dial(address), time.monotonic())
+
+        return Probe(self._engine, self._engine.ask(dial))
 
     def close(self, why: str = "this peer was closed") -> None:
         """Say goodbye and end, in under a second. What is open raises `PeerClosed`."""

@@ -10,6 +10,7 @@ from .frames import Connection, Listener
 from .messages import MAX_CHUNK
 from .pace import Pace
 from .session import Session
+from .websocket import Lane
 
 ADDR, OWN = "addr", "own"  # kinds of listener, as HELLO names them
 BACKOFF_FIRST = 0.1  # seconds to the next dial
@@ -44,25 +45,43 @@ class Place:
     kind: str  # "listen" or "dial"
     address: Address
     own: bool = False  # this peer's own listener: for jobs too, and never closed
+    key: bytes = b""  # of a dialled one: the public key that must answer; none: a plain one
+    routes: tuple[Address, ...] = ()  # of a dialled one: the ways there; `address` is tried now
     users: int = 0
     idle_since: float = 0.0
     listener: Listener | None = None
     peerings: list[Peering] = field(default_factory=list)
     # A dialled place has at most one session, and makes its connections itself.
     numeric: str | None = None
+    port: int = 0  # to dial at `numeric`
+    lane: Lane | None = None  # which leads on from there
+    problems: dict[Address, ZBusError] = field(default_factory=dict)  # of each way there
     connection: Connection | None = None
     dialled_at: float = 0.0
     next_dial: float | None = None
     backoff: float = BACKOFF_FIRST
     failures: int = 0  # since the last success
     looking: bool = False  # a resolver or probe is under way
-    problem: ConnectError | None = None
+    problem: ConnectError | None = None  # why nothing stands there: each way has been tried
     given_up: ZBusError | None = None  # dialling again cannot help, and why
     hopeless_since: float | None = None  # accepted and closed, or refused elsewhere, each time
 
     @property
     def peering(self) -> Peering | None:
         return self.peerings[0] if self.peerings else None
+
+    def turn(self) -> None:
+        """The next way there, in their order, and the first again after the last."""
+        if len(self.routes) > 1:
+            self.address = self.routes[(self.routes.index(self.address) + 1) % len(self.routes)]
+            self.forget_way()
+
+    def forget_way(self) -> None:
+        """Find the way to `address` anew before the next dial."""
+        self.numeric = None
+        if self.lane is not None:
+            self.lane.close()
+            self.lane = None
 
     def delay(self) -> float:
         """Seconds to wait before the next dial; grows with each call."""
@@ -76,6 +95,7 @@ class Place:
         """A connection stands and the peer has answered."""
         self.backoff, self.failures = BACKOFF_FIRST, 0
         self.problem = self.hopeless_since = None
+        self.problems.clear()
 
 
 @dataclass(eq=False)
@@ -84,12 +104,14 @@ class Peering:
 
     session: Session
     place: Place
+    principal: bytes = b""  # the peer's public key, as CURVE has proved it; none on a plain link
     connection: Connection | None = None
     pace: Pace = field(default_factory=Pace)
     transfers: int = 0  # open ones
     activity: str = ""  # what the peer says it is doing
     silent: float = 0.0  # seconds, once it is worth a word
     process: str | None = None  # of a peer on this machine: what tells its process from another
+    permissions: frozenset[str] = frozenset()  # what the peer may do here
     faults: int = 0  # protocol errors
     jobs: bool = False  # some job needs it
 
@@ -104,7 +126,7 @@ class Peering:
     @property
     def is_own(self) -> bool:
         """Whether it goes through the own listener of either side, and not one for values only."""
-        return self.place.own if self.place.kind == "listen" else self.session.peer.listener == OWN
+        return bool(self.principal)
 
     @property
     def is_local(self) -> bool:

@@ -10,12 +10,21 @@ import contextlib
 import socket
 
 from .address import Address
-from .errors import ConnectError, NameNotResolved, NobodyBehind, NotZBus, Unreachable
+from .errors import (
+    ConnectError,
+    NameNotResolved,
+    NobodyBehind,
+    NotPaired,
+    NotZBus,
+    Unreachable,
+    ValuesOnly,
+)
 
 TIMEOUT = 5.0  # seconds for TCP
 LISTEN_FIRST = 1.0  # seconds for the other side to speak before we do
 GREETING_TIMEOUT = 3.0  # seconds for its first bytes after that
 SIGNATURE = 10  # bytes that a ZMTP 3 peer says first, RFC 23; the first of them is FF
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01NULL".ljust(54, b"\0")  # a whole one of ours
 QUESTION = b"GET / HTTP/1.0\r\n\r\n"  # what makes most others speak
 
 NO_SERVER = (
@@ -26,6 +35,11 @@ CHECK_PORT = "Check the port; or does the original ComfyUI-Jumper run there? Ins
 WEB_PORT = (
     "If that is ComfyUI's own page: give the port in the Server node's addr (8282), not the page's"
 )
+BY_NAME = (
+    "Give the peer's name in place of the address (zbus-ping lists them); or, for a plain "
+    "exchange, the Server node's addr (8282)"
+)
+OWN_PORT = "Give the peer's name, or its page's URL, or its own listener's port (zbus-ping URL)"
 MAY_BE_STOPPED = f"{CHECK_PORT}. If it is zbus, its process is stopped or hangs"
 
 
@@ -64,8 +78,8 @@ def connect(address: Address, numeric: str, timeout: float = TIMEOUT) -> socket.
         ) from error
 
 
-def greeting(address: Address, numeric: str, timeout: float = TIMEOUT) -> None:
-    """Whether ZMTP answers there.
+def greeting(address: Address, numeric: str, key: bytes = b"", timeout: float = TIMEOUT) -> None:
+    """Whether ZMTP answers there, encrypted if a `key` is to answer, and else plain.
 
     A ZMTP peer speaks first, and a tunnel with nobody behind closes first: so listen before
     speaking, or neither can be told from a program that hangs up on what it does not understand.
@@ -74,7 +88,10 @@ def greeting(address: Address, numeric: str, timeout: float = TIMEOUT) -> None:
         Unreachable: TCP does not connect.
         NobodyBehind: It accepts and closes.
         NotZBus: Something else answers, or nothing does.
+        NotPaired: The listener there is for paired peers.
+        ValuesOnly: The listener there is a plain one.
     """
+    mechanism = b""
     with connect(address, numeric, timeout) as link:
         first = _first_bytes(link, min(timeout, LISTEN_FIRST))
         if first is None:
@@ -85,12 +102,35 @@ def greeting(address: Address, numeric: str, timeout: float = TIMEOUT) -> None:
                 raise _not_zbus(address, "accepts, but says nothing", MAY_BE_STOPPED)
             if not first:
                 raise _hangs_up(address)
+        if first[:1] == b"\xff":
+            mechanism = _mechanism(link, first, min(timeout, GREETING_TIMEOUT))
     if not first:
         raise nobody_behind(address)
     if first[0] != 0xFF:
         is_web = first.startswith(b"HTTP")
         remedy = WEB_PORT if is_web else CHECK_PORT
         raise _not_zbus(address, f"{_guess(first)} answers there", remedy)
+    if mechanism == b"CURVE" and not key:
+        raise NotPaired("that listener is for paired peers", peer=str(address), remedy=BY_NAME)
+    if mechanism == b"NULL" and key:
+        what = "a plain listener answers there, which is for values only"
+        raise ValuesOnly(what, peer=str(address), remedy=OWN_PORT)
+
+
+def _mechanism(link: socket.socket, first: bytes, timeout: float) -> bytes:
+    """How a ZMTP peer wants to talk, by the rest of its greeting; b"" if it does not say."""
+    link.settimeout(timeout)
+    said = first
+    try:
+        link.sendall(GREETING)
+        while len(said) < len(GREETING):
+            more = link.recv(len(GREETING) - len(said))
+            if not more:
+                return b""
+            said += more
+    except OSError:
+        return b""
+    return said[12:32].rstrip(b"\0")
 
 
 def _first_bytes(link: socket.socket, timeout: float) -> bytes | None:
@@ -104,10 +144,10 @@ def _first_bytes(link: socket.socket, timeout: float) -> bytes | None:
         return b""  # reset: the same as closed
 
 
-def diagnose(address: Address, numeric: str) -> ConnectError | None:
+def diagnose(address: Address, numeric: str, key: bytes = b"") -> ConnectError | None:
     """Why a connection to this address does not come about; None: it does."""
     try:
-        greeting(address, numeric)
+        greeting(address, numeric, key)
     except ConnectError as error:
         return error
     return None

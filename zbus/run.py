@@ -187,6 +187,7 @@ class Channel:
         def close() -> None:
             self._engine.channels.close(self._seat, outcome, why)
             self._engine.on_broken.pop(self._seat, None)
+            self._engine.meetings.end(self._seat)
             if self._place is not None:
                 self._engine.links.release(self._place, time.monotonic())
 

@@ -14,15 +14,34 @@ SessionKey = bytes
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a seat may meet: kind "listen" or "dial" with an address, or "any" peer."""
+    """Where a seat may meet.
+
+    Attributes:
+        kind: "listen" or "dial" with an address, "peer" with a key, or "any" of those that have
+            come to an address.
+        address: Of a "listen" or "dial"; of a "peer" what to call it.
+        principal: The public key of a "peer".
+        instance, name: Which ComfyUI of that principal, by its id or by its own name; none: any.
+    """
 
     kind: str
     address: str = ""
+    principal: bytes = b""
+    instance: bytes = b""
+    name: str = ""
 
     def covers(self, link: Link) -> bool:
-        if self.kind == "any":
-            return not link.own
-        return self.kind == link.kind and self.address == link.address
+        if not link.permitted:
+            return False
+        if self.kind != "peer":
+            fits = self.kind == "any" or (self.kind, self.address) == (link.kind, link.address)
+            return fits and not link.principal
+        # What the peer says of itself counts only within what its key has proved.
+        return (
+            self.principal == link.principal
+            and self.instance in (b"", link.instance)
+            and self.name in ("", link.peer)
+        )
 
     def __str__(self) -> str:
         return {"any": "the connected peer", "listen": f"listen:{self.address}"}.get(
@@ -39,7 +58,10 @@ class Link:
     address: str
     peer: str  # the peer's name
     incarnation: bytes
-    own: bool = False  # between the peers themselves, for jobs: not for whoever runs somewhere
+    principal: bytes = b""  # its key, on a link of the peers' own listeners
+    instance: bytes = b""
+    permitted: bool = True  # to exchange values with this side
+    proposes: bool | None = None  # where neither side is the listening one
     remote: dict[tuple[str, str], Announce] = field(default_factory=dict)  # (run, channel): waiting
     busy: dict[str, str] = field(default_factory=dict)  # channel -> why nobody is to be had
     bindings: int = 0
@@ -47,8 +69,9 @@ class Link:
 
     @property
     def binds(self) -> bool:
-        """The listening side proposes the bindings."""
-        return self.kind == "listen"
+        """This side proposes the bindings: the listening one does, and between peers, which may
+        both have dialled, the one with the lower id."""
+        return self.kind == "listen" if self.proposes is None else self.proposes
 
     def new_operation(self) -> int:
         """An operation's id, never the same on both sides."""

@@ -4,6 +4,9 @@ Knows no message. Everything here belongs to the I/O thread. A `Connection` is o
 a DEALER's socket is used for one and never again, so no stale frame can arrive; on a ROUTER a
 connection is a routing id, and the file descriptor under it (`SRCFD`) is what the monitor's
 DISCONNECTED names and what `end` shuts down, since ZeroMQ has no call for that.
+
+Plain sockets and CURVE's have a Context each: a plain handshake must not wait for `zap`, which
+waits for this thread, and so for whoever holds the GIL.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import socket
 import time
 from collections.abc import Generator, Iterator
@@ -20,14 +24,17 @@ from zmq.utils.monitor import parse_monitor_message
 
 from .errors import PortInUse
 from .frames import Body, Closed, Connected, Connection, Event, Listener, Received
+from .keys import KeyPair
 from .messages import MAX_FRAME
+from .zap import DOMAIN, Admit, Zap, user_key
 
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY = 0.05  # seconds, while a connection is about to end
 LAST_WORDS = 2.0  # seconds for what a connection said before it ended, under a flood of others
 DRAIN = 64  # messages taken from one socket before the others have their turn
-ZAP_DOMAIN = b"zbus"  # without one a ROUTER accepts ZMTP 1.0, and so an HTTP form's body
+MAX_YOUNG = 128  # connections of one listener that have not said a word
+BIND_TRIES, BIND_EVERY = 25, 0.02  # seconds: a listener that was closed frees its port later
 
 _EVENTS = (
     zmq.EVENT_ACCEPTED
@@ -47,11 +54,26 @@ _FAILED = (
 
 
 class Transport:
-    """All sockets of one peer, in a Context of its own."""
+    """All sockets of one peer, in Contexts of its own.
 
-    def __init__(self) -> None:
+    Args:
+        keys: This side's, for CURVE; may be set later.
+        admit: Asked for the public key of everyone who comes to a CURVE listener, in the thread
+            that polls.
+        max_frame: Bytes of the largest frame that may come.
+    """
+
+    def __init__(
+        self,
+        keys: KeyPair | None = None,
+        admit: Admit | None = None,
+        max_frame: int = MAX_FRAME,
+    ) -> None:
+        self.keys, self._admit, self._max_frame = keys, admit, max_frame
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.context.setsockopt(zmq.MAX_SOCKETS, 4096)
+        self._secure: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._zap: Zap | None = None
         self._poller = zmq.Poller()
         self._wake_in, self._wake_out = socket.socketpair()
         for end in (self._wake_in, self._wake_out):
@@ -67,6 +89,11 @@ class Transport:
             Connection
         ] = []  # by this side, and gone; to be ignored until all is read
 
+    @property
+    def key(self) -> bytes:
+        """This side's public key; none where there was no need of one yet."""
+        return self.keys.public if self.keys is not None else b""
+
     def wake(self) -> None:
         """End a `poll` under way. The one call for other threads."""
         with contextlib.suppress(OSError):  # it is awake already, or closed
@@ -74,42 +101,80 @@ class Transport:
 
     # --- making and ending ----------------------------------------------------------------------
 
-    def bind(self, host: str, port: int) -> Listener:
-        """Listen on a numeric address.
+    def bind(self, host: str, port: int, *, curve: bool = False) -> Listener:
+        """Listen on a numeric address; with `curve` for those alone whose key is admitted.
 
         Raises:
             PortInUse: The system refuses the address.
         """
-        router = self._socket(zmq.ROUTER, host)
+        router = self._socket(zmq.ROUTER, host, curve)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        listener = Listener(router, host, port)
+        if curve:
+            router.setsockopt(zmq.CURVE_SERVER, 1)
+        listener = Listener(router, host, port, curve)
         # Monitored before it is bound: somebody may dial this very moment.
         self._register(router, listener)
         try:
-            router.bind(f"tcp://{_bracket(host)}:{port or '*'}")
+            router.bind(_endpoint(host, port))
         except zmq.ZMQError as error:
             self._close(router, 0)
             raise PortInUse(str(error)) from error
-        endpoint = router.getsockopt(zmq.LAST_ENDPOINT)
-        assert isinstance(endpoint, bytes)
-        listener.port = int(endpoint.rstrip(b"\0").rpartition(b":")[2])
+        bound = router.getsockopt(zmq.LAST_ENDPOINT)
+        assert isinstance(bound, bytes)
+        listener.port = int(bound.rstrip(b"\0").rpartition(b":")[2])
         return listener
 
-    def dial(self, host: str, port: int) -> Connection:
-        """Begin a connection to a numeric address; `Connected` or `Closed` follows."""
-        dealer = self._socket(zmq.DEALER, host)
+    def widen(self, listener: Listener, hosts: set[str]) -> None:
+        """Listen on the same port of these numeric addresses too, and of no others. One that is
+        "0.0.0.0" takes the place of the listener's own.
+
+        Raises:
+            PortInUse: The system refuses one of them; the listener's own stands.
+        """
+        router, port = listener.socket, listener.port
+        for host in listener.other_hosts - hosts:
+            router.unbind(_endpoint(host, port))
+            listener.other_hosts.discard(host)
+            if _is_every(host):
+                _bind_again(router, _endpoint(listener.host, port))
+        for host in hosts - listener.other_hosts - {listener.host}:
+            if _is_every(host):
+                router.unbind(_endpoint(listener.host, port))
+            try:
+                router.setsockopt(zmq.IPV6, int(":" in host))
+                _bind_again(router, _endpoint(host, port))
+            except zmq.ZMQError as error:
+                if _is_every(host):
+                    _bind_again(router, _endpoint(listener.host, port))
+                raise PortInUse(str(error)) from error
+            listener.other_hosts.add(host)
+
+    def dial(self, host: str, port: int, *, server: bytes = b"") -> Connection:
+        """Begin a connection to a numeric address; `Connected` or `Closed` follows.
+
+        Args:
+            server: The public key that must answer, with CURVE; none: plain.
+        """
+        dealer = self._socket(zmq.DEALER, host, bool(server))
         dealer.setsockopt(zmq.RECONNECT_IVL, -1)
         dealer.setsockopt(zmq.CONNECT_TIMEOUT, 10_000)
-        connection = Connection(dealer)
+        if server:
+            dealer.setsockopt(zmq.CURVE_SERVERKEY, server)
+        connection = Connection(dealer, key=server)
         self._register(dealer, connection)
-        dealer.connect(f"tcp://{_bracket(host)}:{port}")
+        dealer.connect(_endpoint(host, port))
         return connection
 
-    def _socket(self, kind: int, host: str) -> zmq.Socket[bytes]:
-        made = self.context.socket(kind)
+    def _socket(self, kind: int, host: str, curve: bool) -> zmq.Socket[bytes]:
+        made = (self._secured() if curve else self.context).socket(kind)
+        if curve:
+            assert self.keys is not None, "CURVE needs keys"
+            made.setsockopt(zmq.CURVE_PUBLICKEY, self.keys.public)
+            made.setsockopt(zmq.CURVE_SECRETKEY, self.keys.secret)
+            made.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, int(kind == zmq.ROUTER))
         made.setsockopt(zmq.LINGER, 0)
         made.setsockopt(zmq.IPV6, int(":" in host))
-        made.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
+        made.setsockopt(zmq.MAXMSGSIZE, self._max_frame)
         made.setsockopt(zmq.SNDHWM, 0)  # grants bound it
         made.setsockopt(zmq.RCVHWM, 16)
         made.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
@@ -118,8 +183,18 @@ class Transport:
         made.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
         made.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 10)
         made.setsockopt(zmq.TCP_KEEPALIVE_CNT, 6)
-        made.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+        # Without one a ROUTER accepts ZMTP 1.0, and so an HTTP form's body.
+        made.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
         return made
+
+    def _secured(self) -> zmq.Context[zmq.Socket[bytes]]:
+        """The Context of the CURVE sockets; whoever decides stands before any is bound."""
+        if self._secure is None:
+            self._secure = zmq.Context()
+            self._secure.setsockopt(zmq.MAX_SOCKETS, 4096)
+            self._zap = Zap(self._secure, self._admit or (lambda _: False))
+            self._poller.register(self._zap.socket, zmq.POLLIN)
+        return self._secure
 
     def _register(self, made: zmq.Socket[bytes], owner: Listener | Connection) -> None:
         monitor = made.get_monitor_socket(_EVENTS)
@@ -147,7 +222,7 @@ class Transport:
         for at, connection in self._doomed:
             listener = connection.listener
             if at <= now and listener and listener.by_fd.get(connection.fd) is connection:
-                _shutdown(connection.fd)
+                _shutdown(connection.fd, listener.port)
         self._doomed = [(at, connection) for at, connection in self._doomed if at > now]
 
     def unbind(self, listener: Listener, linger: int = 200) -> None:
@@ -176,6 +251,10 @@ class Transport:
             else:
                 owner.is_open = False
                 self._close(made, 200)
+        if self._zap is not None:
+            self._zap.close()
+        if self._secure is not None:
+            self._secure.term()
         self.context.term()
         self._wake_in.close()
         self._wake_out.close()
@@ -211,6 +290,8 @@ class Transport:
         ready = dict(self._poller.poll(_milliseconds(timeout)))
         if ready.pop(self._wake_out.fileno(), None):
             self._drain_wake()
+        if self._zap is not None and ready.pop(self._zap.socket, None):
+            self._zap.answer()
         for monitor in [m for m in self._monitors if m in ready]:
             self._read_monitor(monitor)
         self._end_doomed()
@@ -273,7 +354,10 @@ class Transport:
 
     def _accepted(self, listener: Listener, first: zmq.Frame) -> Connection | None:
         routing_id = first.bytes
+        key = user_key(first) if listener.curve else b""
         connection = listener.by_id.get(routing_id)
+        if connection is not None and connection.key != key:
+            return None  # it has the routing id of another
         if connection is not None or routing_id in listener.ignored:
             return connection
         fd = int(first.get(zmq.SRCFD))
@@ -281,9 +365,10 @@ class Transport:
         # and of the DISCONNECTED of an earlier connection that had the same one.
         for monitor in [m for m, owner in self._monitors.items() if owner is listener]:
             self._read_monitor(monitor)
-        if fd in listener.dead:
+        if fd in listener.dead or (listener.curve and not key):
             return None
-        connection = Connection(listener.socket, routing_id, fd, listener, greeted=True)
+        listener.young.pop(fd, None)
+        connection = Connection(listener.socket, routing_id, fd, listener, greeted=True, key=key)
         listener.by_id[routing_id] = listener.by_fd[fd] = connection
         return connection
 
@@ -303,8 +388,14 @@ class Transport:
     def _listener_event(self, listener: Listener, event: int, fd: int) -> None:
         if event == zmq.EVENT_ACCEPTED:
             listener.dead.discard(fd)
+            listener.young[fd] = None
+            if len(listener.young) > MAX_YOUNG:  # a flood: whoever means it has spoken by now
+                oldest = next(iter(listener.young))
+                del listener.young[oldest]
+                _shutdown(oldest, listener.port)
         elif event == zmq.EVENT_DISCONNECTED:
             listener.dead.add(fd)
+            listener.young.pop(fd, None)
             connection = listener.by_fd.pop(fd, None)
             if connection is not None and connection.is_open:
                 self._leave(connection, "link")
@@ -319,6 +410,8 @@ class Transport:
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             connection.greeted = True
             self._pending.append(Connected(connection))
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            self._leave(connection, "refused")
         elif event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED) or event & _FAILED:
             stage = "link" if connection.greeted else "greeting"
             self._leave(connection, stage if connection.connected else "connect")
@@ -339,14 +432,36 @@ def _milliseconds(timeout: float | None) -> int | None:
     return None if timeout is None else max(0, math.ceil(timeout * 1000))
 
 
-def _bracket(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+def _endpoint(host: str, port: int) -> str:
+    return f"tcp://[{host}]:{port or '*'}" if ":" in host else f"tcp://{host}:{port or '*'}"
 
 
-def _shutdown(fd: int) -> None:
-    """Shut down the connection under a descriptor that belongs to ZeroMQ, through a copy."""
+def _is_every(host: str) -> bool:
+    return host in ("0.0.0.0", "::")
+
+
+def _bind_again(router: zmq.Socket[bytes], endpoint: str) -> None:
+    """Bind where this process may just have stopped listening.
+
+    Raises:
+        zmq.ZMQError: The system refuses the address.
+    """
+    for remaining in range(BIND_TRIES, -1, -1):
+        try:
+            router.bind(endpoint)
+            return
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EADDRINUSE or not remaining:
+                raise
+        time.sleep(BIND_EVERY)
+
+
+def _shutdown(fd: int, port: int) -> None:
+    """Shut down the connection under a descriptor that belongs to ZeroMQ, through a copy. By now
+    the number may be another's: so only one that ends at that port of this machine."""
     try:
-        with socket.fromfd(fd, socket.AF_INET, socket.SOCK_STREAM) as copy:
-            copy.shutdown(socket.SHUT_RDWR)
-    except OSError as error:
+        with socket.socket(fileno=os.dup(fd)) as copy:
+            if copy.getsockname()[1] == port:
+                copy.shutdown(socket.SHUT_RDWR)
+    except (OSError, IndexError) as error:  # IndexError: no socket of the internet
         logger.debug("shutdown of descriptor %d: %s", fd, error)

@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 
 from .. import probe
 from ..address import Address
-from ..errands import _wrong
 from ..errors import (
     ConnectError,
     InputError,
@@ -36,6 +35,7 @@ from ..job import Remote
 from ..messages import VERSION, Hello
 from ..operation import size_text
 from ..peer import Peer, Probe
+from ..wrong import wrong_peer
 from . import jobs_ping
 from .report import Failed, Report, printable, shown, try_leg
 from .target import PATIENCE, Page, Target, known, read
@@ -177,7 +177,7 @@ def _meet(link: Probe, target: Target, timeout: float, report: Report) -> Hello:
 
 def _demand(target: Target, hello: Hello) -> None:
     if hello.instance.hex() != target.instance:
-        raise _wrong(_remote(target), hello.name)
+        raise wrong_peer(_remote(target), hello.name)
 
 
 def _remote(target: Target) -> Remote:

@@ -1,0 +1,50 @@
+"""Who is meant: another peer, and the ways there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .address import Address, parse_route
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A peer, its key, and where its own listener is.
+
+    Attributes:
+        address: The way there: "host:port", or the URL of its ComfyUI; "" where it can only come
+            by itself.
+        instance: Who must answer there, as 32 hexadecimal digits; "": whoever does.
+        name: What to call it before it has said its name.
+        key: The public key that must answer, 32 bytes; none: this user's own.
+        peer: The name by which it must call itself; "": any of that key's.
+        others: More ways there, tried in their order when the first leads nowhere.
+    """
+
+    address: str
+    instance: str = ""
+    name: str = ""
+    key: bytes = b""
+    peer: str = ""
+    others: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name or self.address
+
+    @property
+    def where(self) -> str:
+        """For texts: the name, and the way there."""
+        shown = str(parse_route(self.address)) if self.address else ""
+        return f"{self.name} at {shown}" if self.name and shown else self.name or shown
+
+    def routes(self) -> list[Address]:
+        """All ways there.
+
+        Raises:
+            InvalidAddress: One of them is none.
+        """
+        return [parse_route(written) for written in (self.address, *self.others) if written]
+
+    def is_met_by(self, key: bytes, instance: bytes, name: str) -> bool:
+        """Whether the peer that has proved that key, and says the rest of itself, is meant."""
+        return self.key == key and self.instance in ("", instance.hex()) and self.peer in ("", name)
