@@ -13,13 +13,15 @@ from zbus.run import EXPECT
 from . import waiting
 from .lists import unwrap, wrap
 from .meeting import Meeting, at_peer
+from .peers import check
 from .single import only
 
 CATEGORY = "zbus"
 QUALITY = ["exact", "8-bit", "raw", "lz4", "zlib", "png", "webp"]
 PEER = (
-    'Whom to meet. "host:port" dials, "listen:host:port" listens there for the other side; '
-    "empty means the only peer that is connected."
+    "Whom to meet: a ComfyUI of yours on this computer or a paired one by its name, or by the URL "
+    'of its page. "host:port" dials a plain address, "listen:host:port" listens there for the '
+    "other side; empty means the only peer that has come to such an address."
 )
 ORDER = "The value's place in the chain: the other side uses the same number. Not wired: 0."
 
@@ -51,7 +53,7 @@ class _Node(io.ComfyNode):
         if peer is None or channel is None:
             return True  # comes over a link
         try:
-            at_peer(peer, channel)
+            check(at_peer(peer, channel))
         except InputError as error:
             return str(error)
         return True

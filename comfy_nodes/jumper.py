@@ -10,6 +10,7 @@ from zbus.errors import InputError
 
 from . import waiting
 from .meeting import MODES, Meeting, at_addr
+from .peers import check
 from .single import only
 
 ADDR = "127.0.0.1:8282"
@@ -18,7 +19,10 @@ USE_ZBUS_SEND = "Send a list with Send to Peer (ZBusSend), and receive it with R
 
 
 def _where() -> list[Any]:
-    addr = 'Where the two ComfyUIs meet, as "host:port": the same text on both sides.'
+    addr = (
+        'Where the two ComfyUIs meet, as "host:port": the same text on both sides. Or the name of '
+        "the other ComfyUI, or its page's URL, where the two are paired or of one computer."
+    )
     mode = "One side is Server (it listens on addr), the other Client (it dials addr)."
     return [
         io.String.Input("addr", default=ADDR, tooltip=addr),
@@ -58,7 +62,7 @@ class _Node(io.ComfyNode):
         if addr is None or mode is None:
             return True  # comes over a link
         try:
-            at_addr(addr, mode)
+            check(at_addr(addr, mode))
         except InputError as error:
             return str(error)
         return True

@@ -6,14 +6,15 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from zbus.card import CARD
 from zbus.errors import InputError
 
 from . import host
 from .graph import class_of, inputs_of
 from .jobs import preflight
 from .jobs.cutting import stand_in
-from .jobs.peers import CARD
 from .jobs.presence import PRESENCE
+from .lane import PATH, Door
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 def open_routes() -> None:
     """Have ComfyUI answer them. Only while it loads its nodes."""
     host.answer(CARD, PRESENCE.card)
+    host.handle("GET", PATH, Door(lambda: PRESENCE.address).handle)
     host.on_prompt(_admit)
 
 

@@ -15,8 +15,9 @@ from datetime import datetime
 import zbus
 from zbus import Channel
 from zbus.errors import ZBusError
+from zbus.remote import Remote
 
-from . import host
+from . import host, peers
 from .meeting import Meeting
 from .plan import NODES, Plan, plan
 
@@ -37,6 +38,7 @@ class Run:
     channels: dict[Meeting, Channel] = field(default_factory=dict)
     broken: ZBusError | None = None  # the other side's end, for which this run is stopped
     done: set[str] = field(default_factory=set)  # nodes of ours that have ended
+    remotes: dict[Meeting, Remote] = field(default_factory=dict)  # whom URLs mean, once asked
     at_end: list[Callable[[str], None]] = field(default_factory=list)  # told "ok", "failed"...
 
     def close(self, outcome: str, why: str = "") -> None:
@@ -79,12 +81,34 @@ class Runs:
         run.plans = plan(item.prompt, item.outputs, host.Classes())
         for meeting, planned in run.plans.items():
             run.show(NOT_YET, planned.nodes)  # in place of what the run before left there
-            try:
-                self._open(run, meeting)
-            except ZBusError as error:
-                # Raised when the node is reached, if it is so still.
-                logger.warning("%s", error)
-                run.show(str(error), planned.nodes)
+            if meeting.kind == "peer" and peers.is_url(meeting.address):
+                asking = (run, meeting, planned)
+                threading.Thread(
+                    target=self._ask, args=asking, name="zbus-asking", daemon=True
+                ).start()
+            else:
+                self._open_early(run, meeting, planned)
+
+    def _open_early(self, run: Run, meeting: Meeting, planned: Plan) -> None:
+        try:
+            self._open(run, meeting)
+        except ZBusError as error:
+            # Raised when the node is reached, if it is so still.
+            logger.warning("%s", error)
+            run.show(str(error), planned.nodes)
+
+    def _ask(self, run: Run, meeting: Meeting, planned: Plan) -> None:
+        """Ask a page who its peer is, while nobody waits for it."""
+        try:
+            remote = peers.find(meeting.address)
+        except ZBusError as error:
+            logger.warning("%s", error)
+            run.show(str(error), planned.nodes)
+            return
+        with self._lock:
+            run.remotes[meeting] = remote
+            if self._runs.get(run.id) is run and meeting not in run.channels:
+                self._open_early(run, meeting, planned)
 
     def _end(self, run: Run) -> None:
         del self._runs[run.id]
@@ -108,6 +132,9 @@ class Runs:
             channel = peer.anyone(channel=meeting.channel, run=told)
         elif meeting.kind == "listen":
             channel = peer.listen(meeting.address, channel=meeting.channel, run=told)
+        elif meeting.kind == "peer":
+            remote = run.remotes.get(meeting) or peers.find(meeting.address)
+            channel = peer.meet(remote, channel=meeting.channel, run=told)
         else:
             channel = peer.connect(meeting.address, channel=meeting.channel, run=told)
         run.channels[meeting] = channel
@@ -140,6 +167,17 @@ class Runs:
                     self._end(before)
                 self._runs[prompt_id] = Run(prompt_id, in_queue=False)
             return self._runs[prompt_id]
+
+    def asks(self, run: Run, meeting: Meeting) -> bool:
+        """Whether a page must be asked before `channel` can open: `find` its peer first."""
+        with self._lock:
+            is_url = meeting.kind == "peer" and peers.is_url(meeting.address)
+            return is_url and meeting not in run.channels and meeting not in run.remotes
+
+    def found(self, run: Run, meeting: Meeting, remote: Remote) -> None:
+        """Whom that page means."""
+        with self._lock:
+            run.remotes.setdefault(meeting, remote)
 
     def channel(self, run: Run, meeting: Meeting) -> Channel:
         """The run's channel there; opened now if its place was not known before.

@@ -13,7 +13,7 @@ from zbus import Operation
 from zbus.errors import Cancelled, ZBusError
 from zbus.operation import size_text
 
-from . import host
+from . import host, peers
 from .graph import title
 from .meeting import Meeting
 from .runs import RUNS, Run
@@ -45,6 +45,8 @@ async def _operate(meeting: Meeting, start: str, *args: Any, **more: Any) -> Any
     WATCHER.start()
     here = host.executing()
     run = RUNS.of(here.prompt_id)
+    if RUNS.asks(run, meeting):
+        RUNS.found(run, meeting, await interruptible(peers.resolve(meeting.address)))
     channel = RUNS.channel(run, meeting)
     operation = getattr(channel, start)(*args, node=title(here.node_id, here.node), **more)
     try:

@@ -22,7 +22,7 @@ from jobpair import Host, clean
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from zbus import Peer
+from zbus import Peer, discovery
 from zbus.__main__ import main
 from zbus.cli.farming.board import MAX_IN_A_ROW, Board, Task
 from zbus.cli.farming.config import read_config
@@ -30,6 +30,7 @@ from zbus.cli.farming.pictures import Folder, pixels
 from zbus.cli.farming.workflow import Recipe, Swap, read_recipe
 from zbus.errors import InputError, JobError
 from zbus.job import Reason, Taken
+from zbus.keys import generate, to_text
 from zbus.kinds import LIST
 
 WORKFLOW: dict[str, Any] = {
@@ -424,11 +425,19 @@ def after(condition: Callable[[], Any], do: Callable[[Taken], None]) -> Callable
     return wait
 
 
+def registered(peer: Peer, host: Host) -> str:
+    """Have it take jobs, and this user's others know it; its address."""
+    address, key = peer.serve(host), to_text(peer.trust.keys.public)
+    id = peer.own.instance.hex()
+    discovery.register(discovery.Entry.of_this_process(id, peer.name, address, key=key))
+    return address
+
+
 @contextlib.contextmanager
 def worker(name: str, do: Callable[[Taken], None] = compute) -> Iterator[tuple[Peer, Host, str]]:
     with Peer(name) as peer:
         host = Host(do)
-        yield peer, host, peer.serve(host)
+        yield peer, host, registered(peer, host)
 
 
 @pytest.fixture
@@ -496,9 +505,10 @@ def test_a_free_worker_takes_what_a_slow_one_does_not(go: Run) -> None:
 DIES = """
     import os, time
     from jobpair import Host
+    from test_farm import registered
     from zbus import Peer
     with Peer("a") as peer:
-        print(peer.serve(Host(lambda job: os._exit(1))), flush=True)
+        print(registered(peer, Host(lambda job: os._exit(1))), flush=True)
         time.sleep(60)
 """
 

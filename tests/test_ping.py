@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import http.server
@@ -23,6 +24,8 @@ from children import LISTENER, ROOT, child, until
 
 from zbus import Peer, discovery, handshake
 from zbus.__main__ import main
+from zbus.keys import fingerprint, short, to_text
+from zbus.trust import EXCHANGE, PERMISSIONS, Trust
 
 SCRIPT = ROOT / "scripts" / "zbus-ping"
 LEGS = ["name", "tcp", "greeting", "handshake", "version", "round trip", "up", "down"]
@@ -412,9 +415,19 @@ class Host:
 
 def register(peer: Peer, address: str, instance: str = "", name: str = "") -> None:
     entry = discovery.Entry.of_this_process(
-        instance or peer.own.instance.hex(), name or peer.name, address
+        instance or peer.own.instance.hex(),
+        name or peer.name,
+        address,
+        key=to_text(peer.trust.keys.public),
     )
     discovery.register(entry)
+
+
+def serve(peer: Peer, host: Any = None) -> str:
+    """Have it take jobs, and this user's others know it; its address."""
+    address = peer.serve(host or Host())
+    register(peer, address)
+    return address
 
 
 def legs(out: str) -> list[tuple[str, str]]:
@@ -425,15 +438,14 @@ def legs(out: str) -> list[tuple[str, str]]:
 
 def test_a_peer_by_its_name(ping: Run) -> None:
     with Peer("Desk-8188") as peer:
-        address = peer.serve(Host())
-        register(peer, address)
+        address = serve(peer)
         status, out, err = ping("desk-8188", "--size", "0")
     assert (status, err) == (0, "")
     assert out.splitlines()[0] == f"zbus-ping Desk-8188 at {address}"
     assert legs(out) == [(leg, "ok") for leg in [*LEGS[:5], "identity", "round trip"]]
 
 
-def test_another_peer_answers_at_the_address_of_that_name(ping: Run) -> None:
+def test_another_peer_of_this_user_answers_at_the_address_of_that_name(ping: Run) -> None:
     with Peer("stranger") as peer:
         register(peer, peer.serve(Host()), "a" * 32, "desk-8188")
         status, out, _ = ping("desk-8188", "--jobs")
@@ -500,9 +512,10 @@ def test_a_name_that_the_terminal_cannot_show() -> None:
 
 def test_jobs(ping: Run) -> None:
     with Peer("desk-8188") as peer:
-        status, out, err = ping(peer.serve(Host()), "--jobs", "--size", "1M")
+        status, out, err = ping(serve(peer), "--jobs", "--size", "1M")
     assert (status, err) == (0, "")
-    assert legs(out) == [(leg, "ok") for leg in [*LEGS, "jobs"]]
+    expected = [*LEGS[:5], "identity", *LEGS[5:], "jobs"]
+    assert legs(out) == [(leg, "ok") for leg in expected]
     version = peer.own.software.split()[1]
     assert [line[20:] for line in out.splitlines()[-4:]] == [
         "permitted; queue: 1 running, 2 pending",
@@ -514,7 +527,7 @@ def test_jobs(ping: Run) -> None:
 
 def test_jobs_as_json(ping: Run) -> None:
     with Peer("desk-8188") as peer:
-        register(peer, peer.serve(Host({**FACTS, "more": "not asked for"})))
+        serve(peer, Host({**FACTS, "more": "not asked for"}))
         status, out, _ = ping("desk-8188", "--jobs", "--size", "0", "--json")
     told = json.loads(out)
     assert (status, list(told), told["ok"]) == (0, JSON_KEYS, True)
@@ -563,7 +576,7 @@ ODD = [None, True, -1, 1.5, float("nan"), 1 << 70, "", "\x1b[2J\ud800", "x" * 50
 )
 def test_facts_of_the_wrong_kind_count_as_not_told(ping: Run, facts: dict[str, Any]) -> None:
     with Peer("odd") as peer:
-        address = peer.serve(Host(facts))
+        address = serve(peer, Host(facts))
         status, out, err = ping(address, "--jobs", "--size", "0", "-n", "1")
         told = json.loads(ping(address, "--jobs", "--size", "0", "-n", "1", "--json")[1])
     assert (status, err) == (0, "")
@@ -580,7 +593,7 @@ def test_facts_that_cannot_be_had(ping: Run, caplog: pytest.LogCaptureFixture) -
         raise RuntimeError("no driver")
 
     with Peer("desk") as peer:
-        status, out, _ = ping(peer.serve(Host(fails)), "--jobs", "--size", "0")
+        status, out, _ = ping(serve(peer, Host(fails)), "--jobs", "--size", "0")
     assert status == 0
     assert "jobs        ok    permitted\n" in out and "no driver" not in out
 
@@ -588,7 +601,7 @@ def test_facts_that_cannot_be_had(ping: Run, caplog: pytest.LogCaptureFixture) -
 def test_facts_that_do_not_come(ping: Run) -> None:
     go = threading.Event()
     with Peer("desk") as peer:
-        address = peer.serve(Host(lambda: go.wait(20) and FACTS))
+        address = serve(peer, Host(lambda: go.wait(20) and FACTS))
         began = time.monotonic()
         status, out, _ = ping(address, "--jobs", "--size", "0", "--timeout", "0.5")
         took = time.monotonic() - began
@@ -634,7 +647,8 @@ def says(body: Any, status: int = 200, **headers: str) -> Answer:
 
 def card(peer: Peer, *endpoints: object, **other: object) -> dict[str, object]:
     told: dict[str, object] = {"id": peer.own.instance.hex(), "name": peer.name, "version": "0.9"}
-    return {**told, "endpoints": list(endpoints), **other}
+    key = to_text(peer.trust.keys.public)
+    return {**told, "key": key, "endpoints": list(endpoints), "lan": False, "ws": False, **other}
 
 
 @pytest.mark.parametrize("tail", ["", "/", "/?workflow=1#top"])
@@ -642,32 +656,257 @@ def test_a_page(ping: Run, tail: str, addr: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("http_proxy", f"http://{addr}")  # not asked for the loopback
     monkeypatch.delenv("no_proxy", raising=False)
     with Peer("desk-8188") as peer:
-        address = peer.serve(Host())
-        with web(says(card(peer, address))) as url:
+        address = serve(peer)
+        with web(says(card(peer, "127.0.0.1:1", ws=True))) as url:  # the registry knows better
             status, out, err = ping(url + tail, "--jobs", "--size", "0")
             told = json.loads(ping(url + tail, "--size", "0", "--json")[1])
     assert (status, err) == (0, "")
-    assert out.splitlines()[:2] == [
+    assert out.splitlines()[:3] == [
         f"zbus-ping {url}",
-        f"  page        ok    desk-8188 at {address}, zbus 0.9",
+        "  page        ok    desk-8188, zbus 0.9",
+        f"  paired      ok    its key is trusted here; the way there: {address}",
     ]
-    expected = ["page", *LEGS[:5], "identity", "round trip", "jobs"]
+    expected = ["page", "paired", *LEGS[:5], "identity", "round trip", "jobs"]
     assert legs(out) == [(leg, "ok") for leg in expected]
     assert (told["ok"], told["address"]) == (True, address)
 
 
-def test_a_page_whose_peer_is_behind_a_tunnel(ping: Run, addr: str) -> None:
-    port = addr.rpartition(":")[2]
-    with Peer("cloud") as far, Peer("here") as here:
-        with web(says(card(far, addr))) as url:
+def test_a_page_without_the_lane_whose_peer_is_not_reached(ping: Run, addr: str) -> None:
+    with Peer("cloud") as far, web(says(card(far, addr))) as url:
+        status, out, _ = ping(url)
+    assert (status, failed_leg(out)) == (1, "tcp")
+    assert "whether the tunnel to it stands" in out and "Server node" not in out
+
+
+# --- paired peers -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def cloud(
+    home: Path, *addresses: str, permissions: frozenset[str] = PERMISSIONS, **settings: Any
+) -> Iterator[tuple[Peer, str]]:
+    """A peer of another user, which is paired with this one, and the address of its own listener.
+
+    Args:
+        addresses: Where this side looks for it; "" stands for where it is.
+        permissions: What this side may do there.
+    """
+    there, here = Trust(home.with_name("cloud-home")), Trust()
+    there.pair(here.keys.public, "home", permissions)
+    with Peer("gpu-8188", trust=there, **settings) as peer:
+        address = peer.serve(Host())
+        ways = tuple(written or address for written in addresses)
+        here.pair(there.keys.public, "cloud", [EXCHANGE], (("gpu-8188", ways),))
+        yield peer, address
+
+
+def test_a_paired_peer_over_its_second_address(ping: Run, addr: str, zbus_home: Path) -> None:
+    with cloud(zbus_home, addr, "") as (_, address):
+        status, out, err = ping("cloud", "--jobs", "--size", "1M")
+        told = json.loads(ping("Cloud/GPU-8188", "--size", "0", "--json")[1])
+    assert (status, err) == (0, ""), out
+    lines = out.splitlines()
+    assert lines[0] == f"zbus-ping cloud at {addr}"
+    assert "nobody listens there: connection refused" in lines[2]
+    assert lines[4].strip() == f"Another way is tried: {address}"
+    dead, alive = [("name", "ok"), ("tcp", "FAIL")], [*LEGS[:5], "identity", *LEGS[5:], "jobs"]
+    assert legs(out) == [*dead, *((leg, "ok") for leg in alive)]
+    assert "greeting    ok    speaks ZMTP, encrypted\n" in out
+    assert (told["ok"], told["address"], told["peer"]["name"]) == (True, address, "gpu-8188")
+
+
+def test_a_paired_peer_that_is_nowhere(ping: Run, addr: str, zbus_home: Path) -> None:
+    with cloud(zbus_home, addr, "no-such-host.invalid:1") as (peer, _):
+        status, out, _ = ping("cloud")
+        Trust().move("cloud", [])
+        nowhere = ping("cloud")
+        Trust().pair(
+            peer.trust.keys.public, "cloud", (), (("a", (addr,)), ("b", (addr,)), ("c", ()))
+        )
+        several, unknown = ping("cloud"), ping("cloud/c", "--json")
+    assert status == 1 and out.count("  FAIL  ") == 2
+    assert '"no-such-host.invalid" is not known' in out.splitlines()[-2]
+    assert (nowhere[0], failed_leg(nowhere[1])) == (1, "name")
+    assert "can only come by itself" in nowhere[1] and "zbus-pair move NAME" in nowhere[1]
+    assert (several[0], failed_leg(several[1])) == (1, "name")
+    assert "which of its ComfyUIs? Known here: cloud/a, cloud/b\n" in several[1]
+    (leg,) = json.loads(unknown[1])["legs"]
+    assert (leg["ok"], leg["error"]) == (False, "Unreachable")
+    assert leg["text"] == "no address of it is known here; known: cloud/a, cloud/b"
+
+
+def test_the_address_of_a_listener_that_nobody_here_knows(ping: Run) -> None:
+    with Peer("desk-8188") as peer:
+        address = peer.serve(Host())
+        status, out, _ = ping(address, "--jobs")
+        leg = json.loads(ping(address, "--json")[1])["legs"][-1]
+    assert (status, failed_leg(out)) == (1, "greeting")
+    assert "  that listener is for paired peers\n" in out
+    assert "Give its name" in out and "zbus-pair invite" in out and "its page's URL" in out
+    assert (leg["name"], leg["error"]) == ("greeting", "NotPaired")
+
+
+def test_a_plain_listener_in_the_place_of_a_paired_peer(ping: Run, zbus_home: Path) -> None:
+    with Peer("jumper") as other, other.listen("127.0.0.1:0") as channel:
+        with cloud(zbus_home, channel.address):
+            status, out, _ = ping("cloud")
+    assert (status, failed_leg(out)) == (1, "greeting")
+    assert "a plain listener answers there, which is for values only" in out
+
+
+def test_another_key_answers_for_a_paired_peer(ping: Run, zbus_home: Path) -> None:
+    with Peer("stranger", trust=Trust(zbus_home.with_name("third"))) as stranger:
+        stranger.trust.pair(Trust().keys.public, "home", PERMISSIONS)
+        with cloud(zbus_home, stranger.serve(Host())):
+            status, out, _ = ping("cloud", "--jobs")
+    assert (status, failed_leg(out)) == (1, "handshake")
+    assert "does not prove the key that it was paired with" in out and "stranger" not in out
+
+
+def test_a_peer_that_has_forgotten_this_side(ping: Run, zbus_home: Path) -> None:
+    with cloud(zbus_home, "") as (peer, _):
+        peer.trust.forget("home")
+        status, out, _ = ping("cloud")
+        leg = json.loads(ping("cloud", "--json")[1])["legs"][-1]
+    assert (status, failed_leg(out)) == (1, "handshake")
+    assert "not paired there with this computer" in out and "zbus-pair invite" in out
+    assert (leg["name"], leg["error"]) == ("handshake", "NotPaired")
+
+
+def test_jobs_that_a_paired_peer_does_not_permit(ping: Run, zbus_home: Path) -> None:
+    with cloud(zbus_home, "", permissions=frozenset({EXCHANGE})):
+        status, out, _ = ping("cloud", "--jobs", "--size", "0")
+    assert (status, failed_leg(out)) == (1, "jobs")
+    assert "runs no jobs of this machine" in out and "zbus-pair permit NAME exchange,jobs" in out
+
+
+def test_discover(ping: Run, zbus_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zbus import lan
+
+    heard: list[float] = []
+    monkeypatch.setattr(lan, "problem", lambda: "")
+    monkeypatch.setattr(lan, "browse", lambda seconds: heard.append(seconds) or [])
+    with cloud(zbus_home, "127.0.0.1:9") as (peer, _), Peer("desk-8188") as desk:
+        address = serve(desk)
+        status, out, err = ping("--discover", "--timeout", "0.25")
+        told = json.loads(ping("--discover", "--json")[1])
+        own, its = Trust().keys.public, peer.trust.keys.public
+    assert (status, err) == (0, "") and heard[0] == 0.25 and heard[1] > 1
+    assert f"  desk-8188  {address}" in out
+    assert f"  cloud  {short(its)}  may here: exchange  gpu-8188 at 127.0.0.1:9" in out
+    assert told["own"] == short(own) and told["lan"] == []
+    assert [one["name"] for one in told["local"]] == ["desk-8188"]
+    assert [one["fingerprint"] for one in told["paired"]] == [fingerprint(its)]
+
+
+# --- the WebSocket lane -------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def site(told: dict[str, object], listener: str) -> Iterator[str]:
+    """An HTTP server as a ComfyUI's, with its card and its door to `listener`; its URL."""
+    from aiohttp import web as aio
+    from test_websocket import door
+
+    async def answer(_: aio.Request) -> aio.Response:
+        return aio.json_response(told)
+
+    async def open_site() -> aio.AppRunner:
+        app = aio.Application()
+        app.router.add_get("/comfy/zbus/peer", answer)
+        if listener:
+            app.router.add_get("/comfy/zbus/ws", door.Door(lambda: listener).handle)
+        runner = aio.AppRunner(app, access_log=None, shutdown_timeout=0.2)
+        await runner.setup()
+        await aio.TCPSite(runner, "127.0.0.1", 0).start()
+        return runner
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    runner = asyncio.run_coroutine_threadsafe(open_site(), loop).result(10)
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/comfy"
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
+
+
+LANE = [*("page", "paired", "websocket", "handshake", "version", "identity"), *LEGS[5:], "jobs"]
+
+
+def test_a_page_through_the_websocket_lane(ping: Run, zbus_home: Path) -> None:
+    """As through a tunnel of the page alone: the loopback that the card tells is another one."""
+    came: list[object] = []
+    with cloud(zbus_home) as (far, address), serving(came.append) as elsewhere:
+        with site(card(far, elsewhere, ws=True), address) as url:
+            login = url.replace("//", "//me:s3cret@")
+            status, out, err = ping(f"{login}/?token=s3cret", "--jobs", "--size", "3M")
+            told = json.loads(ping(login, "--size", "0", "--json")[1])
+    assert (status, err) == (0, ""), out
+    assert not came, "what listens on that port of this machine is left alone"
+    assert legs(out) == [(leg, "ok") for leg in LANE]
+    assert out.splitlines()[:4] == [
+        f"zbus-ping {url}",
+        "  page        ok    gpu-8188, zbus 0.9",
+        f"  paired      ok    its key is trusted here; the way there: {url}",
+        "  websocket   ok    stands, speaks ZMTP, encrypted",
+    ]
+    assert (told["ok"], told["address"], told["peer"]["name"]) == (True, url, "gpu-8188")
+    assert "s3cret" not in out + json.dumps(told)
+
+
+def test_a_paired_peer_whose_address_is_a_page(ping: Run, addr: str, zbus_home: Path) -> None:
+    with cloud(zbus_home) as (far, address), site(card(far), address) as url:
+        Trust().move("cloud", [addr, url])
+        status, out, err = ping("cloud", "--jobs", "--size", "0")
+    assert (status, err) == (0, ""), out
+    assert out.splitlines()[4].strip() == f"Another way is tried: {url}"
+    expected = [*LANE[2:6], "round trip", "jobs"]
+    assert legs(out)[2:] == [(leg, "ok") for leg in expected]
+
+
+def test_a_page_without_its_lane(ping: Run, zbus_home: Path) -> None:
+    with cloud(zbus_home) as (far, _), site(card(far, "127.0.0.1:1", ws=True), "") as url:
+        status, out, _ = ping(url)
+    assert (status, failed_leg(out)) == (1, "websocket")
+    assert "there is no zbus (404)" in out and len(out.splitlines()) == 5
+
+
+def test_a_lane_that_leads_to_another_peer(ping: Run, zbus_home: Path) -> None:
+    with Peer("other", trust=Trust(zbus_home.with_name("third"))) as other:
+        other.trust.pair(Trust().keys.public, "home", PERMISSIONS)
+        address = other.serve(Host())
+        with cloud(zbus_home) as (far, _):
+            with site(card(far, address, ws=True), address) as url:
+                status, out, _ = ping(url, "--timeout", "5")
+    assert (status, failed_leg(out)) == (1, "handshake")
+    assert "other" not in out.splitlines()[4]
+
+
+def test_a_lane_with_nobody_behind(ping: Run, addr: str, zbus_home: Path) -> None:
+    with cloud(zbus_home) as (far, _), site(card(far, addr, ws=True), addr) as url:
+        status, out, _ = ping(url)
+    assert (status, failed_leg(out)) == (1, "websocket")
+    assert "zbus there does not listen now" in out
+
+
+def test_a_page_of_a_stranger(ping: Run, zbus_home: Path) -> None:
+    with Peer("stranger", trust=Trust(zbus_home.with_name("third"))) as far:
+        address = far.serve(Host())
+        with site(card(far, address, ws=True), address) as url:
             status, out, _ = ping(url)
-        assert (status, failed_leg(out)) == (1, "tcp")
-        assert f"forward that port too (ssh -L {port}:127.0.0.1:{port} ...)" in out
-        assert "Server node" not in out
-        with web(says(card(far, here.serve(Host())))) as url:
-            status, out, _ = ping(url, "--jobs")
-        assert (status, failed_leg(out)) == (1, "identity")
-        assert "here answers there, and not cloud" in out and "ssh -L" in out
+            leg = json.loads(ping(url, "--json")[1])["legs"][-1]
+        key = far.trust.keys.public
+    assert (status, failed_leg(out)) == (1, "paired")
+    assert f"not paired with stranger, whose key's fingerprint begins with {short(key)}\n" in out
+    assert "zbus-pair invite" in out
+    assert (leg["name"], leg["error"]) == ("paired", "NotPaired")
+
+
+# --- pages of no use ----------------------------------------------------------------------------
 
 
 def drip(request: http.server.BaseHTTPRequestHandler) -> None:
@@ -681,6 +920,7 @@ def drip(request: http.server.BaseHTTPRequestHandler) -> None:
 
 
 ID = "a" * 32
+KEY = to_text(bytes(range(32)))
 
 
 @pytest.mark.parametrize(
@@ -702,6 +942,11 @@ ID = "a" * 32
             says({"id": ID, "endpoints": [None, 7, "h", "h:0", "\x1b:1", "h:" + "1" * 5000]}),
             "has zbus, which listens nowhere",
         ),
+        (says({"id": ID, "endpoints": ["h:1"]}), "has an older zbus, without keys"),
+        *[
+            (says({"id": ID, "endpoints": ["h:1"], "key": key}), "has an older zbus, without keys")
+            for key in (7, "", KEY[:-1], KEY[:-1] + "b", "1" * 52, "\x1b" * 52, "ä" * 52)
+        ],
         (drip, "no answer in 0.5 s"),
     ],
 )
@@ -716,10 +961,11 @@ def test_a_page_that_is_of_no_use(ping: Run, answer: Answer, words: str) -> None
 
 
 def test_a_card_with_odd_words(ping: Run, addr: str) -> None:
-    with web(says({"id": ID, "name": "\x1b[2J", "version": ["\x1b"], "endpoints": [addr]})) as url:
+    words = {"id": ID, "name": "\x1b[2J", "version": ["\x1b"], "ws": 1, "lan": "yes"}
+    with Peer() as peer, web(says(card(peer, addr, **words))) as url:
         status, out, _ = ping(url)
     assert (status, failed_leg(out)) == (1, "tcp")
-    assert f"page        ok    [2J at {addr}\n" in out
+    assert "page        ok    [2J, zbus ?\n" in out
     assert out.replace("\n", "").isprintable()
 
 

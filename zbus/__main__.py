@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 from . import __version__
 from .cli import farm as _farm
+from .cli import pair as _pair
 from .cli import ping as _ping
+from .cli import up as _up
 
-COMMANDS = (_ping, _farm)  # each has NAME, HELP, arguments(parser) and run(given)
+COMMANDS = (_ping, _pair, _up, _farm)  # each has NAME, HELP, arguments(parser) and run(given)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

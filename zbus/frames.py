@@ -34,7 +34,7 @@ class Listener:
     port: int
     curve: bool = False  # only those whose key is admitted get in
     other_hosts: set[str] = field(default_factory=set)  # where it listens too
-    young: dict[int, None] = field(default_factory=dict)  # fds that have not said a word, in order
+    young: dict[int, float] = field(default_factory=dict)  # fds without a word yet, since when
     by_id: dict[bytes, Connection] = field(default_factory=dict)
     by_fd: dict[int, Connection] = field(default_factory=dict)
     dead: set[int] = field(default_factory=set)  # file descriptors, as the monitor tells

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from .address import Address
@@ -32,7 +32,7 @@ from .messages import Bye, Hello, Message, Ready, Reject, Status, clip, decode, 
 from .places import BACKOFF_FIRST, Peering, Place, Settings
 from .session import Ended, Redial, Session, Silent
 from .transport import Transport
-from .trust import EXCHANGE, Trust
+from .trust import EXCHANGE, JOBS, Trust
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,8 @@ class Links:
         self._peerings: dict[Connection, Peering] = {}
         self._logged_at = 0.0
         self._trust_at = 0.0
+        self.takes_jobs = False
+        self.on_lan: Callable[[str, int], None] | None = None
 
     @property
     def peerings(self) -> list[Peering]:
@@ -221,10 +223,11 @@ class Links:
 
     def permitted(self, key: bytes) -> frozenset[str]:
         """What the owner of that key, or with none whoever comes to a plain address, may do."""
-        principal = self._trust.of(key) if key else None
-        if principal is not None:
-            return principal.permissions
-        return frozenset() if key else frozenset({EXCHANGE})
+        if not key:
+            return frozenset({EXCHANGE})
+        principal = self._trust.of(key)
+        allowed = principal.permissions if principal is not None else frozenset()
+        return allowed if self.takes_jobs else allowed - {JOBS}
 
     def _look_at_trust(self, now: float) -> None:
         if now >= self._trust_at:
@@ -264,6 +267,8 @@ class Links:
             logger.error("cannot listen on %s, port %d: %s", wanted, place.address.port, error)
             return
         logger.info("own listener on %s", ", ".join(sorted(wanted | {place.address.host})))
+        if self.on_lan is not None:
+            self.on_lan("".join(wanted), place.address.port)
 
     # --- events of the transport --------------------------------------------------------------
 

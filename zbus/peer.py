@@ -172,20 +172,34 @@ class Peer:
 
     # --- jobs ---------------------------------------------------------------------------------
 
-    def serve(self, host: JobHost, port: int = 0) -> str:
-        """Open this peer's own listener, on the loopback, and run the jobs that come over it.
+    def serve(
+        self,
+        host: JobHost | None,
+        port: int = 0,
+        *,
+        on_lan: Callable[[str, int], None] | None = None,
+    ) -> str:
+        """Open this peer's own listener: on the loopback, and where the trust store says so on the
+        LAN too. This user's other peers and those who are paired may come; each may do what it is
+        permitted to.
 
         Args:
-            host: Runs them.
+            host: Runs the jobs that come; None: none are taken, from nobody.
             port: Where; any free port where that is taken, or above 65535.
+            on_lan: Called in the I/O thread with the host that is listened on beyond the loopback,
+                "" for none, and the port, whenever that changes.
 
         Returns:
-            The address.
+            The address on the loopback.
+
+        Raises:
+            TrustError: This user's keys cannot be had.
         """
 
         def open_listener() -> str:
             links = self._engine.links
             self._engine.desk.host = host
+            links.takes_jobs, links.on_lan = host is not None, on_lan
             try:
                 place = links.listen_always(Address("127.0.0.1", port if port < 65536 else 0))
             except PortInUse:

@@ -24,7 +24,7 @@ TIMEOUT = 5.0  # seconds for TCP
 LISTEN_FIRST = 1.0  # seconds for the other side to speak before we do
 GREETING_TIMEOUT = 3.0  # seconds for its first bytes after that
 SIGNATURE = 10  # bytes that a ZMTP 3 peer says first, RFC 23; the first of them is FF
-GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01NULL".ljust(54, b"\0")  # a whole one of ours
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01NULL".ljust(55, b"\0")  # a whole one of ours
 QUESTION = b"GET / HTTP/1.0\r\n\r\n"  # what makes most others speak
 
 NO_SERVER = (

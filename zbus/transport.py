@@ -33,7 +33,9 @@ logger = logging.getLogger(__name__)
 LOOK_EVERY = 0.05  # seconds, while a connection is about to end
 LAST_WORDS = 2.0  # seconds for what a connection said before it ended, under a flood of others
 DRAIN = 64  # messages taken from one socket before the others have their turn
-MAX_YOUNG = 128  # connections of one listener that have not said a word
+MAX_YOUNG = 128  # connections of one listener that have not said a word for
+YOUNG = 2.0  # seconds; and no more than
+MOST_YOUNG = 400  # at once, or they would take all descriptors
 BIND_TRIES, BIND_EVERY = 25, 0.02  # seconds: a listener that was closed frees its port later
 
 _EVENTS = (
@@ -159,6 +161,8 @@ class Transport:
         dealer.setsockopt(zmq.RECONNECT_IVL, -1)
         dealer.setsockopt(zmq.CONNECT_TIMEOUT, 10_000)
         if server:
+            # Its listener must answer, and before that perhaps a WebSocket.
+            dealer.setsockopt(zmq.HANDSHAKE_IVL, 20_000)
             dealer.setsockopt(zmq.CURVE_SERVERKEY, server)
         connection = Connection(dealer, key=server)
         self._register(dealer, connection)
@@ -388,9 +392,11 @@ class Transport:
     def _listener_event(self, listener: Listener, event: int, fd: int) -> None:
         if event == zmq.EVENT_ACCEPTED:
             listener.dead.discard(fd)
-            listener.young[fd] = None
-            if len(listener.young) > MAX_YOUNG:  # a flood: whoever means it has spoken by now
-                oldest = next(iter(listener.young))
+            now = time.monotonic()
+            listener.young[fd] = now
+            oldest, since = next(iter(listener.young.items()))
+            many = MAX_YOUNG if now - since > YOUNG else MOST_YOUNG
+            if len(listener.young) > many:  # a flood
                 del listener.young[oldest]
                 _shutdown(oldest, listener.port)
         elif event == zmq.EVENT_DISCONNECTED:

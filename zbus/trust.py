@@ -131,7 +131,7 @@ class Trust:
         """
         with self._lock:
             try:
-                self._read_if_changed()
+                self.reload()
             except TrustError as error:
                 if self._store is not None and self._complaint == str(error):
                     return False
@@ -142,19 +142,21 @@ class Trust:
             changed, self._told = now != self._told, now
             return changed
 
+    def reload(self) -> None:
+        """Read the file if it has changed, and leave it to `refresh` to tell of that."""
+        with self._lock:
+            stamp = private.stamp(self.file)
+            if stamp == self._stamp and self._stamp is not None:
+                return
+            self._take(read_store(self.file))
+            self._stamp = stamp
+
     def _known(self) -> Store:
         with self._lock:
             if self._store is None:
-                self._read_if_changed()
+                self.reload()
             assert self._store is not None
             return self._store
-
-    def _read_if_changed(self) -> None:
-        stamp = private.stamp(self.file)
-        if stamp == self._stamp and self._stamp is not None:
-            return
-        self._take(read_store(self.file))
-        self._stamp = stamp
 
     def _take(self, store: Store) -> None:
         self._by_key = _trusted(store, self.keys.public)

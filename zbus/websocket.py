@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -40,6 +41,7 @@ PIECE = 1 << 18  # bytes of one message
 TURN = 1 << 20  # bytes after which others have their turn
 MAX_MESSAGE = 1 << 20  # bytes that are taken of one
 KEEP_OPEN = 25.0  # seconds between pings: many a proxy cuts what is silent for 60
+DEAF_TIME = 120.0  # seconds of unacknowledged bytes: as `transport`
 CONNECT_TIME = 15.0  # seconds until a WebSocket must stand
 CLOSE_TIME = 2.0  # seconds for its goodbye
 MAX_RELAYS = 16  # at once on a lane: one is used, the others are dials that are about to end
@@ -103,34 +105,48 @@ class Lane:
         self._server = socket.create_server(("127.0.0.1", 0), backlog=MAX_RELAYS)
         self._server.setblocking(False)
         self.port = int(self._server.getsockname()[1])
-        self._serving = asyncio.run_coroutine_threadsafe(self._serve(), _the_loop())
+        _the_loop().call_soon_threadsafe(self._start)
 
     def close(self) -> None:
         """End it and all that goes through it. For any thread; does not wait for the end."""
-        self._serving.cancel()
+        _the_loop().call_soon_threadsafe(lambda: self._serving.cancel())
+
+    # --- on the loop
+
+    def _start(self) -> None:
+        self._serving = asyncio.ensure_future(self._serve())
+        self._serving.add_done_callback(self._ended)
+
+    def _ended(self, serving: asyncio.Task[None]) -> None:
+        self._server.close()
+        if not serving.cancelled():
+            logger.error("%s: it ended by a fault", STAGE, exc_info=serving.exception())
 
     async def _serve(self) -> None:
         import aiohttp
 
+        async with aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=CONNECT_TIME),
+            trust_env=not _is_loopback(self._page.host or ""),
+            trace_configs=[_no_redirects()],
+        ) as session:
+            await self._accept_all(session)
+
+    async def _accept_all(self, session: aiohttp.ClientSession) -> None:
+        # Not aiohttp's own, which is as old as its import: SSL_CERT_FILE may be newer.
+        tls = ssl.create_default_context() if self._page.scheme == "https" else True
         relays: set[asyncio.Task[None]] = set()
         try:
-            async with aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=CONNECT_TIME),
-                trust_env=not _is_loopback(self._page.host or ""),
-                trace_configs=[_no_redirects()],
-            ) as session:
-                # Not aiohttp's own, which is as old as its import: SSL_CERT_FILE may be newer.
-                tls = ssl.create_default_context() if self._page.scheme == "https" else True
-                while True:
-                    link = await self._accept()
-                    if len(relays) >= MAX_RELAYS:
-                        link.close()
-                        continue
-                    relay = asyncio.ensure_future(self._pass_on(session, tls, link))
-                    relays.add(relay)
-                    relay.add_done_callback(relays.discard)
+            while True:
+                link = await self._accept()
+                if len(relays) >= MAX_RELAYS:
+                    link.close()
+                    continue
+                relay = asyncio.ensure_future(self._pass_on(session, tls, link))
+                relays.add(relay)
+                relay.add_done_callback(relays.discard)
         finally:
-            self._server.close()
+            self._server.close()  # nobody new while these end
             await _end(relays)
 
     async def _accept(self) -> socket.socket:
@@ -166,6 +182,8 @@ class Lane:
             except (aiohttp.ClientError, OSError, asyncio.TimeoutError, _Redirected) as error:
                 self.problem = _explained(error, self._page)
                 return
+            # Before the link is closed: the dialler asks why at once.
+            self.problem = _unanswered(None, self._page)
             await relay(ws, link, heard)
             if not answered:
                 self.problem = _unanswered(ws.close_code, self._page)
@@ -188,6 +206,7 @@ async def relay(
         link: A connected socket that does not block.
         heard: Called for each message that comes by the WebSocket.
     """
+    _give_up_after(ws, DEAF_TIME)
     work = (_from_link(link, ws), _to_link(ws, link, heard), _keep_open(ws))
     parts = {asyncio.ensure_future(part) for part in work}
     try:
@@ -197,6 +216,14 @@ async def relay(
         await _end(parts)
         link.close()
         await _close(ws)
+
+
+def _give_up_after(ws: Any, seconds: float) -> None:
+    """Have the system end a connection whose other machine is gone: pings remain unacknowledged.
+    Where it cannot be told so, that takes it a quarter of an hour."""
+    with contextlib.suppress(AttributeError, OSError):
+        option = socket.TCP_USER_TIMEOUT
+        ws.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))
 
 
 async def _from_link(link: socket.socket, ws: Any) -> None:
@@ -237,12 +264,13 @@ async def _end(tasks: set[asyncio.Task[None]]) -> None:
 
 
 async def _close(ws: Any) -> None:
+    end = ws.get_extra_info("socket")  # afterwards it is not told any more
     try:
         await asyncio.wait_for(ws.close(), CLOSE_TIME)
     except (asyncio.TimeoutError, OSError):
         # What is not taken yet never will be: without this the socket would wait for it.
-        with contextlib.suppress(OSError, AttributeError):
-            ws.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(AttributeError, OSError):
+            end.shutdown(socket.SHUT_RDWR)
 
 
 # --- the loop -------------------------------------------------------------------------------------
@@ -352,8 +380,9 @@ def _unreachable(error: Exception, page: URL) -> tuple[type[ConnectError], str, 
     if isinstance(error, aiohttp.ClientConnectorError):
         if isinstance(error.os_error, socket.gaierror):
             return NameNotResolved, f"the name {page.host} is not known", "Check its spelling"
-        why = clip(error.os_error.strerror or "nothing answers there", 100)
-        return Unreachable, f"no connection ({why.lower()})", CHECK
+        refused = isinstance(error.os_error, ConnectionRefusedError)
+        why = "connection refused" if refused else os.strerror(error.os_error.errno or 0).lower()
+        return Unreachable, f"no connection ({why})", CHECK
     if isinstance(error, asyncio.TimeoutError):
         return Unreachable, f"no answer within {CONNECT_TIME:g} s", CHECK
     if isinstance(error, (aiohttp.ServerConnectionError, aiohttp.ClientOSError)):

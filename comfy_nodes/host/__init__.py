@@ -7,7 +7,7 @@ from .facts import facts
 from .files import input_file, input_files, output_file
 from .node import Here, ProgressBar, current_prompt, doing, executing, graph, shown_as
 from .page import notice, preview_at, show, show_at
-from .process import answer, at_start, metadata_wanted, on_loop, on_prompt, peer, port
+from .process import answer, at_start, handle, metadata_wanted, on_loop, on_prompt, peer, port
 from .queue import (
     Interrupted,
     Running,
@@ -52,6 +52,7 @@ __all__ = [
     "follow",
     "forget",
     "graph",
+    "handle",
     "input_file",
     "input_files",
     "interrupt",

@@ -6,7 +6,7 @@ import getpass
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import folder_paths
@@ -87,6 +87,15 @@ def answer(path: str, tell: Callable[[], dict[str, Any]]) -> None:
         return web.json_response(tell())
 
     server.routes.get(path)(handle)
+
+
+def handle(
+    method: str, path: str, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> None:
+    """Answer requests for that path by an aiohttp handler. Only while ComfyUI loads its nodes."""
+    server = the_server()
+    if server is not None:
+        server.routes.route(method, path)(handler)
 
 
 def metadata_wanted() -> bool:

@@ -19,12 +19,12 @@ import xxhash
 
 from zbus import payload
 from zbus.errors import JobError, JobFailed, ZBusError
-from zbus.job import Job, Remote, Request
+from zbus.job import Job, Request
+from zbus.remote import Remote
 
-from .. import host, waiting
+from .. import host, peers, waiting
 from ..graph import Graph, Link
 from ..runs import Run
-from . import peers
 from .cutting import for_position, with_digests
 from .relay import Relay
 
@@ -286,7 +286,7 @@ def _is_accepted(share: Share) -> bool:
 
 
 def _key(remote: Remote) -> str:
-    return remote.instance or remote.address
+    return remote.instance or remote.where
 
 
 def _digest(value: Any) -> str:

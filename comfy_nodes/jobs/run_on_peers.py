@@ -13,14 +13,13 @@ from comfy_api.latest import io
 from zbus import codecs
 from zbus.errors import InputError
 
-from .. import host
+from .. import host, peers
 from ..exchange import CATEGORY, QUALITY
 from ..graph import link, title
 from ..runs import RUNS
 from ..single import only
 from ..waiting import interruptible
 from ..watcher import WATCHER
-from . import peers
 from .collecting import INTERNAL, expand
 from .cutting import RUN, VARY, VARY_AT, cut, loaders
 from .giving import ON_FAILURE, Given, Plan

@@ -16,9 +16,8 @@ from comfy_api.latest import io
 
 from zbus.errors import InputError, JobError
 
-from .. import host
+from .. import host, peers
 from ..graph import Graph, title, whole
-from ..jobs import peers
 from ..jobs.collecting import expand
 from ..jobs.cutting import FETCH, loaders
 from ..jobs.giving import Given, Plan

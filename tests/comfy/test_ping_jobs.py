@@ -30,7 +30,7 @@ def test_a_comfyui_tells_how_it_is(pair, capsys, by):
         print("\n" + ended.stdout, end="")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "FAIL" not in ended.stdout
-    assert "  identity    ok    the one meant\n" in ended.stdout
+    assert "  identity    ok    the one meant, by its key\n" in ended.stdout
     assert "  jobs        ok    permitted; queue: 0 running, 0 pending\n" in ended.stdout
     told = json.loads(_ping(pair.b, target, "--jobs", "--size", "0", "--json").stdout)
     stats = pair.b.get("/system_stats")["system"]

@@ -17,6 +17,7 @@ import pytest
 from chains import node
 from comfyui import PACKS, ComfyUI, PromptRefused, free_port, start_all
 from conftest import Pair
+from paired import away, home_of, paired
 from PIL import Image
 from testpack import values
 
@@ -454,18 +455,19 @@ def test_a_comfyui_without_zbus_and_a_page_that_is_none(pair, make_comfyui):
     bare = make_comfyui(name="bare", packs={}).start()
     error = failure(pair.a, spans_of(bare.url))
     assert error["node_id"] == "run"
-    assert "has no zbus" in error["exception_message"]
+    assert "no zbus there" in error["exception_message"]
     assert "Install zbus there" in error["exception_message"]
     nobody = f"http://127.0.0.1:{free_port()}"
     error = failure(pair.a, spans_of(nobody))
-    assert "no connection" in error["exception_message"], error["exception_message"]
+    assert "connection refused" in error["exception_message"], error["exception_message"]
     assert nobody in error["exception_message"]
     assert "Install" not in error["exception_message"]
 
 
 def test_a_tunnelled_page_whose_listener_is_not(pair):
     """Both machines use ComfyUI's own port: what the card tells leads back to this one."""
-    card = {"id": "0" * 32, "name": "far", "endpoints": [address(pair.a)]}
+    key = pair.a.get("/zbus/peer")["key"]  # a home folder that two machines share
+    card = {"id": "0" * 32, "name": "far", "endpoints": [address(pair.a)], "key": key}
     with serving(json.dumps(card).encode()) as url:
         error = failure(pair.a, spans_of(url))
     assert "this very ComfyUI answers there, and not far" in error["exception_message"]
@@ -583,9 +585,10 @@ def test_a_failure_here_stops_the_others(trio):
 
 @pytest.mark.parametrize("first", ["fails", "is not there"])
 def test_try_another(trio, first):
-    bad = trio.b.peer if first == "fails" else f"127.0.0.1:{free_port()}"
-    prompt = spans_of(bad, on_failure="try another", at={"never": trio.b.port, "text": first})
-    entry = good(trio.a, prompt)
+    with away(home_of(trio.a), f"127.0.0.1:{free_port()}") as absent:
+        bad = trio.b.peer if first == "fails" else absent
+        prompt = spans_of(bad, on_failure="try another", at={"never": trio.b.port, "text": first})
+        entry = good(trio.a, prompt)
     assert ports(entry) == [trio.c.port]
     report = texts(entry, "report")[0].splitlines()
     assert report[0].startswith("failed: ") and report[-1].startswith(f"{trio.c.peer}: done in ")
@@ -600,13 +603,14 @@ def test_try_another_ends_when_all_have_failed(trio):
 
 @pytest.mark.parametrize("first", ["fails", "is not there"])
 def test_return_the_rest(trio, first):
-    bad = trio.b.peer if first == "fails" else f"127.0.0.1:{free_port()}"
-    prompt = spans_of(
-        f"{bad},{trio.c.peer}",
-        on_failure="return the rest",
-        at={"never": trio.b.port, "text": f"rest {first}"},
-    )
-    entry = good(trio.a, prompt)
+    with away(home_of(trio.a), f"127.0.0.1:{free_port()}") as absent:
+        bad = trio.b.peer if first == "fails" else absent
+        prompt = spans_of(
+            f"{bad},{trio.c.peer}",
+            on_failure="return the rest",
+            at={"never": trio.b.port, "text": f"rest {first}"},
+        )
+        entry = good(trio.a, prompt)
     assert ports(entry) == [trio.c.port]
     report = texts(entry, "report")[0]
     assert report.startswith("failed: ") and bad in report
@@ -794,7 +798,10 @@ def test_a_node_that_only_the_peer_has(pair, rich):
         "run": at_peer(("at", 0), rich.url),
         "show": node("PreviewAny", source=["run", 0]),
     }
-    assert texts(good(pair.a, prompt), "show") == ["more a-b"]
+    with pytest.raises(Exception, match="not paired with"):
+        good(pair.a, prompt)
+    with paired(home_of(pair.a), home_of(rich)):
+        assert texts(good(pair.a, prompt), "show") == ["more a-b"]
     prompt["run"] = at_peer(("at", 0), rich.url, here="also run here")
     with pytest.raises(PromptRefused, match="TestMore"):
         pair.a.prompt(prompt)

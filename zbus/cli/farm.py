@@ -31,16 +31,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConnectError, InputError, LinkError, NotPermitted, Unreachable, ZBusError
-from ..job import Remote, Request
+from ..errors import ConnectError, InputError, LinkError, NotPermitted, ZBusError
+from ..job import Request
 from ..peer import Peer
+from ..remote import Remote
+from ..resolver import Resolver
 from ..tensors import torch_module
+from ..trust import Trust
 from .farming.board import MAX_IN_A_ROW, Board, Task
 from .farming.config import Config, read_config
 from .farming.pictures import Folder, pixels
 from .farming.workflow import Recipe, read_recipe
 from .report import printable
-from .target import Page, Target, read
 
 NAME = "farm"
 HELP = "run a workflow many times, on every ComfyUI that is free"
@@ -132,21 +134,19 @@ class Farm:
     async def _work(self, peer: Peer, name: str, url: str) -> None:
         """One worker: it takes a job whenever it is free."""
         try:
-            wanted = read(url)
-            target = await asyncio.to_thread(wanted.ask) if isinstance(wanted, Page) else wanted
+            remote = await asyncio.to_thread(lambda: Resolver(Trust()).find(url))
         except ZBusError as error:
             self._drop(name, f"is not used: {error}")
             return
         while (task := await self.board.take(name)) is not None:
-            await self._try(peer, name, target, task)
+            await self._try(peer, name, remote, task)
 
-    async def _try(self, peer: Peer, name: str, target: Target, task: Task) -> None:
+    async def _try(self, peer: Peer, name: str, remote: Remote, task: Task) -> None:
         number, began = task.number, time.monotonic()
         try:
-            images = await self._images(peer, target, number)
+            images = await self._images(peer, remote, number)
         except (ConnectError, NotPermitted) as error:  # it has not begun
-            advice = f" {target.remedy}" if isinstance(error, Unreachable) else ""
-            self._drop(name, f"is not used: {error}{advice}", task)
+            self._drop(name, f"is not used: {error}", task)
         except LinkError as error:
             self._drop(name, f"is gone, and job {number} goes back into the queue: {error}", task)
         except ZBusError as error:
@@ -156,9 +156,8 @@ class Farm:
             self.board.finish(name, task)
             say(f"job {number}  {name}  {time.monotonic() - began:.1f} s")
 
-    async def _images(self, peer: Peer, target: Target, number: int) -> list[Any]:
+    async def _images(self, peer: Peer, remote: Remote, number: int) -> list[Any]:
         output, title = self.recipe.output, f"{self.config.workflow.stem} {number}"
-        remote = Remote(str(target.address), target.instance, target.name)
         request = Request(self.recipe.sent(number), outputs=(output,), title=title)
         results = await peer.submit(remote, request)
         return await asyncio.to_thread(pixels, results.get(output))

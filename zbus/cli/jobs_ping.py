@@ -14,7 +14,7 @@ from ..messages import MAX_TOTAL, Hello
 from ..operation import size_text
 from ..peer import Peer
 from ..places import OWN
-from .report import shown
+from ..printable import shown
 
 MAX_DEVICES = 16  # shown
 MAX_WORDS = 100  # characters of one fact
@@ -70,7 +70,8 @@ def refusal(hello: Hello) -> NotPermitted:
     if hello.listener == OWN:
         return NotPermitted(
             "not permitted: that ComfyUI runs no jobs of this machine",
-            remedy="Ask whoever runs it",
+            remedy="Ask whoever runs it: zbus-pair permit NAME exchange,jobs there allows it, unless "
+            "jobs are turned off (ZBUS_JOBS=0)",
         )
     return NotPermitted(
         "not permitted: this address is for values only",

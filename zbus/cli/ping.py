@@ -1,12 +1,13 @@
 """Say which leg of a link works and which does not, and how fast the link is.
 
 TARGET is "host:port", as the Client side dials it; or the name of a ComfyUI of yours on this
-machine; or the URL of a ComfyUI's page, which tells where its zbus listens. Without one it lists
-the names. Looks at the name, the TCP port, the ZMTP greeting, zbus's handshake, its version, and
-whether the one answers that was meant; then measures round trips, and sends a made-up block each
-way, which the other side verifies and drops. With --jobs it asks whether that ComfyUI runs jobs
-for this machine, and for its queue, devices and versions. No workflow is touched. Exit status: 0
-only if everything works, 1 if not, 2 for arguments that cannot be used.
+machine, or of one that is paired; or the URL of a ComfyUI's page, which tells where its zbus
+listens. Without one it lists the names; with --discover those of the local network too. Looks at
+the name, the TCP port, the ZMTP greeting, zbus's handshake, its version, and whether the one
+answers that was meant; then measures round trips, and sends a made-up block each way, which the
+other side verifies and drops. With --jobs it asks whether that ComfyUI runs jobs for this machine,
+and for its queue, devices and versions. No workflow is touched. Exit status: 0 only if everything
+works, 1 if not, 2 for arguments that cannot be used.
 """
 
 from __future__ import annotations
@@ -18,31 +19,48 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeout  # not the builtin one before 3.11
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from .. import probe
-from ..address import Address
+from ..address import EXAMPLE, Address
+from ..card import PATIENCE, Page
 from ..errors import (
     ConnectError,
     InputError,
     NobodyBehind,
+    NotPaired,
     TimedOut,
+    TrustError,
     Unreachable,
     VersionMismatch,
     ZBusError,
 )
-from ..job import Remote
 from ..messages import VERSION, Hello
 from ..operation import size_text
 from ..peer import Peer, Probe
+from ..printable import shown
+from ..remote import Remote
+from ..resolver import Resolver
+from ..trust import Trust
+from ..websocket import Lane, open_lane
 from ..wrong import wrong_peer
 from . import jobs_ping
-from .report import Failed, Report, printable, shown, try_leg
-from .target import PATIENCE, Page, Target, known, read
+from .discover import SECONDS, discover
+from .report import Failed, Leg, Report, printable, try_leg
 
 NAME = "ping"
 HELP = "say which leg of a link works, and how fast it is"
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+NOT_RUNNING = (
+    "Look whether that ComfyUI still runs, with zbus in it, and whether the tunnel to it stands"
+)
+MOVE = "Say where it is: zbus-pair move NAME HOST:PORT"
+PAIRED_ONLY = (
+    "Give its name (zbus-ping alone lists those known here) or its page's URL. If the two are not "
+    "paired yet: zbus-pair invite on one of them, zbus-pair accept TOKEN on the other. For a plain "
+    "exchange give the Server node's addr (8282)"
+)
 LOOK_EVERY = 0.25  # seconds between pings while a block is under way
 T = TypeVar("T")
 
@@ -58,6 +76,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--jobs", action="store_true", help="ask whether it runs jobs, and how it is"
+    )
+    parser.add_argument(
+        "--discover", action="store_true", help="list who is here, paired, and on the local network"
     )
     parser.add_argument("-n", metavar="COUNT", type=_count, default=20, help="pings (20)")
     parser.add_argument(
@@ -75,17 +96,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Ping, print, and return the exit status."""
-    if not given.target.strip():
-        _complain(known())
-        return 2
+    if given.discover:
+        return discover(min(SECONDS, given.timeout), given.json, sys.stdout)
     try:
-        target = read(given.target)
-    except InputError as error:
+        resolver = Resolver(Trust())
+        if not given.target.strip():
+            _complain(_known(resolver))
+            return 2
+        target = resolver.read(given.target)
+    except (InputError, TrustError) as error:
         _complain(str(error))
         return 2
     report = Report(_place(target), show=not given.json)
-    report.title(str(target))
-    _look(target, given, report)
+    report.title(target.where if isinstance(target, Remote) else str(target))
+    _look(target, resolver, given, report)
     if given.json:
         print(json.dumps(report.as_json(), indent=2))
     return 0 if report.ok else 1
@@ -95,19 +119,36 @@ def _complain(text: str) -> None:
     print(printable(f"zbus-ping: {text}", sys.stderr), file=sys.stderr)
 
 
-def _place(target: Target | Page) -> str:
-    return str(target.address) if isinstance(target, Target) else str(target)
+def _known(resolver: Resolver) -> str:
+    """The peers that a name could mean, for who has named none."""
+    remotes = [*resolver.local(), *resolver.paired()]
+    if not remotes:
+        return (
+            "which peer? None is known on this machine: start a ComfyUI with zbus here, or give "
+            f"the URL of its page or an address. {EXAMPLE}"
+        )
+    width = max(len(remote.name) for remote in remotes)
+    lines = [f"  {remote.name:<{width}}  {remote.routes()[0]}" for remote in remotes]
+    ask = 'which peer? Give "host:port", the URL of a ComfyUI\'s page, or a name. Known here:'
+    return "\n".join([ask, *lines])
+
+
+def _place(target: Address | Remote | Page) -> str:
+    return str(target.routes()[0]) if isinstance(target, Remote) and target.address else str(target)
 
 
 # --- the legs -----------------------------------------------------------------------------------
 
 
-def _look(wanted: Target | Page, given: argparse.Namespace, report: Report) -> None:
+def _look(
+    wanted: Address | Remote | Page, resolver: Resolver, given: argparse.Namespace, report: Report
+) -> None:
     try:
-        target = _asked(wanted, given, report) if isinstance(wanted, Page) else wanted
-        _reach(target, given, report)
+        meant = _asked(wanted, resolver, given, report) if isinstance(wanted, Page) else wanted
+        target = _reach(meant, resolver, given, report)
         with Peer("zbus-ping") as peer:
-            link = peer.probe(str(target.address))
+            where = target if isinstance(target, Remote) else str(target)
+            link = peer.probe(where)
             hello = _meet(link, target, given.timeout, report)
             report.peer = _described(hello)
             _trips(link, hello.name, given, report)
@@ -121,70 +162,125 @@ def _look(wanted: Target | Page, given: argparse.Namespace, report: Report) -> N
         pass
 
 
-def _asked(page: Page, given: argparse.Namespace, report: Report) -> Target:
+def _asked(page: Page, resolver: Resolver, given: argparse.Namespace, report: Report) -> Remote:
     report.begin("page", "asking for its zbus")
-    target = try_leg(
+    card = try_leg(
         report,
         "page",
         lambda: page.ask(min(PATIENCE, given.timeout)),
-        lambda told, _: f"{told}, zbus {told.version}" if told.version else str(told),
+        lambda card, _: f"{card.name or 'a zbus peer'}, zbus {card.version or '?'}",
     )
-    report.address = str(target.address)
-    return target
+    return try_leg(
+        report,
+        "paired",
+        lambda: resolver.of_card(page, card),
+        lambda remote, _: f"its key is trusted here; the way there: {remote.routes()[0]}",
+    )
 
 
-def _reach(target: Target, given: argparse.Namespace, report: Report) -> None:
-    """Down to ZMTP, with bare sockets."""
-    address = target.address
+def _reach(
+    meant: Address | Remote, resolver: Resolver, given: argparse.Namespace, report: Report
+) -> Address | Remote:
+    """Down to ZMTP, with bare sockets: the first way there on which it answers."""
+    if isinstance(meant, Address):
+        _reach_one(meant, b"", given.timeout, report)
+        return meant
+    ways = meant.routes()
+    if not ways:
+        report.add(_no_way(meant, resolver))
+        raise Failed
+    for way, following in zip(ways, [*ways[1:], None], strict=True):
+        try:
+            report.address = str(way)
+            _reach_one(way, meant.key, given.timeout, report)
+            return replace(meant, address=way.url or str(way), others=())
+        except Failed:
+            if following is None:
+                raise
+            report.legs[-1].ok = True  # of no account if another way leads there
+            report.note([f"Another way is tried: {following}"])
+    raise AssertionError
 
+
+def _no_way(meant: Remote, resolver: Resolver) -> Leg:
+    what, remedy = "no address of it is known here: it can only come by itself", MOVE
+    its = ", ".join(one.name for one in resolver.paired() if one.key == meant.key)
+    if its and meant.peer:
+        what, remedy = f"no address of it is known here; known: {its}", MOVE
+    elif its:
+        what, remedy = f"which of its ComfyUIs? Known here: {its}", "Give one of these names"
+    return Leg("name", False, what, None, remedy, "Unreachable")
+
+
+def _reach_one(address: Address, key: bytes, timeout: float, report: Report) -> None:
     def own(work: Callable[[], T]) -> T:
         try:
             return work()
         except (Unreachable, NobodyBehind) as error:
-            if target.remedy:  # a peer's own listener waits for no Server node
-                raise type(error)(error.what, peer=error.peer, remedy=target.remedy) from error
+            if key:  # a peer's own listener waits for no Server node
+                raise type(error)(error.what, peer=error.peer, remedy=NOT_RUNNING) from error
             raise
+        except NotPaired as error:
+            raise NotPaired(error.what, peer=error.peer, remedy=PAIRED_ONLY) from error
 
+    if address.url:
+        report.begin("websocket", "connecting")
+        lane = try_leg(
+            report,
+            "websocket",
+            lambda: _through(address, key, timeout),
+            lambda *_: "stands, speaks ZMTP, encrypted",
+        )
+        lane.close()
+        return
     numeric = try_leg(report, "name", lambda: probe.resolve(address), lambda n, _: n)
     try_leg(
         report,
         "tcp",
-        lambda: own(lambda: probe.connect(address, numeric, given.timeout)).close(),
+        lambda: own(lambda: probe.connect(address, numeric, timeout)).close(),
         lambda _, took: _time(took),
     )
     report.begin("greeting", "waiting")
     try_leg(
         report,
         "greeting",
-        lambda: own(lambda: probe.greeting(address, numeric, given.timeout)),
-        lambda _, took: "speaks ZMTP",
+        lambda: own(lambda: probe.greeting(address, numeric, key, timeout)),
+        lambda _, took: "speaks ZMTP, encrypted" if key else "speaks ZMTP",
     )
 
 
-def _meet(link: Probe, target: Target, timeout: float, report: Report) -> Hello:
+def _through(address: Address, key: bytes, timeout: float) -> Lane:
+    """The WebSocket lane, with ZMTP at its far end."""
+    lane = open_lane(address.url)
+    try:
+        probe.greeting(Address("127.0.0.1", lane.port), "127.0.0.1", key, timeout)
+    except ZBusError as error:
+        lane.close()
+        raise (lane.problem or error) from error
+    return lane
+
+
+def _meet(link: Probe, target: Address | Remote, timeout: float, report: Report) -> Hello:
     report.begin("handshake", "waiting")
     met = try_leg(
         report,
         "handshake",
-        lambda: _hello(link, target.address, timeout),
+        lambda: _hello(link, report.address, timeout),
         lambda met, _: _who(met) if isinstance(met, Hello) else "a zbus peer answers",
     )
     hello = try_leg(report, "version", lambda: _agreed(met), lambda *_: f"both speak {VERSION}")
-    if target.instance:
-        try_leg(report, "identity", lambda: _demand(target, hello), lambda *_: "the one meant")
+    if isinstance(target, Remote):
+        what = "the one meant, by its key"
+        try_leg(report, "identity", lambda: _demand(target, hello), lambda *_: what)
     return hello
 
 
-def _demand(target: Target, hello: Hello) -> None:
-    if hello.instance.hex() != target.instance:
-        raise wrong_peer(_remote(target), hello.name)
+def _demand(target: Remote, hello: Hello) -> None:
+    if not target.is_met_by(target.key, hello.instance, hello.name):
+        raise wrong_peer(target, hello.name)
 
 
-def _remote(target: Target) -> Remote:
-    return Remote(str(target.address), target.instance, target.name)
-
-
-def _hello(link: Probe, address: Address, timeout: float) -> Hello | VersionMismatch:
+def _hello(link: Probe, address: str, timeout: float) -> Hello | VersionMismatch:
     try:
         return link.hello(timeout)
     except VersionMismatch as error:
@@ -192,7 +288,7 @@ def _hello(link: Probe, address: Address, timeout: float) -> Hello | VersionMism
     except (FutureTimeout, TimeoutError) as error:
         raise ConnectError(
             f"no answer to HELLO in {timeout:g} s ({link.problem()})",
-            peer=str(address),
+            peer=address,
             remedy="That ComfyUI hangs or is very busy: look at its console, then try again",
         ) from error
 
@@ -242,9 +338,14 @@ def _throughput(
     report.throughput[direction] = {"seconds": took, "bytes_per_second": size / took}
 
 
-def _jobs(peer: Peer, target: Target, hello: Hello, timeout: float, report: Report) -> None:
+def _jobs(
+    peer: Peer, target: Address | Remote, hello: Hello, timeout: float, report: Report
+) -> None:
     def work() -> list[str]:
-        report.jobs = jobs_ping.ask(peer, _remote(target), hello, timeout)
+        if isinstance(target, Address):
+            report.jobs = jobs_ping.checked({}, hello)
+        else:
+            report.jobs = jobs_ping.ask(peer, target, hello, timeout)
         if not report.jobs["permitted"]:
             raise jobs_ping.refusal(hello)
         return jobs_ping.lines(report.jobs)

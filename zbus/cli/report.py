@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO, TypeVar
 
 from ..errors import ZBusError
+from ..printable import shown
 
 T = TypeVar("T")
 
@@ -94,15 +95,6 @@ def try_leg(report: Report, name: str, work: Callable[[], T], say: Callable[[T, 
     took = time.monotonic() - began
     report.add(Leg(name, True, say(result, took), took))
     return result
-
-
-# --- words of another machine ------------------------------------------------------------------
-
-
-def shown(text: str, limit: int = 2000) -> str:
-    """A text of another machine as a terminal may get it: without control characters."""
-    visible = "".join(c if c.isprintable() else " " for c in text[:limit])
-    return " ".join(visible.split())
 
 
 def printable(text: str, file: TextIO) -> str:

@@ -1,8 +1,13 @@
-"""Who the TARGET of a command means: "host:port", a peer's name, or the URL of a ComfyUI's page."""
+"""A ComfyUI's card: what its page tells of its peer, who it is and where it listens.
+
+What comes is a stranger's word until the key in it has been proved. Blocks, each time for a bounded
+while: call it off the I/O thread.
+"""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import re
@@ -16,79 +21,47 @@ from concurrent.futures import TimeoutError as FutureTimeout  # not the builtin 
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from .. import discovery
-from ..address import EXAMPLE, Address, parse_dial
-from ..errors import FetchError, InvalidAddress, TimedOut, UnknownPeer, Unreachable, ZBusError
-from .report import shown
+from .address import Address, parse_dial, parse_page
+from .errors import FetchError, InputError, TimedOut, UnknownPeer, Unreachable, ZBusError
+from .keys import from_text
+from .printable import shown
 
 CARD = "/zbus/peer"  # where a ComfyUI tells who its peer is
 CARD_LIMIT = 64 * 1024
 PATIENCE = 5.0  # seconds for the whole answer
 MAX_NAME = 80  # characters, as in HELLO
 MAX_ADDRESS = 300
+MAX_ENDPOINTS = 8
 MAX_URL = 150  # characters of one that a text shows
 
-INSTALL = "Install zbus in that ComfyUI and restart it, or give host:port of a zbus listener"
-NOT_RUNNING = "Look whether that ComfyUI still runs, with zbus in it: start it again"
+INSTALL = (
+    "Install zbus there (in its custom_nodes folder: git clone this pack's repository; then "
+    "pip install -r requirements.txt in its Python) and restart that ComfyUI"
+)
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Target:
-    """A peer to dial.
+class Card:
+    """What a ComfyUI tells of its peer.
 
     Attributes:
-        address: Where it listens.
-        instance: Who must answer there, as 32 hexadecimal digits; "": whoever does.
-        name: What it is called, where that is known before it says so.
-        version: Of its zbus, in its own words, or "".
-        remedy: What to do where nobody listens there; "": what `probe` says.
+        instance: Its id, as 32 hexadecimal digits.
+        key: Its public key.
+        name: What it calls itself; and
+        version: the version of its zbus; in its own words, for people, or "".
+        endpoints: Where its own listener is, on its own machine.
+        lan: Whether that listener is open to its network too.
+        ws: Whether its page leads there (the WebSocket lane).
     """
 
-    address: Address
-    instance: str = ""
-    name: str = ""
-    version: str = ""
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name} at {self.address}" if self.name else str(self.address)
-
-
-def read(text: str) -> Target | Page:
-    """What a person has written.
-
-    Raises:
-        UnknownPeer: A name that no peer here has, or more than one.
-        InvalidAddress: Not "host:port", or not a URL.
-    """
-    text = text.strip()
-    if "://" in text:
-        return page(text)
-    try:
-        entry = discovery.find(text)
-    except UnknownPeer:
-        if ":" not in text:
-            raise
-        return Target(parse_dial(text))
-    return Target(parse_dial(entry.address), entry.instance, entry.name, remedy=NOT_RUNNING)
-
-
-def known() -> str:
-    """The peers that a name could mean, for who has named none."""
-    entries = discovery.peers()
-    if not entries:
-        return (
-            "which peer? None is known on this machine: start a ComfyUI with zbus here, or give "
-            f"the URL of its page or an address. {EXAMPLE}"
-        )
-    width = max(len(entry.name) for entry in entries)
-    lines = [f"  {entry.name:<{width}}  {entry.address}" for entry in entries]
-    ask = 'which peer? Give "host:port", the URL of a ComfyUI\'s page, or a name. Known here:'
-    return "\n".join([ask, *lines])
-
-
-# --- a ComfyUI's page ---------------------------------------------------------------------------
+    instance: str
+    key: bytes
+    name: str
+    version: str
+    endpoints: tuple[Address, ...]
+    lan: bool
+    ws: bool
 
 
 @dataclass(frozen=True)
@@ -97,17 +70,19 @@ class Page:
 
     Attributes:
         url: Without user, password, query and fragment: texts may show it.
+        address: Of the WebSocket lane there, with what a login needs.
         is_loopback: Whether it is on this machine: no proxy is asked then.
     """
 
     url: str
+    address: Address
     is_loopback: bool
     _login: str = field(default="", repr=False)
 
     def __str__(self) -> str:
         return shown(self.url, MAX_URL)
 
-    def ask(self, timeout: float = PATIENCE) -> Target:
+    def ask(self, timeout: float = PATIENCE) -> Card:
         """The peer of that ComfyUI.
 
         Raises:
@@ -123,7 +98,7 @@ class Page:
                 peer=str(self),
                 remedy="That ComfyUI hangs or is very busy: look at its console, then try again",
             ) from error
-        return self._target(body)
+        return self._card(body)
 
     def _get(self, timeout: float) -> bytes:
         request = urllib.request.Request(self.url + CARD, headers={"User-Agent": "zbus-ping"})
@@ -177,33 +152,32 @@ class Page:
         remedy = "Check that the URL is the one of ComfyUI's page, for example http://HOST:8188"
         return FetchError(what, peer=str(self), remedy=remedy)
 
-    def _target(self, body: bytes) -> Target:
+    def _card(self, body: bytes) -> Card:
         try:
-            card: Any = json.loads(body)
+            told: Any = json.loads(body)
         except (ValueError, RecursionError):
-            card = None
-        instance, name, version, endpoints = (
-            card.get(key) if isinstance(card, dict) else None
-            for key in ("id", "name", "version", "endpoints")
-        )
+            told = None
+        told = told if isinstance(told, dict) else {}
+        instance, name, version = told.get("id"), told.get("name"), told.get("version")
         if not isinstance(instance, str) or not re.fullmatch("[0-9a-f]{32}", instance):
             raise self._no_zbus("what answers there is no zbus")
-        address = _first_usable(endpoints)
-        if address is None:
+        key, endpoints = _key(told.get("key")), _usable(told.get("endpoints"))
+        if not endpoints:
             raise FetchError(
                 "has zbus, which listens nowhere",
                 peer=str(self),
-                remedy="Jobs are turned off there (ZBUS_JOBS=0), or its listener could not be "
-                "opened: look at that ComfyUI's console",
+                remedy="Its listener could not be opened: look at that ComfyUI's console",
             )
-        return Target(
-            address,
+        if not key:
+            raise self._no_zbus("has an older zbus, without keys")
+        return Card(
             instance,
+            key,
             shown(name, MAX_NAME) if isinstance(name, str) else "",
             shown(version, 40) if isinstance(version, str) else "",
-            f"That ComfyUI's zbus is at {address} on its own machine. If its page is reached "
-            f"through a tunnel, forward that port too (ssh -L {address.port}:127.0.0.1:"
-            f"{address.port} ...)",
+            endpoints,
+            told.get("lan") is True,
+            told.get("ws") is True,
         )
 
 
@@ -213,26 +187,17 @@ def page(written: str) -> Page:
     Raises:
         InvalidAddress: It is no http or https URL. The text holds no password.
     """
-    try:
-        parts = urllib.parse.urlsplit(written)
-        scheme, host, port = parts.scheme.lower(), parts.hostname or "", parts.port
-    except ValueError:
-        scheme = host = ""
-        port = None
-    if scheme not in ("http", "https") or not host or not written.isprintable():
-        raise InvalidAddress(
-            "that is not the URL of a web page",
-            remedy='Write it as "http://host:port", for example "http://127.0.0.1:8188"',
-        )
-    where = f"[{host}]" if ":" in host else host
-    where = where if port is None else f"{where}:{port}"
+    address = parse_page(written)
+    parts = urllib.parse.urlsplit(address.url)
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    where = host if parts.port is None else f"{host}:{parts.port}"
     path = urllib.parse.quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
     login = ""
     if parts.username is not None:
         user, password = (urllib.parse.unquote(p or "") for p in (parts.username, parts.password))
         login = base64.b64encode(f"{user}:{password}".encode()).decode()
-    is_loopback = host == "localhost" or Address(host, port or 80).is_loopback
-    return Page(f"{scheme}://{where}{path}", is_loopback, login)
+    is_loopback = address.host == "localhost" or address.is_loopback
+    return Page(f"{parts.scheme.lower()}://{where}{path}", address, is_loopback, login)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -242,14 +207,19 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _first_usable(endpoints: object) -> Address | None:
-    for endpoint in endpoints if isinstance(endpoints, list) else ():
+def _key(told: object) -> bytes:
+    with contextlib.suppress(InputError):
+        return from_text(told) if isinstance(told, str) else b""
+    return b""
+
+
+def _usable(endpoints: object) -> tuple[Address, ...]:
+    found = []
+    for endpoint in endpoints[:MAX_ENDPOINTS] if isinstance(endpoints, list) else ():
         if isinstance(endpoint, str) and len(endpoint) <= MAX_ADDRESS and endpoint.isprintable():
-            try:
-                return parse_dial(endpoint)
-            except InvalidAddress:
-                continue
-    return None
+            with contextlib.suppress(InputError):
+                found.append(parse_dial(endpoint))
+    return tuple(found)
 
 
 def _within(seconds: float, work: Callable[[], T]) -> T:

@@ -1,0 +1,150 @@
+"""Two machines in one: two network namespaces of Linux, joined by a cable (a veth pair).
+
+Each has a loopback of its own and one address in a network that only the two are in; multicast
+passes. A namespace belongs to a thread, and to what that thread starts: sockets, further threads,
+processes. So whatever runs by `Machine.within` is on that machine::
+
+    with two_machines() as (a, b):
+        listener = a.within(lambda: Child(LISTENER, "10.77.0.1:8282"))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+CLONE_NEWNET = 0x40000000  # of <linux/sched.h>
+CABLE = "lan0"  # what the interface is called on both sides
+T = TypeVar("T")
+
+
+class NotMade(Exception):
+    """The machines could not be made; the text says why."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One of the two."""
+
+    namespace: str
+    address: str
+
+    def within(self, work: Callable[[], T]) -> T:
+        """What `work` returns or raises, run on this machine."""
+        done: list[T] = []
+        failed: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                _enter(self.namespace)
+                done.append(work())
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=run, name=f"on {self.namespace}")
+        thread.start()
+        thread.join()
+        if failed:
+            raise failed[0]
+        return done[0]
+
+    def add_address(self, address: str) -> None:
+        """Give it one more: "10.78.0.1/24"."""
+        _ip("-n", self.namespace, "address", "add", address, "dev", CABLE)
+
+
+@functools.cache
+def permitted() -> str:
+    """Why two machines cannot be made here, by a try; "" if they can."""
+    if not sys.platform.startswith("linux"):
+        return "network namespaces are there on Linux only"
+    if shutil.which("ip") is None:
+        return "iproute2 is not installed"
+    try:
+        with two_machines() as (a, _):
+            a.within(lambda: None)
+    except (NotMade, OSError) as error:
+        return f"network namespaces cannot be made here: {error}"
+    return ""
+
+
+@contextlib.contextmanager
+def two_machines(netem: str = "") -> Iterator[tuple[Machine, Machine]]:
+    """They are gone afterwards, with every process on them, whatever happens.
+
+    Args:
+        netem: How the cable is, in tc's words: "delay 20ms rate 1gbit". The delay counts each way.
+
+    Raises:
+        NotMade: They cannot be made here.
+    """
+    unique = secrets.token_hex(3)
+    a = Machine(f"zbus-{unique}-a", "10.77.0.1")
+    b = Machine(f"zbus-{unique}-b", "10.77.0.2")
+    try:
+        for machine in (a, b):
+            _ip("netns", "add", machine.namespace)
+        cable = ("type", "veth", "peer", "name", CABLE, "netns", b.namespace)
+        _ip("-n", a.namespace, "link", "add", CABLE, *cable)
+        for machine in (a, b):
+            _plug_in(machine, netem)
+        yield a, b
+    finally:
+        for machine in (a, b):
+            _remove(machine)
+
+
+def _plug_in(machine: Machine, netem: str) -> None:
+    on = ("-n", machine.namespace)
+    _ip(*on, "link", "set", "lo", "up")
+    machine.add_address(f"{machine.address}/24")
+    _ip(*on, "link", "set", CABLE, "up")
+    _ip(*on, "route", "add", "224.0.0.0/4", "dev", CABLE)
+    if netem:
+        _run("tc", *on, "qdisc", "add", "dev", CABLE, "root", "netem", *netem.split())
+
+
+def _remove(machine: Machine) -> None:
+    if not Path("/run/netns", machine.namespace).exists():
+        return
+    for pid in _ip("netns", "pids", machine.namespace).split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    _ip("netns", "delete", machine.namespace)
+
+
+def _enter(namespace: str) -> None:
+    """Move this thread to that namespace."""
+    libc = ctypes.CDLL(None, use_errno=True)  # os.setns is there from Python 3.12 on only
+    descriptor = os.open(f"/run/netns/{namespace}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if libc.setns(descriptor, CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"setns: {os.strerror(ctypes.get_errno())}")
+    finally:
+        os.close(descriptor)
+
+
+def _ip(*arguments: str) -> str:
+    return _run("ip", *arguments)
+
+
+def _run(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except OSError as error:
+        raise NotMade(f"{command[0]}: {error}") from error
+    if done.returncode:
+        raise NotMade(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout

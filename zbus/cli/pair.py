@@ -1,0 +1,412 @@
+"""Pair two computers, once, and say what each may do on the other.
+
+On one of them "invite" prints a token; on the other "accept TOKEN" takes it. The one that invites
+lets the other pass values to its workflows and run workflows on it; the one that accepts lets the
+first only pass values ("permit" changes that). What ComfyUIs of one user on one computer do with
+each other needs no pairing. A ComfyUI that runs sees every change at once. Exit status: 0 if it was
+done, 1 if not, 2 for arguments that cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .. import reach
+from ..accepting import TIMEOUT, accept
+from ..address import parse_route
+from ..errors import BadToken, InputError, ZBusError
+from ..hellos import ACCEPTER_GRANTS, INVITER_GRANTS, is_loopback, usable_name
+from ..invitation import LIFETIME
+from ..inviting import Inviting
+from ..keys import fingerprint, from_text, to_text
+from ..nudging import nudge
+from ..principals import EVERY_HOST
+from ..reach import Reach
+from ..tokens import Token
+from ..trust import EXCHANGE, JOBS, PERMISSIONS, Peers, Principal, Trust
+from .report import printable
+
+NAME = "pair"
+HELP = "pair two computers, and say what each may do on the other"
+WORDS = {EXCHANGE: "pass values to running workflows", JOBS: "run workflows"}
+ON_OFF = ("on", "off")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What `run` takes."""
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def verb(name: str, work: Callable[[argparse.Namespace], None], help: str) -> Any:
+        made = verbs.add_parser(name, help=help, description=help)
+        made.set_defaults(verb=work)
+        return made
+
+    added = verb("invite", _invite, "print a token with which another computer pairs with this one")
+    where = added.add_mutually_exclusive_group()
+    where.add_argument(
+        "--lan", action="store_true", help="reachable in the local network, for paired peers alone"
+    )
+    where.add_argument(
+        "--at",
+        metavar="HOST:PORT",
+        nargs="?",
+        const="",
+        help="the address under which this computer is reached from elsewhere; without one, as "
+        "RunPod's and vast.ai's environment variables say",
+    )
+    added.add_argument("--port", type=_port, default=0, help=f"to listen on ({reach.PORT})")
+    added.add_argument("--name", default="", help="what to call the other one")
+
+    added = verb("accept", _accept, "take another computer's token")
+    added.add_argument(
+        "token", metavar="TOKEN", nargs="*", help="as the other one shows it; without it, asked for"
+    )
+    added.add_argument("--name", default="", help="what to call the other one")
+    added.add_argument(
+        "--timeout", metavar="SECONDS", type=_seconds, default=TIMEOUT, help=f"({TIMEOUT:g})"
+    )
+
+    added = verb("list", _list, "list who is paired")
+    added.add_argument("--json", action="store_true", help="print one JSON object instead")
+
+    added = verb("rename", _rename, "call one otherwise")
+    added.add_argument("name", metavar="OLD")
+    added.add_argument("new", metavar="NEW")
+
+    added = verb("move", _move, "say where one is reached now")
+    added.add_argument("name", metavar="NAME")
+    added.add_argument(
+        "addresses", metavar="ADDRESS", nargs="+", help='"host:port", or the URL of its ComfyUI'
+    )
+    added.add_argument("--peer", default="", help="which of its ComfyUIs, if it has several")
+
+    added = verb("permit", _permit, "say what one may do on this computer")
+    added.add_argument("name", metavar="NAME")
+    added.add_argument("permissions", metavar="PERMISSIONS", help=_permissions.__doc__)
+
+    added = verb("forget", _forget, "trust one no longer: its connections end at once")
+    added.add_argument("name", metavar="NAME")
+
+    added = verb("fingerprint", _fingerprint, "show this user's own fingerprint on this computer")
+    added.add_argument("--json", action="store_true", help="print one JSON object instead")
+
+    added = verb("trust", _trust, "trust a public key that came in a way that is safe already")
+    added.add_argument("key", metavar="KEY", help='of "fingerprint" on the other one')
+    added.add_argument("--name", required=True, help="what to call it")
+    added.add_argument("--permit", default="none", help=_permissions.__doc__)
+    added.add_argument(
+        "--address",
+        metavar="[PEER=]ADDRESS",
+        action="append",
+        default=[],
+        help="where its ComfyUI is reached; repeat it for more",
+    )
+    added.add_argument("--json", action="store_true", help="print one JSON object instead")
+
+    added = verb("require", _require, "let nobody in without pairing, not even on the loopback")
+    added.add_argument("flag", choices=ON_OFF)
+    added = verb("lan", _lan, "listen in the local network, for paired peers alone")
+    added.add_argument("host", metavar="on|off|HOST")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Do it, print, and return the exit status."""
+    try:
+        given.verb(given)
+        if given.verb not in (_invite, _accept, _list, _fingerprint):
+            nudge(Trust())
+    except InputError as error:
+        _complain(error)
+        return 2
+    except ZBusError as error:
+        _complain(error)
+        return 1
+    return 0
+
+
+def _complain(error: ZBusError) -> None:
+    print(printable(f"zbus-pair: {error}", sys.stderr), file=sys.stderr)
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        print(printable(line, sys.stdout), flush=True)
+
+
+# --- pairing --------------------------------------------------------------------------------------
+
+
+def _invite(given: argparse.Namespace) -> None:
+    trust = Trust()
+    trust.keys  # noqa: B018  # or why there are none, before anything is opened
+    is_public = given.lan or (given.at is not None and not _is_own_loopback(given.at))
+    opened = is_public and not trust.lan
+    if opened:
+        trust.set_lan(EVERY_HOST)
+        nudge(trust)
+    try:
+        where, own_name = _reach(given, trust), _own_name(not is_public)
+        with Inviting(trust, where, given.name, own_name) as inviting:
+            _say_invitation(trust, inviting, is_public)
+            paired = inviting.serve()
+    except BaseException as error:
+        if opened:
+            trust.set_lan("")
+            nudge(trust)
+        if isinstance(error, KeyboardInterrupt):
+            _say("", "Cancelled: the token counts no longer.")
+        raise
+    _say_paired(trust, paired, INVITER_GRANTS | paired.permissions, ACCEPTER_GRANTS)
+    if opened:
+        _say("", "This computer's ComfyUIs now listen in the network, for paired peers alone;")
+        _say("zbus-pair lan off  closes that.")
+    if not inviting.confirmed:
+        _say("", f'"{paired.name}" has not said that it knows: look at  zbus-pair list  there.')
+
+
+def _reach(given: argparse.Namespace, trust: Trust) -> Reach:
+    if given.at is None and not given.lan:
+        return reach.on_loopback(given.port)
+    if given.at is not None and _is_own_loopback(given.at):
+        return reach.at(given.at, given.port)
+    if not trust.lan:
+        raise InputError(
+            "ZBUS_LISTEN keeps this computer's ComfyUIs off the network",
+            remedy="Unset it, or set it to on",
+        )
+    return reach.in_lan(trust.lan, given.port) if given.lan else reach.at(given.at, given.port)
+
+
+def _is_own_loopback(at: str) -> bool:
+    return bool(at) and parse_route(at).is_loopback
+
+
+def _say_invitation(trust: Trust, inviting: Inviting, is_public: bool) -> None:
+    hints = ", ".join(map(str, Token.read(inviting.token).hints))
+    _say(f"Waiting at {hints} for {LIFETIME / 60:g} minutes; Ctrl-C ends it.")
+    if not is_public:
+        _say("That is reached by other users of this computer, and through a tunnel to that port;")
+        _say("from the local network: invite --lan; from elsewhere: invite --at HOST:PORT")
+    _say(f"This computer's fingerprint: {fingerprint(trust.keys.public)}", "")
+    _say("On the other computer run (whoever has that token can pair with you, once):", "")
+    _say(f"zbus-pair accept {inviting.token}", "")
+
+
+def _accept(given: argparse.Namespace) -> None:
+    trust = Trust()
+    token = " ".join(given.token) or _asked()
+    is_local = all(hint.is_loopback for hint in Token.read(token).hints)
+    try:
+        paired = accept(
+            trust,
+            token,
+            name=given.name,
+            own_name=_own_name(is_local),
+            timeout=given.timeout,
+        )
+    except KeyboardInterrupt:
+        _say("", "Cancelled: nobody was paired.")
+        raise
+    _say_paired(trust, paired, paired.permissions, INVITER_GRANTS)
+
+
+def _asked() -> str:
+    """The token from the terminal, or through a pipe: so it is in no list of commands."""
+    try:
+        return input("Token: " if sys.stdin.isatty() else "")
+    except EOFError:
+        raise BadToken("there is no token", remedy="Give it: zbus-pair accept TOKEN") from None
+
+
+def _own_name(is_local: bool) -> str:
+    """What the other one would call this side: within one computer only the user's name tells."""
+    if is_local:
+        try:
+            return usable_name(getpass.getuser())
+        except (OSError, KeyError, ImportError):  # a container's nameless user
+            pass
+    return _host()
+
+
+def _host() -> str:
+    return usable_name(socket.gethostname().split(".")[0])
+
+
+def _say_paired(
+    trust: Trust, paired: Principal, here: Sequence[str] | frozenset[str], there: frozenset[str]
+) -> None:
+    _say(f'Paired with "{paired.name}".')
+    _say(f"  its fingerprint   {fingerprint(paired.key)}")
+    _say(f"  this computer's   {fingerprint(trust.keys.public)}")
+    _say("The other computer shows the same two. If not: zbus-pair forget, on both.")
+    _say(f"  it may do here    {_in_words(here)}")
+    _say(f"  you may do there  {_in_words(there)}")
+    for peer, addresses in _shown(paired.peers).items():
+        _say(f"  its ComfyUI       {peer}: {', '.join(addresses) or 'connects to this computer'}")
+
+
+# --- the store ------------------------------------------------------------------------------------
+
+
+def _list(given: argparse.Namespace) -> None:
+    trust = Trust()
+    known = trust.principals()
+    if given.json:
+        _print_json({**_own(trust), "principals": [_as_json(one) for one in known]})
+        return
+    if not known:
+        _say("Nobody is paired. On one computer: zbus-pair invite; on the other: zbus-pair accept")
+    for one in known:
+        _say(one.name, f"  fingerprint  {fingerprint(one.key)}")
+        _say(f"  may here     {_in_words(one.permissions)}")
+        for peer, addresses in _shown(one.peers).items():
+            _say(f"  ComfyUI      {peer}: {', '.join(addresses) or 'connects to this computer'}")
+        _say(f"  paired       {one.paired or 'by ZBUS_TRUST'}", "")
+    if trust.lan:
+        _say(f"This computer's ComfyUIs listen on {trust.lan} too, for these alone.")
+    if trust.require_pairing:
+        _say("Pairing is required on the loopback too.")
+
+
+def _rename(given: argparse.Namespace) -> None:
+    _say(f'It is called "{Trust().rename(given.name, given.new).name}" now.')
+
+
+def _move(given: argparse.Namespace) -> None:
+    moved = Trust().move(given.name, given.addresses, given.peer)
+    for peer, addresses in _shown(moved.peers).items():
+        _say(f"{peer}: {', '.join(addresses)}")
+
+
+def _permit(given: argparse.Namespace) -> None:
+    changed = Trust().permit(given.name, _permissions(given.permissions))
+    _say(f'"{changed.name}" may do here: {_in_words(changed.permissions)}')
+
+
+def _forget(given: argparse.Namespace) -> None:
+    gone = Trust().forget(given.name)
+    _say(f'"{gone.name}" ({fingerprint(gone.key)}) is paired no longer.')
+
+
+def _fingerprint(given: argparse.Namespace) -> None:
+    trust = Trust()
+    if given.json:
+        _print_json(_own(trust))
+        return
+    _say(f"fingerprint  {fingerprint(trust.keys.public)}")
+    _say(f"public key   {to_text(trust.keys.public)}")
+
+
+def _trust(given: argparse.Namespace) -> None:
+    trust = Trust()
+    peers = _peers(given.name, given.address)
+    made = trust.pair(from_text(given.key), given.name, _permissions(given.permit), peers)
+    if given.json:
+        _print_json({**_own(trust), "principal": _as_json(made)})
+        return
+    _say(f'"{made.name}" ({fingerprint(made.key)}) may do here: {_in_words(made.permissions)}')
+
+
+def _require(given: argparse.Namespace) -> None:
+    trust = Trust()
+    trust.set_require_pairing(given.flag == "on")
+    if trust.require_pairing:
+        _say("Pairing is required everywhere: plain loopback addresses are closed.")
+    else:
+        _say("Loopback addresses are open to every program of this computer, for values alone.")
+
+
+def _lan(given: argparse.Namespace) -> None:
+    trust = Trust()
+    trust.set_lan(given.host)
+    if os.environ.get("ZBUS_LISTEN", "").strip():
+        _say("Stored; but ZBUS_LISTEN is set, and counts.")
+    where = trust.lan if trust.lan != EVERY_HOST else "all networks"
+    if trust.lan and not is_loopback(trust.lan):
+        _say(f"This computer's ComfyUIs listen on {where}, for paired peers alone.")
+    else:
+        _say("This computer's ComfyUIs listen on the loopback alone.")
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def _permissions(written: str) -> frozenset[str]:
+    """exchange, jobs, both with a comma between, or none"""
+    words = frozenset(word.strip().lower() for word in written.split(",") if word.strip())
+    if words == {"none"}:
+        return frozenset()
+    if not words or not words <= PERMISSIONS:
+        raise InputError(
+            f"{written[:80]!r} is not what one can be permitted",
+            remedy=f"Give {EXCHANGE}, {JOBS}, {EXCHANGE},{JOBS} or none",
+        )
+    return words
+
+
+def _peers(name: str, written: Sequence[str]) -> Peers:
+    peers: dict[str, tuple[str, ...]] = {}
+    for text in written:
+        peer, equals, address = text.partition("=")
+        if not equals or "/" in peer or ":" in peer:  # the sign belongs to a URL
+            peer, address = name, text
+        peers[peer.strip()] = (*peers.get(peer.strip(), ()), address.strip())
+    return tuple(peers.items())
+
+
+def _in_words(permissions: Sequence[str] | frozenset[str]) -> str:
+    words = [f"{said} ({word})" for word, said in WORDS.items() if word in permissions]
+    return ", ".join(words) or "nothing"
+
+
+def _shown(peers: Peers) -> dict[str, list[str]]:
+    """Addresses as a screen may show them: without a login."""
+    return {name: [str(parse_route(address)) for address in there] for name, there in peers}
+
+
+def _as_json(one: Principal) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "key": to_text(one.key),
+        "fingerprint": fingerprint(one.key),
+        "permissions": sorted(one.permissions),
+        "peers": _shown(one.peers),
+        "paired": one.paired,
+    }
+
+
+def _own(trust: Trust) -> dict[str, Any]:
+    return {
+        "name": _host(),
+        "key": to_text(trust.keys.public),
+        "fingerprint": fingerprint(trust.keys.public),
+        "lan": trust.lan,
+        "require_pairing": trust.require_pairing,
+    }
+
+
+def _print_json(values: dict[str, Any]) -> None:
+    print(json.dumps(values, indent=2))
+
+
+def _port(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) <= 65535:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a port (1 to 65535)")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds up to 3600")
+    return seconds

@@ -1,0 +1,1 @@
+"""What zbus-up starts: on which devices, where, and how each is kept."""

@@ -1,0 +1,241 @@
+"""Whom people mean: a peer's name, "host:port", or the URL of a ComfyUI's page.
+
+A name is looked up among this user's ComfyUIs on this machine and among those who are paired; who
+announces itself on the local network adds ways to a paired one, and never a name that is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from . import discovery
+from .address import EXAMPLE, Address, parse_dial, parse_route
+from .card import Card, Page, page
+from .errors import InputError, NotPaired, UnknownPeer
+from .keys import from_text, short
+from .lan import Announcement, matched
+from .principals import check_name
+from .remote import Remote
+from .trust import Principal, Trust
+
+SHOWN = 10  # names that an error tells
+PAIR = "Pair the two, once: zbus-pair invite on one of them, zbus-pair accept TOKEN on the other"
+
+
+class _Known(NamedTuple):
+    """A name that means somebody.
+
+    Attributes:
+        whole: What that one is called where `name` is not enough.
+    """
+
+    name: str
+    remote: Remote
+    whole: str
+
+    @property
+    def told(self) -> str:
+        return replace(self.remote, name=self.whole).where
+
+
+class Resolver:
+    """Looks names up.
+
+    Args:
+        trust: Who is paired.
+        instance: Of whoever asks: it is not one of the others.
+        seen: Who announces itself on the local network.
+    """
+
+    def __init__(self, trust: Trust, instance: str = "", seen: Sequence[Announcement] = ()) -> None:
+        self._trust, self._instance = trust, instance
+        trust.refresh()
+        self._principals = trust.principals()
+        self._seen = matched(seen, self._principals)
+
+    def read(self, text: str) -> Address | Remote | Page:
+        """What a person has written. "host:port" is an Address where nobody known has it.
+
+        Raises:
+            UnknownPeer: A name that no peer here has, or more than one.
+            InvalidAddress: Not "host:port", or not a URL.
+        """
+        text = text.strip()
+        if "://" in text:
+            return page(text)
+        try:
+            return self.named(text)
+        except UnknownPeer:
+            if ":" not in text:
+                raise
+        address = parse_dial(text)
+        return self._at(address) or address
+
+    def find(self, text: str) -> Remote:
+        """As `read`, for jobs: a page is asked, which blocks for some seconds at most.
+
+        Raises:
+            ZBusError: There is no such peer; the text says why.
+        """
+        meant = self.read(text)
+        if isinstance(meant, Page):
+            return self.of_card(meant, meant.ask())
+        if isinstance(meant, Address):
+            raise UnknownPeer(
+                f"no peer that is known here listens on {meant}",
+                remedy="Give its name (zbus-ping lists them) or its page's URL; or pair with it, "
+                f"and say where it is: zbus-pair move NAME {meant}",
+            )
+        return meant
+
+    # --- names --------------------------------------------------------------------------------
+
+    def local(self) -> list[Remote]:
+        """The other ComfyUIs of this user on this machine, by name."""
+        return [remote for remote in self._here() if remote.instance != self._instance]
+
+    def paired(self) -> list[Remote]:
+        """The ComfyUIs of those who are paired, as far as a way to each is known."""
+        found = (remote for one in self._principals for _, remote in self._of(one))
+        return [remote for remote in found if remote.address]
+
+    def named(self, name: str) -> Remote:
+        """The peer of that name; upper and lower case count only where two differ by them.
+
+        Raises:
+            UnknownPeer: There is none, or more than one; the text says which there are.
+        """
+        wanted, known = name.strip(), self._names()
+        same = [one for one in known if one.name == wanted]
+        same = same or [one for one in known if one.name.casefold() == wanted.casefold()]
+        if len(same) == 1:
+            return replace(same[0].remote, name=same[0].name)
+        if same:
+            raise UnknownPeer(
+                f"'{wanted}' could be {len(same)} peers: {_listed(one.told for one in same)}",
+                remedy="Give the whole name of the one that is meant (NAME/PEER) or its address, "
+                "or rename one: zbus-pair rename",
+            )
+        owner, _, peer = wanted.partition("/")
+        for one in self._principals if peer else ():
+            if one.name.casefold() == owner.casefold():
+                # It may come by itself, though nothing here knows a way to it.
+                return Remote("", name=wanted, key=one.key, peer=peer)
+        names = _listed(dict.fromkeys(one.name for one in known)) or "none"
+        raise UnknownPeer(
+            f"no peer named '{wanted}' here; known: {names}",
+            remedy="Start that ComfyUI on this machine under your own user, or pair with its "
+            f"machine (zbus-pair invite, zbus-pair accept), or give its address. {EXAMPLE}",
+        )
+
+    def _names(self) -> list[_Known]:
+        """Every name that means somebody. One that only the local network tells is always a whole
+        one, NAME/PEER: what anybody can send there takes no name away."""
+        names = [_Known(remote.name, remote, remote.name) for remote in self._here()]
+        taken = {known.name.casefold() for known in names}
+        taken |= {one.name.casefold() for one in self._principals}
+        own_names = []
+        for one in self._principals:
+            its = [(peer, remote, f"{one.name}/{peer}") for peer, remote in self._of(one)]
+            nobody = (one.name, Remote("", name=one.name, key=one.key), one.name)
+            only = next((known for known in its if known[1].name == one.name), nobody)
+            names.append(_Known(one.name, *only[1:]))
+            names += [_Known(whole, remote, whole) for _, remote, whole in its]
+            stored = its[: len(one.peers)]
+            own_names += [_Known(*known) for known in stored if known[0].casefold() not in taken]
+        return names + own_names
+
+    def _of(self, one: Principal) -> list[tuple[str, Remote]]:
+        """The ComfyUIs of a principal, by what they call themselves: those that the store knows,
+        then those seen. Who is seen adds ways to those of the store, after their own; it changes
+        neither what they are called nor which of them is meant."""
+        ways = {name: list(addresses) for name, addresses in one.peers}
+        for principal, seen in self._seen:
+            if principal.key == one.key and _can_be_named(seen.name):
+                there = ways.setdefault(seen.name, [])
+                there += [address for address in seen.addresses if address not in there]
+        # Who has one may call it as it likes: the store's, or else the one that is seen.
+        only = next(iter(ways)) if len(one.peers or ways) == 1 else None
+        return [
+            (
+                name,
+                Remote(
+                    addresses[0] if addresses else "",
+                    name=one.name if name == only else f"{one.name}/{name}",
+                    key=one.key,
+                    peer="" if name == only else name,
+                    others=tuple(addresses[1:]),
+                ),
+            )
+            for name, addresses in ways.items()
+        ]
+
+    def _at(self, address: Address) -> Remote | None:
+        """Whoever is known to have its own listener there. What the local network tells does not
+        count: an address for a plain exchange must remain one."""
+        for remote in self._here() if address.is_loopback else ():
+            if parse_dial(remote.address) == address:
+                return remote
+        for one in self._principals:
+            stored = dict(one.peers)
+            for peer, remote in self._of(one):
+                if address in map(parse_route, stored.get(peer, ())):
+                    return replace(remote, address=str(address), others=())
+        return None
+
+    def _here(self) -> list[Remote]:
+        """This user's ComfyUIs on this machine."""
+        found = []
+        for entry in discovery.peers():
+            with contextlib.suppress(InputError):  # its file is broken: no other is lost by it
+                key = from_text(entry.key) if entry.key else self._trust.keys.public
+                found.append(Remote(entry.address, entry.instance, entry.name, key))
+        return found
+
+    # --- pages --------------------------------------------------------------------------------
+
+    def of_card(self, asked: Page, card: Card) -> Remote:
+        """The peer of a ComfyUI whose page was asked, and the ways to it.
+
+        Raises:
+            NotPaired: Its key is none that this side trusts.
+        """
+        if self._trust.of(card.key) is None:
+            raise NotPaired(
+                f"not paired with {card.name or 'that ComfyUI'}, whose key's fingerprint begins "
+                f"with {short(card.key)}",
+                peer=str(asked),
+                remedy=PAIR,
+            )
+        ways = self._ways(asked, card)
+        return Remote(ways[0], card.instance, card.name, card.key, others=tuple(ways[1:]))
+
+    def _ways(self, asked: Page, card: Card) -> list[str]:
+        # What that ComfyUI calls its loopback is this machine's only if its peer is known here:
+        # through a tunnel to its page, "127.0.0.1:18188" would be somebody else's.
+        known = (card.instance, card.key)
+        ways = [one.address for one in self._here() if (one.instance, one.key) == known]
+        if card.lan and not asked.is_loopback:
+            ways += [str(Address(asked.address.host, endpoint.port)) for endpoint in card.endpoints]
+        if card.ws:
+            ways.append(asked.address.url)
+        return ways or [str(card.endpoints[0])]
+
+
+def _can_be_named(name: str) -> bool:
+    """Whether a name that anybody can send may be part of one: it must look neither like several
+    names nor like an address."""
+    try:
+        check_name(name)
+    except InputError:
+        return False
+    return True
+
+
+def _listed(texts: Iterable[str]) -> str:
+    listed = list(texts)
+    more = len(listed) - SHOWN
+    return ", ".join(listed[:SHOWN]) + (f" and {more} more" if more > 0 else "")
