@@ -15,6 +15,7 @@ from .jobs import preflight
 from .jobs.cutting import stand_in
 from .jobs.presence import PRESENCE
 from .lane import PATH, Door
+from .pairing import Pairing
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,8 @@ def open_routes() -> None:
     """Have ComfyUI answer them. Only while it loads its nodes."""
     host.answer(CARD, PRESENCE.card)
     host.handle("GET", PATH, Door(lambda: PRESENCE.address).handle)
+    for route in Pairing(lambda: host.peer().trust, host.multi_user()).routes():
+        host.handle(*route)
     host.on_prompt(_admit)
 
 

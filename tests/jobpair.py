@@ -213,7 +213,7 @@ class Side:
     def _offered(self, key: bytes, parcel: Parcel) -> None:
         client, error = parcel.source, None
         if parcel.part == SUBMIT:
-            said = (client.incarnation, client.name, parcel.job, True)
+            said = (client.incarnation, client.name, parcel.job)
             parcel.arriving = self.jobs.offered(key, *said)
         else:
             parcel.arriving = self.jobs.wants(key, parcel.job, parcel.part)

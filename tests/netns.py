@@ -17,16 +17,21 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from children import Child
+
 CLONE_NEWNET = 0x40000000  # of <linux/sched.h>
 CABLE = "lan0"  # what the interface is called on both sides
+ZBUS = "import sys; from zbus.__main__ import main; sys.exit(main(sys.argv[1:]))"
 T = TypeVar("T")
 
 
@@ -59,6 +64,21 @@ class Machine:
         if failed:
             raise failed[0]
         return done[0]
+
+    def start(self, home: Path, code: str, *arguments: object) -> Child:
+        """A Python process there, with that home of zbus. End it with `kill`."""
+        env = {"ZBUS_HOME": str(home)}
+        return self.within(lambda: Child(code, *arguments, env=env))
+
+    def zbus(self, home: Path, *arguments: str, status: int = 0) -> str:
+        """What ``python -m zbus`` prints there. Fails if it does not end with that status."""
+        child = self.start(home, ZBUS, *arguments)
+        try:
+            printed = child.rest(60)
+        finally:
+            child.kill()
+        assert child.process.returncode == status, printed
+        return printed
 
     def add_address(self, address: str) -> None:
         """Give it one more: "10.78.0.1/24"."""
@@ -104,6 +124,37 @@ def two_machines(netem: str = "") -> Iterator[tuple[Machine, Machine]]:
     finally:
         for machine in (a, b):
             _remove(machine)
+
+
+def pair(a: Machine, a_home: Path, b: Machine, b_home: Path) -> tuple[str, str]:
+    """As their users would over the LAN: `a` invites `b` as "lap", which accepts it as "desk";
+    what each of the two commands has said."""
+    invites = a.start(a_home, ZBUS, "pair", "invite", "--lan", "--name", "lap")
+    try:
+        token = invites.line("zbus-pair accept ").split()[-1]
+        accepted = b.zbus(b_home, "pair", "accept", token, "--name", "desk")
+        return invites.rest(), accepted
+    finally:
+        invites.kill()
+
+
+def raw_rate(sender: Machine, receiver: Machine, size: int = 192 << 20) -> float:
+    """Bytes per second from one to the other through a bare TCP socket: the yardstick."""
+    with receiver.within(lambda: socket.create_server((receiver.address, 0))) as listener:
+        where = listener.getsockname()
+        source = sender.within(lambda: socket.create_connection(where, 20))
+        sink, _ = listener.accept()
+    with source, sink:
+        block, buffer = memoryview(bytes(1 << 20)), bytearray(1 << 20)
+        sending = threading.Thread(
+            target=lambda: [source.sendall(block) for _ in range(size >> 20)]
+        )
+        began, left = time.monotonic(), size
+        sending.start()
+        while left and (got := sink.recv_into(buffer)):
+            left -= got
+        sending.join()
+    return size / (time.monotonic() - began)
 
 
 def _plug_in(machine: Machine, netem: str) -> None:

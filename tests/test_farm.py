@@ -30,8 +30,9 @@ from zbus.cli.farming.pictures import Folder, pixels
 from zbus.cli.farming.workflow import Recipe, Swap, read_recipe
 from zbus.errors import InputError, JobError
 from zbus.job import Reason, Taken
-from zbus.keys import generate, to_text
+from zbus.keys import to_text
 from zbus.kinds import LIST
+from zbus.trust import EXCHANGE, JOBS, Trust
 
 WORKFLOW: dict[str, Any] = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 4, "height": 4, "color": 7}},
@@ -522,6 +523,39 @@ def test_a_dying_worker_is_dropped_and_its_job_done_elsewhere(go: Run) -> None:
         assert "A is gone, and job" in err and "goes back into the queue" in err
         assert len(two.jobs) == 8
         clean(b)
+
+
+def test_workers_by_their_names_here_and_on_a_paired_machine(go: Run, tmp_path: Path) -> None:
+    here, there = Trust(), Trust(tmp_path / "cloud-home")
+    there.pair(here.keys.public, "home", [EXCHANGE, JOBS])
+    two = Host()
+    with worker("Desk-8188") as (a, one, _), Peer("gpu-8188", trust=there) as b:
+        peers = (("gpu-8188", ("127.0.0.1:9", b.serve(two))),)  # the first one leads nowhere
+        here.pair(there.keys.public, "cloud", (), peers)
+        one.on_submitted = after(lambda: two.jobs, compute)
+        two.on_submitted = after(lambda: one.jobs, compute)
+        status, out, err = go({"A": "desk-8188", "B": "cloud"}, job_end=9)
+        assert (status, err) == (0, ""), err
+        assert len(shades()) == 8 and one.jobs and two.jobs
+        clean(a, b)
+
+
+def test_a_paired_machine_that_permits_no_jobs_is_not_used(go: Run, tmp_path: Path) -> None:
+    here, there = Trust(), Trust(tmp_path / "cloud-home")
+    there.pair(here.keys.public, "home", [EXCHANGE])
+    with worker("b") as (_, host, at_b), Peer("gpu-8188", trust=there) as far:
+        refused = Host()
+        here.pair(there.keys.public, "cloud", (), (("gpu-8188", (far.serve(refused),)),))
+        status, _, err = go({"cloud": "cloud", "B": at_b}, job_end=5)
+    assert status == 0 and len(shades()) == 4 and not refused.jobs
+    assert "zbus-farm: cloud is not used: " in err and "permit" in err
+
+
+def test_an_own_listener_that_nobody_here_knows_is_not_used(go: Run) -> None:
+    with Peer("stranger") as peer:
+        status, _, err = go({"A": peer.serve(Host())})
+    assert status == 1 and "A is not used: no peer that is known here listens on " in err
+    assert "zbus-pair move NAME" in err
 
 
 def test_who_is_not_there_is_not_used(go: Run, addr: str) -> None:

@@ -30,7 +30,7 @@ from zbus.errors import (
 from zbus.jobs import KEPT, MAX_TASKS, REMEMBERED, Jobs
 from zbus.messages import JobCancel, JobState
 from zbus.orders import Order, State
-from zbus.outcomes import refused
+from zbus.outcomes import PLAIN, refused
 from zbus.reasons import MAX_REASONS, Reason
 
 LOST = LinkLost("the link was lost", peer="x")
@@ -185,7 +185,7 @@ def test_reasons_are_at_most_so_many() -> None:
 def test_not_permitted() -> None:
     world, client, worker, key = pair()
     client.submit(key, "j")
-    assert not worker.jobs.offered(key, b"client0", "client", "j", False)
+    assert not worker.jobs.offered(key, b"client0", "client", "j", PLAIN)
     worker.settle()
     assert not worker.jobs.tasks
     client.jobs.arrived("j", END, worker.packing[0].value)
@@ -221,7 +221,7 @@ def _cancel(job: str) -> JobCancel:
 def test_a_job_that_is_known_is_not_run_twice() -> None:
     world, client, worker, key = running()
     for step in ("running", "ended", "forgotten"):
-        assert not worker.jobs.offered(key, b"client0", "client", "j", True), step
+        assert not worker.jobs.offered(key, b"client0", "client", "j"), step
         worker.settle()
         world.run()
         if step == "running":
@@ -233,7 +233,7 @@ def test_a_job_that_is_known_is_not_run_twice() -> None:
 
 def test_a_job_id_of_another_peer_is_refused() -> None:
     _world, _client, worker, key = running()
-    assert not worker.jobs.offered(key, b"another", "another", "j", True)
+    assert not worker.jobs.offered(key, b"another", "another", "j")
     worker.settle()
     (answer,) = worker.packing
     assert answer.part == END and answer.value["outcome"] == "refused"
@@ -835,7 +835,7 @@ class Any_(RuleBasedStateMachine):
         ids = [job for job in side.hosted if known or job not in side.jobs.tasks]
         if ids and side.up:
             job, key = ids[n % len(ids)], list(side.up)[-1]
-            assert not side.jobs.offered(key, client.incarnation, client.name, job, True)
+            assert not side.jobs.offered(key, client.incarnation, client.name, job)
             side.settle()
 
     # --- hosts --------------------------------------------------------------------------------

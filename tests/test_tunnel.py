@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import getpass
-import os
-import shutil
-import socket
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from children import child, until
 from jobpair import Host
+from sshd import Sshd, end, free_port, missing
 
 from zbus import Peer, Settings
 from zbus.__main__ import main
@@ -23,90 +17,10 @@ from zbus.job import Remote, Request, Taken
 MIB = 1 << 20
 
 
-def _missing() -> str:
-    if os.name != "posix":
-        return "no POSIX system"
-    sshd = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:" + os.environ.get("PATH", ""))
-    found = {"sshd": sshd, "ssh": shutil.which("ssh"), "ssh-keygen": shutil.which("ssh-keygen")}
-    absent = [name for name, path in found.items() if not path]
-    return f"no {', '.join(absent)} on this machine (apt-get install openssh-server)" * bool(absent)
-
-
-MISSING = _missing()
+MISSING = missing()
 if MISSING:
     print(f"test_tunnel: skipped: {MISSING}")
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _accepts(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
-
-
-class Sshd:
-    """An sshd with keys of its own, for this user and one key only."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self.port = folder, _free_port()
-        for name in ("host", "user"):
-            key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
-            subprocess.run(key, check=True, stdin=subprocess.DEVNULL, timeout=30)
-        shutil.copy(folder / "user.pub", folder / "authorized")
-        (folder / "authorized").chmod(0o600)
-        (folder / "sshd_config").write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\n"
-            f"AuthorizedKeysFile {folder}/authorized\nPidFile {folder}/pid\nStrictModes no\n"
-            "PasswordAuthentication no\nKbdInteractiveAuthentication no\nUsePAM no\n"
-            "PermitRootLogin yes\nAllowTcpForwarding yes\nMaxStartups 100\n"
-        )
-        if os.getuid() == 0:
-            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # it will not start without
-        sshd = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:" + os.environ["PATH"])
-        self._log = folder / "sshd.log"
-        self._process = subprocess.Popen(
-            [str(sshd), "-D", "-e", "-f", str(folder / "sshd_config")],
-            stdin=subprocess.DEVNULL,
-            stderr=self._log.open("wb"),
-        )
-        until(lambda: _accepts(self.port) or self._process.poll() is not None, 15, "sshd")
-        assert self._process.poll() is None, self._log.read_text()
-
-    def tunnel(self, local: int, remote: int) -> subprocess.Popen[bytes]:
-        """``ssh -NL local:localhost:remote``, up."""
-        words = (
-            f"ssh -N -L 127.0.0.1:{local}:127.0.0.1:{remote} -p {self.port} -i {self._folder}/user "
-            "-F none -o IdentitiesOnly=yes -o StrictHostKeyChecking=no -o BatchMode=yes "
-            f"-o UserKnownHostsFile={os.devnull} -o ExitOnForwardFailure=yes -o LogLevel=ERROR "
-            f"{getpass.getuser()}@127.0.0.1"
-        )
-        made = subprocess.Popen(words.split(), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        up = until(lambda: _listens(made, local) or made.poll() is not None, 20, "the tunnel")
-        assert up and made.poll() is None, self._log.read_text()
-        return made
-
-    def close(self) -> None:
-        _end(self._process)
-
-
-def _listens(process: subprocess.Popen[bytes], port: int) -> bool:
-    """Without connecting: what lies behind would see that."""
-    wanted = f"0100007F:{port:04X}"
-    lines = (
-        Path("/proc/net/tcp").read_text().splitlines()[1:] if Path("/proc/net/tcp").exists() else []
-    )
-    return any(line.split()[1] == wanted and line.split()[3] == "0A" for line in lines)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait(10)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +32,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
 
 @pytest.fixture
 def ports() -> tuple[int, int]:
-    return _free_port(), _free_port()
+    return free_port(), free_port()
 
 
 def test_values_both_ways(sshd: Sshd, ports: tuple[int, int]) -> None:
@@ -138,7 +52,7 @@ def test_values_both_ways(sshd: Sshd, ports: tuple[int, int]) -> None:
                 far.send({"prompt": "a cat"}, timeout=30)
                 assert receive.result() == {"prompt": "a cat"}
     finally:
-        _end(tunnel)
+        end(tunnel)
 
 
 @pytest.mark.parametrize("sender", ["near", "far"])
@@ -158,7 +72,7 @@ def test_killed_and_started_again_in_mid_transfer(
                 receive = pair[1].start_receive(timeout=60)
                 send = pair[0].start_send(value, quality="raw", timeout=60)
                 until(lambda: receive.done_bytes > 16 * MIB, 30, "a third of it")
-                _end(tunnel)
+                end(tunnel)
                 assert not receive.done()
                 until(lambda: "lost" in receive.note and "gives up at 5:00" in receive.note, 10)
                 stood = receive.done_bytes
@@ -167,7 +81,7 @@ def test_killed_and_started_again_in_mid_transfer(
                 assert torch.equal(receive.result(), value)
                 send.result()
     finally:
-        _end(tunnel)
+        end(tunnel)
 
 
 def test_a_job_and_the_tunnel_killed_in_mid_result(sshd: Sshd, ports: tuple[int, int]) -> None:
@@ -188,13 +102,13 @@ def test_a_job_and_the_tunnel_killed_in_mid_result(sshd: Sshd, ports: tuple[int,
             request = Request(prompt, values={"x": value}, quality="raw")
             job = home.submit(Remote(f"127.0.0.1:{local}", cloud.own.instance.hex()), request)
             until(lambda: job.done() or job.progress.received > 32 * MIB, 30, "a part of it")
-            _end(tunnel)
+            end(tunnel)
             until(lambda: "lost" in job.note, 10, "the loss is told")
             assert not job.done()
             tunnel = sshd.tunnel(local, remote)
             assert torch.equal(job.result()["made"], made)
     finally:
-        _end(tunnel)
+        end(tunnel)
 
 
 def test_up_with_nobody_behind(
@@ -216,7 +130,7 @@ def test_up_with_nobody_behind(
                 assert receive.result() == "at last"
                 assert main(["ping", f"127.0.0.1:{local}", "--size", "4M"]) == 0
     finally:
-        _end(tunnel)
+        end(tunnel)
 
 
 def test_the_far_side_ends_and_the_tunnel_stays(sshd: Sshd, ports: tuple[int, int]) -> None:
@@ -242,4 +156,4 @@ def test_the_far_side_ends_and_the_tunnel_stays(sshd: Sshd, ports: tuple[int, in
                     with pytest.raises(Exception, match=r"link was lost, and for . s .*tunnel"):
                         receive.result()
     finally:
-        _end(tunnel)
+        end(tunnel)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +15,11 @@ from typing import Any, NamedTuple
 import avahi
 import pytest
 from children import Child, until
-from netns import Machine, permitted, two_machines
+from netns import Machine, pair, permitted, raw_rate, two_machines
 
+MIB = 1 << 20
+SIZE = 192 * MIB
+NAMES = ("desk", "lap")  # what the two call each other
 SHORT = "ABCDEF2"
 
 ANNOUNCES = """
@@ -36,6 +42,55 @@ BROWSES = """
     for line in sys.stdin:
         print(json.dumps([vars(one) for one in browser.now()]), flush=True)
 """
+PEER = """
+    import hashlib, random, sys, time
+    from jobpair import Host
+    from zbus import Peer, ZBusError, discovery, lan
+    from zbus.job import Request
+    from zbus.keys import to_text
+    from zbus.resolver import Resolver
+
+    def say(*words):
+        print(*words, flush=True)
+
+    def work(job):
+        say("works")
+        job.started()
+        job.result("reversed", job.request.values["text"][::-1])
+        job.done()
+
+    def do(what, name="", seconds=60.0):
+        if what == "seen":
+            return [(one.name, one.short, one.port) for one in browser.now()]
+        remote = Resolver(peer.trust, peer.own.instance.hex(), browser.now()).named(name)
+        if what == "job":
+            request = Request({}, values={"text": "a text"})
+            return peer.submit(remote, request).result()["reversed"]
+        with peer.meet(remote) as channel:
+            if what == "send":
+                value = random.Random(name).randbytes(int(sys.argv[3]))
+                channel.receive(order=0, timeout=float(seconds))  # it is there
+                began = time.monotonic()
+                channel.send(value, order=1, timeout=float(seconds))
+                took = time.monotonic() - began
+            else:
+                channel.send("here", order=0, timeout=float(seconds))
+                value, took = channel.receive(order=1, timeout=float(seconds)), 0.0
+        return hashlib.sha256(value).hexdigest(), took
+
+    peer = Peer(sys.argv[1])
+    own = peer.serve(Host(work), int(sys.argv[2]), on_lan=lambda host, _: say("lan:", host or "-"))
+    entry = (peer.own.instance.hex(), peer.name, own)
+    entry = discovery.Entry.of_this_process(*entry, key=to_text(peer.trust.keys.public))
+    discovery.register(entry)
+    browser = lan.Browser()
+    say("ready")
+    for line in sys.stdin:
+        try:
+            say("done:", do(*line.split()))
+        except ZBusError as error:
+            say("failed:", type(error).__name__, str(error))
+"""
 
 
 class Two(NamedTuple):
@@ -54,12 +109,12 @@ def two() -> Iterator[Two]:
 
 @pytest.fixture
 def on(tmp_path: Path) -> Iterator[Callable[..., Child]]:
-    """``on(machine, code)`` -> a Python process there, with a home of zbus for each machine."""
+    """``on(machine, code)`` -> a Python process there, with a home of zbus for each machine
+    and user."""
     made: list[Child] = []
 
-    def start(machine: Machine, code: str, *arguments: object) -> Child:
-        env = {"ZBUS_HOME": str(home(tmp_path, machine))}
-        made.append(machine.within(lambda: Child(code, *arguments, env=env)))
+    def start(machine: Machine, code: str, *arguments: object, user: str = "") -> Child:
+        made.append(machine.start(home(tmp_path, machine, user), code, *arguments))
         return made[-1]
 
     yield start
@@ -67,8 +122,20 @@ def on(tmp_path: Path) -> Iterator[Callable[..., Child]]:
         child.kill()
 
 
-def home(folder: Path, machine: Machine) -> Path:
-    return folder / f"home-{machine.namespace[-1]}"
+@pytest.fixture
+def zbus(tmp_path: Path) -> Callable[..., str]:
+    """``zbus(machine, "pair", "list")`` -> what that prints there; `status` is how it must end."""
+    return lambda at, *arguments, **how: at.zbus(home(tmp_path, at), *arguments, **how)
+
+
+@pytest.fixture
+def paired(two: Two, tmp_path: Path) -> Callable[[], tuple[str, str]]:
+    """``paired()``: as `netns.pair`."""
+    return lambda: pair(two.a, home(tmp_path, two.a), two.b, home(tmp_path, two.b))
+
+
+def home(folder: Path, machine: Machine, user: str = "") -> Path:
+    return folder / f"home-{machine.namespace[-1]}{user}"
 
 
 def seen(browser: Child) -> list[dict[str, Any]]:
@@ -154,3 +221,118 @@ def test_what_zbus_ping_lists(two: Two, on: Callable[..., Child]) -> None:
     listed = on(two.b, code).rest(60).splitlines()
     there = listed.index("In the local network:") + 1
     assert listed[there] == f"  desk-8188  {two.a.address}:18188  {SHORT}  not paired"
+
+
+# --- paired ---------------------------------------------------------------------------------------
+
+
+def exchanged(sender: Child, its_name: str, receiver: Child, other_name: str) -> float:
+    """Seconds for `SIZE` bytes that arrive as they were."""
+    receiver.tell(f"receive {its_name}")
+    sender.tell(f"send {other_name}")
+    sent, got = (child.line("done:", 60).partition(": ")[2] for child in (sender, receiver))
+    (digest, took), (arrived, _) = ast.literal_eval(sent), ast.literal_eval(got)
+    assert arrived == digest
+    return float(took)
+
+
+@pytest.mark.parametrize("lap_is_open", [False, True], ids=["lap only dials", "lap is open too"])
+def test_pair_work_and_part(
+    two: Two,
+    on: Callable[..., Child],
+    zbus: Callable[..., str],
+    paired: Callable[[], tuple[str, str]],
+    capsys: pytest.CaptureFixture[str],
+    lap_is_open: bool,
+) -> None:
+    """As two users would: desk invites, lap accepts, both work, desk forgets lap."""
+    desk, lap = (
+        on(at, PEER, f"{name}-8188", 18188, SIZE) for at, name in zip(two, NAMES, strict=True)
+    )
+    for child in (desk, lap):
+        child.line("ready")
+    if lap_is_open:
+        zbus(two.b, "pair", "lan", "on")
+    invited, accepted = paired()
+    assert desk.line("lan:") == "lan: 0.0.0.0", "it is open already, without a restart"
+    assert f"desk-8188: {two.a.address}:18188" in accepted
+    there = f"{two.b.address}:18188" if lap_is_open else "connects to this computer"
+    assert f"lap-8188: {there}" in invited
+
+    pinged = zbus(two.b, "ping", "desk", "--size", "16M", "--jobs")
+    assert f"desk at {two.a.address}:18188" in pinged and pinged.count("verified") == 2
+    assert "jobs        ok    permitted" in pinged
+    if lap_is_open:
+        assert zbus(two.a, "ping", "lap", "--size", "16M").count("verified") == 2
+    else:
+        assert "it can only come by itself" in zbus(two.a, "ping", "lap", status=1)
+
+    lap.tell("job desk")
+    assert lap.line("done:") == "done: txet a"
+    desk.tell("job lap")
+    assert "NotPermitted" in desk.line("failed:")
+
+    up = exchanged(lap, "lap", desk, "desk")
+    down = exchanged(desk, "desk", lap, "lap")
+    raw = raw_rate(two.a, two.b)
+
+    lap.tell("receive desk")  # over the session that stands
+    began = time.monotonic()
+    zbus(two.a, "pair", "forget", "lap")
+    told = lap.line("failed")
+    gone = time.monotonic() - began
+    assert gone < 5
+    assert "not paired" in told
+    for what in ("job", "receive"):
+        lap.tell(f"{what} desk")
+        refused = lap.line("failed")
+        assert "NotPaired" in refused and "not paired there with this computer" in refused
+    assert "not paired there" in zbus(two.b, "ping", "desk", status=1)
+    with capsys.disabled():
+        print(
+            f"\n  192 MiB between two machines: {SIZE / up / 1e6:.0f} MB/s to who invited, "
+            f"{SIZE / down / 1e6:.0f} back; a raw socket {raw / 1e6:.0f} MB/s; forgotten, the "
+            f"other one knows {gone:.2f} s after the command was given"
+        )
+
+
+def test_a_spoofed_announcement_redirects_nothing(
+    two: Two,
+    on: Callable[..., Child],
+    zbus: Callable[..., str],
+    paired: Callable[[], tuple[str, str]],
+) -> None:
+    """Somebody with the name, and the beginning of the fingerprint, of a paired peer: what was
+    meant for that one comes to it, or to nobody."""
+    two.a.add_address("10.77.0.9/24")
+    opens = "from zbus.trust import Trust; Trust().set_lan('10.77.0.9')"
+    assert on(two.a, opens, user="-stranger").process.wait(20) == 0
+    stranger = on(two.a, PEER, "desk-8188", 18199, user="-stranger")
+    stranger.line("lan: 10.77.0.9")
+    desk, lap = on(two.a, PEER, "desk-8188", 18188), on(two.b, PEER, "lap-8188", 18188)
+    for child in (desk, lap):
+        child.line("ready")
+    paired()
+    own = json.loads(zbus(two.a, "pair", "fingerprint", "--json"))["fingerprint"]
+    spoofs = on(two.a, ANNOUNCES)
+    spoofs.tell(f"desk-8188 18199 {own[:7]}")
+    spoofs.line("announced on the LAN", 30)
+
+    def sees_it(child: Child) -> bool:
+        child.tell("seen")
+        return str(("desk-8188", own[:7], 18199)) in child.line("done: ")
+
+    until(lambda: sees_it(lap), 30, "the spoofed announcement")
+    for name in ("desk", "desk/desk-8188"):
+        lap.tell(f"job {name}")
+        desk.line("works")
+        assert lap.line("done:") == "done: txet a"
+    lap.kill()  # and its session
+    zbus(two.b, "pair", "move", "desk", f"{two.a.address}:9")  # where nobody is
+    for what in ("job desk", "receive desk 3"):
+        lap = on(two.b, PEER, "lap-8188", 18188)
+        until(lambda: sees_it(lap), 30, "the spoofed announcement")  # noqa: B023
+        lap.tell(what)
+        lap.line("failed:", 60)
+    stranger.signal(signal.SIGKILL)
+    assert "works" not in stranger.rest()

@@ -29,7 +29,7 @@ from .messages import (
     clip,
 )
 from .orders import END, RESULT, SUBMIT, Order, State
-from .outcomes import refused
+from .outcomes import NOBODY, NOT_YOU, PLAIN, refused
 from .parcels import Parcels
 from .parts import Parts
 from .payload import Flat, flatten
@@ -181,7 +181,7 @@ class Desk:
             case JobCancel():
                 self.jobs.cancelled(peering.key, message)
             case Enquire():
-                self.enquiries.asked(peering, message, self.permits(peering), self._facts)
+                self.enquiries.asked(peering, message, not self.denial(peering), self._facts)
             case Facts():
                 self.enquiries.told(peering, message)
             case _:
@@ -192,8 +192,8 @@ class Desk:
         job = parcel.job
         self.parcels.check(peering, parcel)
         if parcel.part == SUBMIT:
-            told, permitted = peering.session.peer, self.permits(peering)
-            if self.jobs.offered(peering.key, told.incarnation, told.name, job, permitted):
+            told, denial = peering.session.peer, self.denial(peering)
+            if self.jobs.offered(peering.key, told.incarnation, told.name, job, denial):
                 self.parcels.take(
                     peering,
                     parcel,
@@ -217,9 +217,13 @@ class Desk:
     def _facts(self) -> dict[str, Any]:
         return self.host.facts() if self.host is not None else {}
 
-    def permits(self, peering: Peering) -> bool:
-        """Whether the peer of that session may run jobs here."""
-        return self.host is not None and peering.is_own and JOBS in peering.permissions
+    def denial(self, peering: Peering) -> str:
+        """Why the peer of that session may run no jobs here; "" if it may."""
+        if not peering.is_own:
+            return PLAIN
+        if self.host is None:
+            return NOBODY
+        return "" if JOBS in peering.permissions else NOT_YOU
 
     def _submitted(self, job: str, value: object) -> None:
         task = self.jobs.tasks.get(job)

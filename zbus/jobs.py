@@ -161,12 +161,12 @@ class Jobs:
     # --- running ------------------------------------------------------------------------------
 
     def offered(
-        self, session: SessionKey, incarnation: bytes, client: str, job: str, permitted: bool
+        self, session: SessionKey, incarnation: bytes, client: str, job: str, denial: str = ""
     ) -> bool:
         """A "submit" parcel begins to come; whether it is to be taken. A job that is known
-        already is answered again, and not run twice."""
-        if not permitted:
-            self._answer(session, job, not_permitted())
+        already is answered again, and not run twice. `denial`: why the client may give none."""
+        if denial:
+            self._answer(session, job, not_permitted(denial))
             return False
         task = self.tasks.get(job)
         if task is not None and task.incarnation != incarnation:

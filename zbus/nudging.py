@@ -33,7 +33,8 @@ def nudge(trust: Trust) -> int:
                 for event in transport.poll(deadline - time.monotonic()):
                     if isinstance(event, (Connected, Closed)):
                         waiting.discard(event.connection)
-                        seen += isinstance(event, Connected)
+                        # One that has opened or closed its LAN listener hangs up on everybody.
+                        seen += isinstance(event, Connected) or event.stage != "connect"
         finally:
             transport.close()
     return seen

@@ -18,16 +18,24 @@ from .reasons import MAX_REASONS, Reason, lines
 
 MAX_TOLD = 200_000  # characters of a text, a traceback above all
 
+PLAIN = "jobs are not permitted over this link: it is for values only"
+NOBODY = "it runs workflows for nobody"
+NOT_YOU = "it lets this computer pass values, and run no workflows"
+DENIALS = {  # what the side that denies says, and what the other can do
+    PLAIN: "Give the peer's name or the address of its own listener, not that of a Server",
+    NOBODY: "Start that ComfyUI without ZBUS_JOBS=0",
+    NOT_YOU: "Allow it there: zbus-pair permit NAME exchange,jobs (zbus-pair list shows the names)",
+}
+
 
 def refused(reasons: list[Reason]) -> dict[str, Any]:
     """How a job ends that cannot run."""
     return {"outcome": "refused", "reasons": [r.told() for r in reasons[:MAX_REASONS]]}
 
 
-def not_permitted() -> dict[str, Any]:
-    """How a job ends that came over a link for values only."""
-    text = "jobs are not permitted over this link: it is for values only"
-    return refused([Reason("permission", text=text)])
+def not_permitted(why: str) -> dict[str, Any]:
+    """How a job ends that may not be given: one of `DENIALS`."""
+    return refused([Reason("permission", text=why)])
 
 
 def stage(order: Order) -> str:
@@ -53,8 +61,8 @@ def _refused_error(told: object, where: dict[str, str]) -> JobError:
     given = told[:MAX_REASONS] if isinstance(told, list) else []
     reasons = tuple(Reason.read(reason) for reason in given)
     if any(reason.kind == "permission" for reason in reasons):
-        remedy = "Give the peer's name or the address of its own listener, not that of a Server"
-        return NotPermitted(lines(reasons), **where, remedy=remedy)
+        what = lines(reasons)
+        return NotPermitted(what, **where, remedy=DENIALS.get(what, ""))
     text = lines(reasons) or "it does not say why"
     error = JobRefused(f"cannot run there:\n{text}" if len(reasons) > 1 else text, **where)
     error.reasons = reasons

@@ -24,7 +24,8 @@ TIMEOUT = 5.0  # seconds for TCP
 LISTEN_FIRST = 1.0  # seconds for the other side to speak before we do
 GREETING_TIMEOUT = 3.0  # seconds for its first bytes after that
 SIGNATURE = 10  # bytes that a ZMTP 3 peer says first, RFC 23; the first of them is FF
-GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01NULL".ljust(55, b"\0")  # a whole one of ours
+GREETING = 64  # bytes of a whole one, RFC 23
+VERSION = b"\xff" + bytes(8) + b"\x7f\x03\x01"  # our signature and version: what it waits for
 QUESTION = b"GET / HTTP/1.0\r\n\r\n"  # what makes most others speak
 
 NO_SERVER = (
@@ -122,9 +123,9 @@ def _mechanism(link: socket.socket, first: bytes, timeout: float) -> bytes:
     link.settimeout(timeout)
     said = first
     try:
-        link.sendall(GREETING)
-        while len(said) < len(GREETING):
-            more = link.recv(len(GREETING) - len(said))
+        link.sendall(VERSION)  # not our mechanism: it would hang up before it tells its own
+        while len(said) < GREETING:
+            more = link.recv(GREETING - len(said))
             if not more:
                 return b""
             said += more

@@ -128,7 +128,8 @@ class Transport:
 
     def widen(self, listener: Listener, hosts: set[str]) -> None:
         """Listen on the same port of these numeric addresses too, and of no others. One that is
-        "0.0.0.0" takes the place of the listener's own.
+        "0.0.0.0" takes the place of the listener's own. Where listening ends, ZeroMQ cuts the
+        connections that came that way; who has a session dials again.
 
         Raises:
             PortInUse: The system refuses one of them; the listener's own stands.

@@ -7,7 +7,17 @@ from .facts import facts
 from .files import input_file, input_files, output_file
 from .node import Here, ProgressBar, current_prompt, doing, executing, graph, shown_as
 from .page import notice, preview_at, show, show_at
-from .process import answer, at_start, handle, metadata_wanted, on_loop, on_prompt, peer, port
+from .process import (
+    answer,
+    at_start,
+    handle,
+    metadata_wanted,
+    multi_user,
+    on_loop,
+    on_prompt,
+    peer,
+    port,
+)
 from .queue import (
     Interrupted,
     Running,
@@ -58,6 +68,7 @@ __all__ = [
     "interrupt",
     "interrupted",
     "metadata_wanted",
+    "multi_user",
     "notice",
     "on_loop",
     "on_prompt",

@@ -101,3 +101,8 @@ def handle(
 def metadata_wanted() -> bool:
     """Whether workflows go into saved pictures (--disable-metadata)."""
     return not args.disable_metadata
+
+
+def multi_user() -> bool:
+    """Whether ComfyUI serves several users, each with files of its own (--multi-user)."""
+    return bool(args.multi_user)

@@ -70,8 +70,8 @@ def refusal(hello: Hello) -> NotPermitted:
     if hello.listener == OWN:
         return NotPermitted(
             "not permitted: that ComfyUI runs no jobs of this machine",
-            remedy="Ask whoever runs it: zbus-pair permit NAME exchange,jobs there allows it, unless "
-            "jobs are turned off (ZBUS_JOBS=0)",
+            remedy="Have it allowed there (zbus-pair permit NAME exchange,jobs), unless jobs are "
+            "turned off there (ZBUS_JOBS=0)",
         )
     return NotPermitted(
         "not permitted: this address is for values only",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 import sys
 import threading
 import time
@@ -30,6 +31,7 @@ from ..errors import (
     InputError,
     NobodyBehind,
     NotPaired,
+    NotZBus,
     TimedOut,
     TrustError,
     Unreachable,
@@ -43,7 +45,7 @@ from ..printable import shown
 from ..remote import Remote
 from ..resolver import Resolver
 from ..trust import Trust
-from ..websocket import Lane, open_lane
+from ..websocket import CLOSE_TIME, Lane, open_lane
 from ..wrong import wrong_peer
 from . import jobs_ping
 from .discover import SECONDS, discover
@@ -228,8 +230,8 @@ def _reach_one(address: Address, key: bytes, timeout: float, report: Report) -> 
         lane = try_leg(
             report,
             "websocket",
-            lambda: _through(address, key, timeout),
-            lambda *_: "stands, speaks ZMTP, encrypted",
+            lambda: _through(address, timeout),
+            lambda *_: "stands, speaks ZMTP",
         )
         lane.close()
         return
@@ -249,15 +251,34 @@ def _reach_one(address: Address, key: bytes, timeout: float, report: Report) -> 
     )
 
 
-def _through(address: Address, key: bytes, timeout: float) -> Lane:
+def _through(address: Address, timeout: float) -> Lane:
     """The WebSocket lane, with ZMTP at its far end."""
     lane = open_lane(address.url)
+    first = _answer(lane.port, timeout)
+    if first == b"\xff":
+        return lane
+    until = time.monotonic() + CLOSE_TIME + 1.0  # why it closes is known once all of it is closed
+    while first == b"" and lane.problem is None and time.monotonic() < until:
+        time.sleep(0.02)
+    lane.close()
+    if lane.problem is None and first is None:
+        what, remedy = f"no answer in {timeout:g} s", "Look at that ComfyUI's console, or try again"
+        raise TimedOut(what, peer=str(address), remedy=remedy)
+    what = "what is behind it does not speak ZMTP"
+    raise lane.problem or NotZBus(what, peer=str(address), remedy=NOT_RUNNING)
+
+
+def _answer(port: int, timeout: float) -> bytes | None:
+    """The first byte through a lane; none if it closes, None if nothing comes. Unlike at a plain
+    port it is for this side to speak first: the far end connects no further before that."""
     try:
-        probe.greeting(Address("127.0.0.1", lane.port), "127.0.0.1", key, timeout)
-    except ZBusError as error:
-        lane.close()
-        raise (lane.problem or error) from error
-    return lane
+        with socket.create_connection(("127.0.0.1", port), timeout) as link:
+            link.sendall(probe.VERSION)
+            return link.recv(1)
+    except TimeoutError:
+        return None
+    except OSError:
+        return b""  # reset: the same as closed
 
 
 def _meet(link: Probe, target: Address | Remote, timeout: float, report: Report) -> Hello:

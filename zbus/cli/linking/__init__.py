@@ -1,1 +1,1 @@
-"""What zbus-link does over SSH: finds ComfyUIs, pairs with them, and keeps their ports forwarded."""
+"""What zbus-link does over SSH: finds ComfyUIs, pairs, and keeps ports forwarded."""

@@ -38,10 +38,10 @@ def main(command: list[str]) -> int:
     try:
         ssh = subprocess.Popen(command, stdin=subprocess.PIPE if given else subprocess.DEVNULL)
     except OSError as error:
-        os.write(1, b"0\n")
-        os.write(2, f"{command[0]} cannot be run: {error.strerror}\n".encode())
+        _say(1, "0")
+        _say(2, f"{command[0]} cannot be run: {error.strerror}")
         return NOT_FOUND
-    os.write(1, f"{ssh.pid}\n".encode())
+    _say(1, str(ssh.pid))
     # Each in a thread of its own: an ssh that does not read holds nothing else up.
     for work in (ssh.wait, _input_ends):
         threading.Thread(target=_then, args=(work, happened), daemon=True).start()
@@ -79,6 +79,11 @@ def _input_ends() -> None:
 def _then(wait: Callable[[], object], happened: SimpleQueue[str]) -> None:
     wait()
     happened.put("")
+
+
+def _say(where: int, text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody is left who listens
+        os.write(where, f"{text}\n".encode())
 
 
 def _end(ssh: subprocess.Popen[bytes]) -> int:
