@@ -76,7 +76,7 @@ class Meetings:
         if link is None or seat.state is not State.WAITING:
             return
         if not remote.is_met_by(peering.principal, told.instance, told.name):
-            if place is peering.place:
+            if place is peering.place and place.kind == "dial":  # who comes may be anybody
                 self._fail(seat, wrong_peer(remote, told.name))
         elif not link.permitted:
             self._fail(seat, _not_permitted_here(told.name))

@@ -34,8 +34,8 @@ LOOK_EVERY = 0.05  # seconds, while a connection is about to end
 LAST_WORDS = 2.0  # seconds for what a connection said before it ended, under a flood of others
 DRAIN = 64  # messages taken from one socket before the others have their turn
 MAX_YOUNG = 128  # connections of one listener that have not said a word for
-YOUNG = 2.0  # seconds; and no more than
-MOST_YOUNG = 400  # at once, or they would take all descriptors
+YOUNG = 2.0  # seconds; no more than
+MOST_YOUNG = 400  # at once, which only programs of this machine can be: or they took all descriptors
 BIND_TRIES, BIND_EVERY = 25, 0.02  # seconds: a listener that was closed frees its port later
 
 _EVENTS = (
@@ -396,7 +396,7 @@ class Transport:
             now = time.monotonic()
             listener.young[fd] = now
             oldest, since = next(iter(listener.young.items()))
-            many = MAX_YOUNG if now - since > YOUNG else MOST_YOUNG
+            many = MOST_YOUNG if now - since < YOUNG and not listener.curve else MAX_YOUNG
             if len(listener.young) > many:  # a flood
                 del listener.young[oldest]
                 _shutdown(oldest, listener.port)

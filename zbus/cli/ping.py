@@ -45,7 +45,7 @@ from ..printable import shown
 from ..remote import Remote
 from ..resolver import Resolver
 from ..trust import Trust
-from ..websocket import CLOSE_TIME, Lane, open_lane
+from ..websocket import Lane, open_lane
 from ..wrong import wrong_peer
 from . import jobs_ping
 from .discover import SECONDS, discover
@@ -257,15 +257,15 @@ def _through(address: Address, timeout: float) -> Lane:
     first = _answer(lane.port, timeout)
     if first == b"\xff":
         return lane
-    until = time.monotonic() + CLOSE_TIME + 1.0  # why it closes is known once all of it is closed
-    while first == b"" and lane.problem is None and time.monotonic() < until:
-        time.sleep(0.02)
+    if first == b"":
+        time.sleep(LOOK_EVERY)  # the code of its end, which tells more, comes after it
+    problem = lane.problem if first == b"" else None
     lane.close()
-    if lane.problem is None and first is None:
+    if first is None:
         what, remedy = f"no answer in {timeout:g} s", "Look at that ComfyUI's console, or try again"
         raise TimedOut(what, peer=str(address), remedy=remedy)
     what = "what is behind it does not speak ZMTP"
-    raise lane.problem or NotZBus(what, peer=str(address), remedy=NOT_RUNNING)
+    raise problem or NotZBus(what, peer=str(address), remedy=NOT_RUNNING)
 
 
 def _answer(port: int, timeout: float) -> bytes | None:
