@@ -9,13 +9,14 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "comfy"))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "comfy")]
 
 import workflows  # noqa: E402
 from _setup import cache_root, say  # noqa: E402
@@ -216,7 +217,9 @@ def main(arguments: list[str]) -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     comfyui_dir = os.environ["COMFYUI_DIR"]
-    local, remote = (ComfyUI(comfyui_dir, name=name) for name in ("local", "remote"))
+    home = tempfile.mkdtemp(prefix="zbus-demo-")  # of one user: they need no pairing
+    env = {"ZBUS_HOME": str(Path(home) / "zbus")}
+    local, remote = (ComfyUI(comfyui_dir, name=name, env=env) for name in ("local", "remote"))
     try:
         say("starting two ComfyUI processes on the CPU (10 to 30 s)")
         start_all(local, remote)
@@ -233,6 +236,7 @@ def main(arguments: list[str]) -> int:
         say("stopping both")
         local.stop()
         remote.stop()
+        shutil.rmtree(home, ignore_errors=True)
     print(f"\n{table(rows)}\n\nThe received picture: {target}", flush=True)
     return 0 if all(row.equal for row in rows) else 1
 

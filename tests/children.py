@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import spilled
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -111,6 +113,7 @@ class Child:
             os.kill(self.pid, signal.SIGKILL)
         self.process.wait(10)
         self._reader.join(10)
+        spilled.check("\n".join(self.lines), "what a child has said")
         for pipe in (self.process.stdin, self.process.stdout):
             with contextlib.suppress(OSError):
                 pipe.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import spilled
 from comfyui import ComfyUI, start_all
 
 
@@ -41,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["ZBUS_HOME"] = str(Path(home.name) / "zbus")
     for name in ("ZBUS_TRUST", "ZBUS_LISTEN", "ZBUS_REQUIRE_PAIRING"):
         os.environ.pop(name, None)
+    spilled.watch()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -59,6 +61,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Any:
     """A failed test shows the end of its ComfyUIs' logs."""
     report = yield
+    for title, text in report.sections:
+        try:
+            spilled.check(text, title)
+        except AssertionError as error:
+            report.outcome, report.longrepr = "failed", str(error)
     if report.failed:
         for value in getattr(item, "funcargs", {}).values():
             for comfyui in value if isinstance(value, (Pair, Trio)) else ():

@@ -15,8 +15,7 @@ BOTH = (EXCHANGE, JOBS)
 
 def home_of(comfyui: Any) -> Path:
     """Where a ComfyUI of the tests keeps its keys."""
-    named = comfyui._env.get("ZBUS_HOME")
-    return Path(named) if named else Path(comfyui.base) / "home" / ".local" / "share" / "zbus"
+    return Path(comfyui.zbus_home)
 
 
 @contextlib.contextmanager

@@ -71,13 +71,18 @@ class Sshd:
         assert self._process.poll() is None, self.log.read_text()
 
     @property
-    def options(self) -> list[str]:
-        """The words with which ssh logs in there, and asks nobody."""
+    def login(self) -> list[str]:
+        """The words with which ssh logs in there."""
         words = (
             f"-p {self.port} -i {self.folder}/user -o IdentitiesOnly=yes -o IdentityAgent=none "
-            f"-o StrictHostKeyChecking=no -o UserKnownHostsFile={os.devnull} -o BatchMode=yes"
+            f"-o StrictHostKeyChecking=no -o UserKnownHostsFile={os.devnull}"
         )
         return words.split()
+
+    @property
+    def options(self) -> list[str]:
+        """The same, and nobody is asked."""
+        return [*self.login, "-o", "BatchMode=yes"]
 
     def tunnel(self, local: int, remote: int) -> subprocess.Popen[bytes]:
         """``ssh -NL local:localhost:remote``, up."""
@@ -97,14 +102,13 @@ class Sshd:
 
     def cut(self) -> None:
         """End all logins, as a lost network does."""
-        for pid in self.sessions():
-            for one in (*_children(pid), pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(one, signal.SIGKILL)
+        _kill(self.sessions())
 
     def close(self) -> None:
-        """No new logins; the old ones stay."""
+        """End it, and all logins."""
+        sessions = self.sessions()
         end(self._process)
+        _kill(sessions)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -129,6 +133,13 @@ def _listens(port: int) -> bool:
     table = Path("/proc/net/tcp")
     lines = table.read_text().splitlines()[1:] if table.exists() else []
     return any(line.split()[1] == wanted and line.split()[3] == "0A" for line in lines)
+
+
+def _kill(sessions: list[int]) -> None:
+    for pid in sessions:
+        for one in (*_children(pid), pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, signal.SIGKILL)
 
 
 def _children(pid: int) -> list[int]:

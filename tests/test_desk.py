@@ -1077,7 +1077,8 @@ def test_submits_that_cannot_be_used(two: Two, bad: Bad, value: Any) -> None:
         until(lambda: len(two.host.jobs) == 2)
         two.host.jobs[job.id].done()
         result(job)
-        sent = Job("by-hand", two.here._keyed(two.remote), request(), lambda _: None, lambda _: None)
+        remote = two.here._keyed(two.remote)
+        sent = Job("by-hand", remote, request(), lambda _: None, lambda _: None)
         two.here._engine.post(lambda: told.submit(sent, payload.flatten(value)))
         failed = error(sent)
     else:

@@ -28,6 +28,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import spilled
+
 if TYPE_CHECKING:
     from events import Events
 
@@ -96,6 +98,12 @@ class ComfyUI:
         self.process: subprocess.Popen[bytes] | None = None
         self._env = dict(env or {})
         self._events: Events | None = None
+
+    @property
+    def zbus_home(self) -> Path:
+        """Where its zbus keeps keys and the paired."""
+        named = self._env.get("ZBUS_HOME")
+        return Path(named) if named else self.base / "home" / ".local" / "share" / "zbus"
 
     # --- life
 
@@ -180,6 +188,9 @@ class ComfyUI:
             self.process.wait()
             if self.process.stdin:
                 self.process.stdin.close()
+            spilled.note_home(self.zbus_home)
+            if self.log_path.is_file():
+                spilled.check(self.log_path.read_text(errors="replace"), f"the log of {self.name}")
         if self._own_base and not keep_base:
             shutil.rmtree(self.base, ignore_errors=True)
             _RUNNING.discard(self)
@@ -340,6 +351,7 @@ class ComfyUI:
             data = error.read()
             if not data.startswith(b"{"):
                 raise
+        spilled.check(data.decode("latin-1"), request.full_url)
         return json.loads(data) if data.strip() else {}
 
     # --- details

@@ -88,7 +88,7 @@ def reason(lines: Sequence[str], host: str, port: int) -> ConnectError:
     words = {
         "known": f"'[{alias}]:{port}'" if port not in (0, 22) else alias,
         "by_hand": f"ssh -p {port} {host}" if port else f"ssh {host}",
-        "last": last,
+        "last": last.rstrip("."),
     }
     where = shown_place(host, port)
     for sign, kind, stage, what, remedy in REASONS:
