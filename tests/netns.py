@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import json
 import os
 import secrets
 import shutil
@@ -84,6 +85,20 @@ class Machine:
         """Give it one more: "10.78.0.1/24"."""
         _ip("-n", self.namespace, "address", "add", address, "dev", CABLE)
 
+    def pull(self) -> None:
+        """Take the cable out."""
+        _ip("-n", self.namespace, "link", "set", CABLE, "down")
+
+    def plug(self) -> None:
+        """Put it in."""
+        _ip("-n", self.namespace, "link", "set", CABLE, "up")
+        _ip("-n", self.namespace, "route", "replace", "224.0.0.0/4", "dev", CABLE)
+
+    def received(self) -> int:
+        """Bytes that have come over the cable."""
+        told = json.loads(_ip("-n", self.namespace, "-s", "-j", "link", "show", CABLE))
+        return int(told[0]["stats64"]["rx"]["bytes"])
+
 
 @functools.cache
 def permitted() -> str:
@@ -101,11 +116,8 @@ def permitted() -> str:
 
 
 @contextlib.contextmanager
-def two_machines(netem: str = "") -> Iterator[tuple[Machine, Machine]]:
+def two_machines() -> Iterator[tuple[Machine, Machine]]:
     """They are gone afterwards, with every process on them, whatever happens.
-
-    Args:
-        netem: How the cable is, in tc's words: "delay 20ms rate 1gbit". The delay counts each way.
 
     Raises:
         NotMade: They cannot be made here.
@@ -119,7 +131,9 @@ def two_machines(netem: str = "") -> Iterator[tuple[Machine, Machine]]:
         cable = ("type", "veth", "peer", "name", CABLE, "netns", b.namespace)
         _ip("-n", a.namespace, "link", "add", CABLE, *cable)
         for machine in (a, b):
-            _plug_in(machine, netem)
+            _ip("-n", machine.namespace, "link", "set", "lo", "up")
+            machine.add_address(f"{machine.address}/24")
+            machine.plug()
         yield a, b
     finally:
         for machine in (a, b):
@@ -155,16 +169,6 @@ def raw_rate(sender: Machine, receiver: Machine, size: int = 192 << 20) -> float
             left -= got
         sending.join()
     return size / (time.monotonic() - began)
-
-
-def _plug_in(machine: Machine, netem: str) -> None:
-    on = ("-n", machine.namespace)
-    _ip(*on, "link", "set", "lo", "up")
-    machine.add_address(f"{machine.address}/24")
-    _ip(*on, "link", "set", CABLE, "up")
-    _ip(*on, "route", "add", "224.0.0.0/4", "dev", CABLE)
-    if netem:
-        _run("tc", *on, "qdisc", "add", "dev", CABLE, "root", "netem", *netem.split())
 
 
 def _remove(machine: Machine) -> None:

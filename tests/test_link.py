@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from typing import Any
 import pytest
 import torch
 from children import ROOT, Child, until
-from sshd import Sshd, free_port, missing
+from linked import LINK, Cloud
+from sshd import missing
 
 from zbus import Peer, discovery
 from zbus.address import parse
@@ -49,39 +51,6 @@ NEEDS_SSHD = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="no /proc")
 NEEDS_SH = pytest.mark.skipif(not Path("/bin/sh").exists(), reason="no /bin/sh")
 
-# A look every second, where people get one in ten.
-LINK = """
-    import sys
-    import zbus.__main__ as program
-    from zbus.cli import link
-    link.FIND_SOON = 1.0
-    program.COMMANDS = (*(c for c in program.COMMANDS if c is not link), link)
-    sys.exit(program.main(["link", *sys.argv[1:]]))
-"""
-# A ComfyUI as far as zbus-link can see. Its jobs give 48 MiB that the seed makes.
-COMFYUI = """
-    import sys
-    import torch
-    from jobpair import Host
-    from zbus import Peer, discovery
-    from zbus.keys import to_text
-
-    name, port = sys.argv[1], int(sys.argv[2])
-
-    def work(job):
-        job.started()
-        job.result("made", torch.rand(12 << 20, generator=torch.Generator().manual_seed(7)))
-        job.done()
-
-    peer = Peer(name, instance=name)
-    address = peer.serve(Host(work), port)
-    key = to_text(peer.trust.keys.public)
-    instance = peer.own.instance.hex()
-    discovery.register(discovery.Entry.of_this_process(instance, name, address, key=key))
-    print("there", address, flush=True)
-    sys.stdin.read()
-"""
-
 
 def made() -> torch.Tensor:
     return torch.rand(12 << 20, generator=torch.Generator().manual_seed(7))
@@ -95,64 +64,6 @@ def here(tmp_path: Path) -> Path:
 @pytest.fixture
 def there(tmp_path: Path) -> Path:
     return tmp_path / "there"
-
-
-class Cloud:
-    """A machine that one logs in to, and who runs on it."""
-
-    def __init__(self, folder: Path, here: Path, home: Path, *more: str) -> None:
-        (folder / "sshd").mkdir()
-        self.sshd = Sshd(folder / "sshd", f"SetEnv ZBUS_HOME={home}", *more)
-        self.here, self.home = here, home
-        self.children: list[Child] = []
-
-    def comfyui(self, name: str = "box-8188", port: int = 0) -> Child:
-        child = Child(COMFYUI, name, port or free_port(), env={"ZBUS_HOME": str(self.home)})
-        self.children.append(child)
-        child.line("there")
-        return child
-
-    def link(self, *more: str, env: dict[str, str] | None = None) -> Child:
-        """A zbus-link that begins."""
-        words = [*self.sshd.options, *more, f"{self.sshd.user}@127.0.0.1"]
-        child = Child(LINK, *words, env={"ZBUS_HOME": str(self.here), **(env or {})})
-        self.children.append(child)
-        return child
-
-    def up(self, *more: str, env: dict[str, str] | None = None) -> Child:
-        """One that is up, and whose ComfyUI answers."""
-        child = self.link(*more, env=env)
-        child.line("link up")
-        child.line(" answers")
-        return child
-
-    @property
-    def trust(self) -> Trust:
-        return Trust(self.here)
-
-    def processes(self) -> dict[int, str]:
-        """Every ssh that logs in there, and its keeper; not zbus-link itself."""
-        found = {}
-        for folder in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                if not folder.name.isdigit():
-                    continue
-                words = (folder / "cmdline").read_bytes().decode(errors="replace")
-                if f"{self.sshd.folder}/user" in words and "COMMANDS" not in words:
-                    found[int(folder.name)] = words
-        return found
-
-    def ssh(self) -> int:
-        """The ssh that holds the connection."""
-        return next(p for p, words in self.processes().items() if "keeper.py" not in words)
-
-    def close(self) -> None:
-        for child in self.children:
-            child.kill()
-        self.sshd.close()
-        for pid in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -432,8 +343,14 @@ def test_a_passphrase_is_asked_for_once_at_the_terminal(cloud: Cloud, tmp_path: 
     change = ["ssh-keygen", "-q", "-p", "-P", "", "-N", "open sesame", "-f", key]
     subprocess.run(change, check=True, stdin=subprocess.DEVNULL)
     cloud.comfyui()
-    code = "\n".join(line[4:] for line in LINK.splitlines())
-    command = [sys.executable, "-B", "-c", code, *cloud.sshd.login, f"{cloud.sshd.user}@127.0.0.1"]
+    command = [
+        sys.executable,
+        "-B",
+        "-c",
+        textwrap.dedent(LINK),
+        *cloud.sshd.login,
+        f"{cloud.sshd.user}@127.0.0.1",
+    ]
     pid, terminal = pty.fork()
     if pid == 0:
         os.environ.update(ZBUS_HOME=str(cloud.here), PYTHONPATH=str(ROOT))
@@ -743,8 +660,6 @@ def test_ports(here: Path) -> None:
 
 
 def test_the_script_says_how_it_is_used() -> None:
-    if not any(command is link for command in sys.modules["zbus.__main__"].COMMANDS):
-        pytest.skip("zbus.__main__ has no link yet")
     script = ROOT / "scripts" / "zbus-link"
     ended = subprocess.run(
         [sys.executable, str(script), "--help"], capture_output=True, text=True, timeout=60

@@ -484,3 +484,14 @@ def test_the_core_knows_no_other_way_in() -> None:
         assert not seat.endpoint.covers(link)
     right = Link(b"5" * 16, "listen", "a", "there", b"v", b"k" * 32, b"i" * 16)
     assert seat.endpoint.covers(right)
+
+
+def test_plain_addresses_need_no_keys_and_no_home(tmp_path: Path, addr: str) -> None:
+    """Jumper's recipe works where nothing can be written, and writes nothing."""
+    home = tmp_path / "none"
+    with Peer("a", trust=Trust(home)) as a, Peer("b", trust=Trust(home)) as b:
+        with a.listen(addr) as listening, b.connect(addr) as dialled:
+            send = dialled.start_send("a value", 0)
+            assert listening.receive(0, timeout=10) == "a value"
+            send.result()
+    assert not home.exists()

@@ -296,6 +296,26 @@ def test_pair_work_and_part(
         )
 
 
+def test_the_cable_is_out_for_a_while(
+    two: Two, on: Callable[..., Child], paired: Callable[[], tuple[str, str]]
+) -> None:
+    """Neither side hears that the other is gone; what was under way arrives as it was."""
+    desk, lap = (on(at, PEER, name, 18188, SIZE) for at, name in zip(two, NAMES, strict=True))
+    for child in (desk, lap):
+        child.line("ready")
+    paired()
+    desk.tell("receive lap")
+    lap.tell("send desk")
+    until(lambda: two.a.received() > 20 * MIB, 20, "it is under way")
+    two.a.pull()
+    time.sleep(3.0)  # what the test is about
+    two.a.plug()
+    (digest, took), (arrived, _) = (
+        ast.literal_eval(child.line("done:", 60).partition(": ")[2]) for child in (lap, desk)
+    )
+    assert took > 3 and arrived == digest
+
+
 def test_a_spoofed_announcement_redirects_nothing(
     two: Two,
     on: Callable[..., Child],

@@ -70,7 +70,7 @@ class Engine:
 
     def __init__(self, own: Hello, settings: Settings, trust: Trust) -> None:
         self.own, self.settings = own, settings
-        self.transport = Transport(admit=lambda key: self.links.admits(key))
+        self.transport = Transport(admit=lambda key: self.links.admission.admits(key))
         self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="zbus-work")
         self.links = Links(self.transport, own, settings, self, trust)
         self.channels = Channels()

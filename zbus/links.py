@@ -13,16 +13,14 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from .address import Address
-from .dialling import Dialler, Helper, not_paired
+from .admission import NAME_IT, PAIRED_ONLY, Admission
+from .dialling import Dialler, Helper
 from .errors import (
     LinkLost,
-    ListenRefused,
-    NotPaired,
     PeerGone,
     PeerRestarted,
     PortInUse,
     RemoteProtocolError,
-    TrustError,
     ZBusError,
 )
 from .frames import Body, Closed, Connected, Connection, Received
@@ -32,16 +30,13 @@ from .messages import Bye, Hello, Message, Ready, Reject, Status, clip, decode, 
 from .places import BACKOFF_FIRST, Peering, Place, Settings
 from .session import Ended, Redial, Session, Silent
 from .transport import Transport
-from .trust import EXCHANGE, JOBS, Trust
+from .trust import EXCHANGE, Trust
 
 logger = logging.getLogger(__name__)
 
 MAX_PEERINGS = 64  # sessions at one listener
 CHANGE_MODES = 1.0  # seconds that an unused listener keeps a dial of the same address waiting
 MAX_FAULTS = 3  # protocol errors that one session survives
-TRUST_EVERY = 1.0  # seconds between looks whether somebody is not trusted any more
-PAIRED_ONLY = "only paired peers are wanted here (require_pairing)"
-NAME_IT = "Give the name of a paired peer (zbus-pair list), or allow it: zbus-pair require off"
 PID_EVERY = 0.2  # seconds between looks whether a lost local peer still lives
 
 T = TypeVar("T")
@@ -72,14 +67,12 @@ class Links:
         self, transport: Transport, own: Hello, settings: Settings, owner: Owner, trust: Trust
     ) -> None:
         self._transport, self._own, self._settings, self._owner = transport, own, settings, owner
-        self._trust = trust
+        self.admission = Admission(trust, self._trust_changed)
         self.places: list[Place] = []
         self._dialler = Dialler(transport, self.places, owner)
-        self._greetings = Greetings(transport, own, _known, self.permitted)
+        self._greetings = Greetings(transport, own, _known, self.admission.permitted)
         self._peerings: dict[Connection, Peering] = {}
         self._logged_at = 0.0
-        self._trust_at = 0.0
-        self.takes_jobs = False
         self.on_lan: Callable[[str, int], None] | None = None
 
     @property
@@ -95,8 +88,7 @@ class Links:
             PortInUse: Somebody else does; the text says who, where it can be told.
             ListenRefused: Only paired peers are wanted here.
         """
-        if self._trust.require_pairing:
-            raise ListenRefused(f"cannot listen on {address}: {PAIRED_ONLY}", remedy=NAME_IT)
+        self.admission.check_listen(address)
         place = self._find("listen", address) if address.port else None
         if place is None:
             try:
@@ -117,7 +109,7 @@ class Links:
             PortInUse: The port is taken.
             TrustError: There are no keys to be had.
         """
-        self._transport.keys = self._trust.keys
+        self._transport.keys = self.admission.keys
         listener = self._transport.bind(address.host, address.port, curve=True)
         place = Place("listen", Address(address.host, listener.port), own=True, listener=listener)
         self.places.append(place)
@@ -131,8 +123,7 @@ class Links:
         Raises:
             NotPaired: Only paired peers are wanted here.
         """
-        if self._trust.require_pairing:
-            raise NotPaired(f"will not dial {address}: {PAIRED_ONLY}", remedy=NAME_IT)
+        self.admission.check_dial(address)
         return self._dial((address,), b"", now)
 
     def dial_own(self, routes: Sequence[Address], key: bytes, now: float) -> Place:
@@ -146,10 +137,8 @@ class Links:
             NotPaired: That key is not one of this side's.
             TrustError: There are no keys to be had.
         """
-        self._refresh()
-        if self._trust.of(key) is None:
-            raise not_paired(str(routes[0]), key)
-        self._transport.keys = self._trust.keys
+        self.admission.check_key(str(routes[0]), key)
+        self._transport.keys = self.admission.keys
         return self._dial(tuple(routes), key, now)
 
     def _dial(self, routes: tuple[Address, ...], key: bytes, now: float) -> Place:
@@ -207,58 +196,33 @@ class Links:
 
     # --- trust --------------------------------------------------------------------------------
 
-    def admits(self, key: bytes) -> bool:
-        """Whether the owner of that key may connect to this peer's own listener."""
-        self._refresh()
-        return self._trust.of(key) is not None
-
-    def _refresh(self) -> None:
-        try:
-            changed = self._trust.refresh()
-        except TrustError as error:
-            logger.error("%s. What was known until now counts", error)
-            return
-        if changed:
-            self._trust_changed()
-
-    def permitted(self, key: bytes) -> frozenset[str]:
-        """What the owner of that key, or with none whoever comes to a plain address, may do."""
-        if not key:
-            return frozenset({EXCHANGE})
-        principal = self._trust.of(key)
-        allowed = principal.permissions if principal is not None else frozenset()
-        return allowed if self.takes_jobs else allowed - {JOBS}
-
-    def _look_at_trust(self, now: float) -> None:
-        if now >= self._trust_at:
-            self._trust_at = now + TRUST_EVERY
-            self._refresh()
-
     def _trust_changed(self) -> None:
         """Whoever is not paired any more, or may do other things now, is told and gone."""
         for peering in self.peerings:
-            if not peering.principal:
-                if self._trust.require_pairing:
-                    error = PeerGone(PAIRED_ONLY, peer=peering.name, remedy=NAME_IT)
-                    self.end_session(peering, error, say="only paired peers are wanted there now")
-                continue
-            allowed, before = self.permitted(peering.principal), peering.permissions
-            if self._trust.of(peering.principal) is None:
-                error = PeerGone("is not paired with this side any more", peer=peering.name)
-                self.end_session(peering, error, say="not paired any more")
-            elif before - allowed or (allowed - before) & {EXCHANGE}:
-                error = PeerGone("may do other things here from now on", peer=peering.name)
-                self.end_session(peering, error, say="its permissions have changed there")
-            else:
-                peering.permissions = allowed
+            if peering.principal:
+                self._reconsider(peering)
+            elif not self.admission.plain:
+                error = PeerGone(PAIRED_ONLY, peer=peering.name, remedy=NAME_IT)
+                self.end_session(peering, error, say="only paired peers are wanted there now")
         for place in self.places:
             if place.own:
                 self._widen(place)
 
+    def _reconsider(self, peering: Peering) -> None:
+        allowed, before = self.admission.permitted(peering.principal), peering.permissions
+        if not self.admission.knows(peering.principal):
+            error = PeerGone("is not paired with this side any more", peer=peering.name)
+            self.end_session(peering, error, say="not paired any more")
+        elif before - allowed or EXCHANGE in allowed - before:
+            error = PeerGone("may do other things here from now on", peer=peering.name)
+            self.end_session(peering, error, say="its permissions have changed there")
+        else:
+            peering.permissions = allowed
+
     def _widen(self, place: Place) -> None:
         """Have this peer's own listener open where the user wants it, and nowhere else."""
         assert place.listener is not None
-        wanted = {self._trust.lan} - {"", place.address.host}
+        wanted = {self.admission.lan} - {"", place.address.host}
         if wanted == place.listener.other_hosts:
             return
         try:
@@ -385,7 +349,7 @@ class Links:
 
     def _accepted(self, connection: Connection, greeting: Greeting, now: float) -> None:
         place, peer = greeting.place, greeting.peer
-        if connection.key and self._trust.of(connection.key) is None:
+        if connection.key and not self.admission.knows(connection.key):
             raise RemoteProtocolError("not paired any more")
         peering = _known(place, peer, connection.key)
         is_new = peering is None
@@ -435,7 +399,7 @@ class Links:
             now=now,
         )
         peering = Peering(session, place, connection.key)
-        peering.permissions = self.permitted(connection.key)
+        peering.permissions = self.admission.permitted(connection.key)
         if peer.boot and peer.boot == self._own.boot:
             peering.process = process_start(peer.pid)
         place.peerings.append(peering)
@@ -516,7 +480,7 @@ class Links:
 
     def tick(self, now: float, late: float) -> None:
         """Do what is due. Call it after all input that had come was handed in."""
-        self._look_at_trust(now)
+        self.admission.tick(now)
         for place in list(self.places):
             self._tick_place(place, now)
             for peering in list(place.peerings):
@@ -583,7 +547,7 @@ class Links:
         first = self._greetings.deadline()
         times = [] if first is None else [first]
         if any(p.principal not in (b"", self._transport.key) for p in self.peerings):
-            times.append(self._trust_at)  # of this user's own peers none can be sent away
+            times.append(self.admission.deadline)  # of this user's own peers none can be sent away
         for place in self.places:
             if place.next_dial is not None and place.connection is None:
                 times.append(place.next_dial)

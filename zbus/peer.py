@@ -199,7 +199,7 @@ class Peer:
         def open_listener() -> str:
             links = self._engine.links
             self._engine.desk.host = host
-            links.takes_jobs, links.on_lan = host is not None, on_lan
+            links.admission.takes_jobs, links.on_lan = host is not None, on_lan
             try:
                 place = links.listen_always(Address("127.0.0.1", port if port < 65536 else 0))
             except PortInUse:

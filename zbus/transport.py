@@ -35,7 +35,9 @@ LAST_WORDS = 2.0  # seconds for what a connection said before it ended, under a 
 DRAIN = 64  # messages taken from one socket before the others have their turn
 MAX_YOUNG = 128  # connections of one listener that have not said a word for
 YOUNG = 2.0  # seconds; no more than
-MOST_YOUNG = 400  # at once, which only programs of this machine can be: or they took all descriptors
+MOST_YOUNG = (
+    400  # at once, which only programs of this machine can be: or they took all descriptors
+)
 BIND_TRIES, BIND_EVERY = 25, 0.02  # seconds: a listener that was closed frees its port later
 
 _EVENTS = (

@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 SELF = "this user"  # the name of one's own key
 MAX_KEY_FILE = 4096
 
+_YES = ("1", "true", "yes", "on")
 _RESERVED = (SELF, "this computer", "all")  # words that nodes and texts use
 _KEY_NOTE = "# The secret key of zbus for this user on this machine. Give it to nobody.\n"
 T = TypeVar("T")
@@ -65,7 +66,7 @@ class Trust:
         self._lock = threading.RLock()
         self._keys: KeyPair | None = None
         self._store: Store | None = None
-        self._by_key: dict[bytes, Principal] = {}
+        self._by_key: dict[bytes, Principal] | None = None
         self._stamp: tuple[int, ...] | None = None  # of the file as last read
         self._told = Store()  # what `refresh` has told of
         self._complaint = ""  # the last one of `refresh`
@@ -95,15 +96,13 @@ class Trust:
 
     def principals(self) -> list[Principal]:
         """All that are trusted, by name: the paired ones and those of ZBUS_TRUST, not oneself."""
-        self._known()
-        return sorted(self._by_key.values(), key=lambda one: one.name.casefold())
+        return sorted(self._trusted().values(), key=lambda one: one.name.casefold())
 
     def of(self, key: bytes) -> Principal | None:
         """Whose key that is; oneself too, with all permissions."""
         if key == self.keys.public:
             return Principal(key, SELF, PERMISSIONS)
-        self._known()
-        return self._by_key.get(key)
+        return self._trusted().get(key)
 
     def named(self, name: str) -> Principal:
         """The one of that name; upper and lower case count only where two differ by them."""
@@ -118,8 +117,13 @@ class Trust:
     @property
     def require_pairing(self) -> bool:
         """Whether the plain loopback is closed too."""
-        by_environment = os.environ.get("ZBUS_REQUIRE_PAIRING", "").strip().lower()
-        return by_environment in ("1", "true", "yes", "on") or self._known().require_pairing
+        if os.environ.get("ZBUS_REQUIRE_PAIRING", "").strip().lower() in _YES:
+            return True
+        try:
+            folder = self.folder
+        except TrustError:  # a user without a home has never asked for it
+            return False
+        return folder.exists() and self._known().require_pairing
 
     def refresh(self) -> bool:
         """Read the file if it has changed; whether that, or a change made here, makes a difference
@@ -151,6 +155,14 @@ class Trust:
             self._take(read_store(self.file))
             self._stamp = stamp
 
+    def _trusted(self) -> dict[bytes, Principal]:
+        """Each by its key. Apart from the store, which needs no keys of this side."""
+        store = self._known()
+        with self._lock:
+            if self._by_key is None:
+                self._by_key = _trusted(store, self.keys.public)
+            return self._by_key
+
     def _known(self) -> Store:
         with self._lock:
             if self._store is None:
@@ -159,8 +171,7 @@ class Trust:
             return self._store
 
     def _take(self, store: Store) -> None:
-        self._by_key = _trusted(store, self.keys.public)
-        self._store = store
+        self._by_key, self._store = None, store
 
     # --- changing ---------------------------------------------------------------------------------
 

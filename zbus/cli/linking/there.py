@@ -52,7 +52,6 @@ class Far:
     problem: str = ""
     told: str = ""
     _asked: Future[dict[str, Any]] | None = field(default=None, repr=False)
-    _began: float = 0.0
     _took: list[float] = field(default_factory=list, repr=False)
 
     @property
@@ -83,7 +82,7 @@ class Far:
         """How it is, unless a question is open."""
         if self._asked is None:
             began, took = time.monotonic(), list[float]()
-            self._began, self._took = began, took
+            self._took = took
             remote = Remote(self.address, self.entry.instance, self.name, self.key)
             self._asked = peer.enquire(remote)
             self._asked.add_done_callback(lambda _: took.append(time.monotonic() - began))
@@ -97,7 +96,7 @@ class Far:
         """What has come of the question."""
         self.answered = None
         if self._asked is None or not self._asked.done():
-            self.problem = f"not for {time.monotonic() - self._began:.0f} s"
+            self.problem = "no word of it yet"
             return
         try:
             self.jobs = self._asked.result().get("jobs") is True
