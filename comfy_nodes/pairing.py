@@ -10,30 +10,28 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import contextlib
-import ipaddress
 import json
 import logging
 import math
-import re
 import threading
 import time
-from argparse import Namespace
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any
 
 from aiohttp import web
 
 from zbus.accepting import accept
-from zbus.cli import pair as terminal
 from zbus.errors import InputError, PairingFailed, ZBusError
 from zbus.invitation import LIFETIME
 from zbus.inviting import Inviting
 from zbus.nudging import nudge
-from zbus.principals import EVERY_HOST
+from zbus.offers import Offer, as_json, own_as_json, own_name
 from zbus.tokens import Token
 from zbus.trust import Principal, Trust
+
+from .aside import aside
+from .guard import why_not
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +59,6 @@ VERBS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 FLAGS, LISTS = ("lan", "flag"), ("addresses", "permissions")  # all others are texts
 
-FORWARDED = ("forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip")
-FORWARDED_PREFIXES = ("x-forwarded-", "cf-")
-LOOPBACK_NAME = re.compile(r"(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?", re.I)
-
-T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -81,8 +74,8 @@ class Pairing:
     def __init__(self, trust: Callable[[], Trust], multi_user: bool = False) -> None:
         self._trust, self._multi_user = trust, multi_user
         self._threads = asyncio.Semaphore(THREADS)
-        self._offer: _Offer | None = None
-        self._offering, self._accepting = threading.Lock(), threading.Lock()
+        self._invited: _Invited | None = None
+        self._inviting, self._accepting = threading.Lock(), threading.Lock()
         self._closing = threading.Event()
 
     def routes(self) -> list[tuple[str, str, Handler]]:
@@ -94,21 +87,21 @@ class Pairing:
     def close(self) -> None:
         """End the invitation that is open, and an acceptance under way."""
         self._closing.set()
-        if self._offer is not None:
-            self._offer.cancel()
+        if self._invited is not None:
+            self._invited.cancel()
         if self._accepting.acquire(timeout=END_TIME):
             self._accepting.release()
 
     def _handler(self, verb: str) -> Handler:
         async def handle(request: web.Request) -> web.StreamResponse:
-            why = "--multi-user" if self._multi_user else _why_not(request)
+            why = "--multi-user" if self._multi_user else why_not(request)
             if why:
                 logger.debug("pairing by the page is refused: %s", why)
                 return _answer(403, _error("UseTerminal", USE_TERMINAL))
             try:
                 given = _fields(verb, await _body(request)) if verb else {}
                 async with self._threads:
-                    return _answer(200, await _aside(lambda: self._done(verb, given)))
+                    return _answer(200, await aside(lambda: self._done(verb, given)))
             except ZBusError as error:
                 status = 400 if isinstance(error, InputError) else 409
                 return _answer(status, _error(type(error).__name__, str(error)))
@@ -123,10 +116,10 @@ class Pairing:
         if verb == "invite":
             more = {"token": self._invite(trust, **given)}
         elif verb == "accept":
-            more = {"principal": terminal._as_json(self._accept(trust, **given))}
+            more = {"principal": as_json(self._accept(trust, **given))}
         elif verb == "cancel":
-            if self._offer is not None:
-                self._offer.cancel()
+            if self._invited is not None:
+                self._invited.cancel()
         elif verb:
             _change(trust, verb, given)
             nudge(trust)
@@ -135,9 +128,9 @@ class Pairing:
     def _state(self, trust: Trust) -> dict[str, Any]:
         trust.reload()  # a terminal may have changed it
         return {
-            **terminal._own(trust),
-            "principals": [terminal._as_json(one) for one in trust.principals()],
-            "invitation": self._offer.told() if self._offer is not None else None,
+            **own_as_json(trust),
+            "principals": [as_json(one) for one in trust.principals()],
+            "invitation": self._invited.told() if self._invited is not None else None,
         }
 
     def _invite(
@@ -145,18 +138,18 @@ class Pairing:
     ) -> str:
         if lan and at is not None:
             raise InputError('"lan" and "at" are two ways: give one of them')
-        with self._offering:
-            if self._offer is not None and self._offer.is_open:
+        with self._inviting:
+            if self._invited is not None and self._invited.is_open:
                 raise PairingFailed("an invitation is open already", remedy="Cancel it first")
-            offer = self._offer = _Offer(trust, Namespace(lan=lan, at=at, port=0), name)
-        return offer.open()
+            invited = self._invited = _Invited(trust, Offer(lan, at), name)
+        return invited.open()
 
     def _accept(self, trust: Trust, token: str, name: str = "") -> Principal:
         if not self._accepting.acquire(blocking=False):
             raise PairingFailed("another token is being taken", remedy="Wait for that")
         try:
-            own_name = terminal._own_name(all(h.is_loopback for h in Token.read(token).hints))
-            paired = accept(trust, token, name=name, own_name=own_name, cancelled=self._closing)
+            own = own_name(all(hint.is_loopback for hint in Token.read(token).hints))
+            paired = accept(trust, token, name=name, own_name=own, cancelled=self._closing)
         finally:
             self._accepting.release()
         nudge(trust)
@@ -181,11 +174,11 @@ def _change(trust: Trust, verb: str, given: dict[str, Any]) -> None:
 # --- an invitation --------------------------------------------------------------------------------
 
 
-class _Offer:
+class _Invited:
     """One invitation, in a thread of its own, from its token to its end."""
 
-    def __init__(self, trust: Trust, where: Namespace, name: str) -> None:
-        self._trust, self._where, self._name = trust, where, name
+    def __init__(self, trust: Trust, offer: Offer, name: str) -> None:
+        self._trust, self._offer, self._name = trust, offer, name
         self._until = time.monotonic() + LIFETIME
         self._hints: list[str] = []
         self._cancelled = threading.Event()
@@ -219,7 +212,7 @@ class _Offer:
     def told(self) -> dict[str, Any]:
         """How it stands. Nothing secret."""
         if isinstance(self._outcome, Principal):
-            paired = terminal._as_json(self._outcome)
+            paired = as_json(self._outcome)
             return {"state": "paired", "principal": paired, "confirmed": self._confirmed}
         if self._outcome is not None:
             return {
@@ -243,11 +236,10 @@ class _Offer:
             token.set_exception(outcome)
 
     def _served(self, token: Future[str]) -> Principal:
-        where, trust = self._where, self._trust
-        is_public = where.lan or (where.at is not None and not terminal._is_own_loopback(where.at))
-        with _in_network(trust, is_public):
-            reach, own_name = terminal._reach(where, trust), terminal._own_name(not is_public)
-            with Inviting(trust, reach, self._name, own_name) as inviting:
+        trust, offer = self._trust, self._offer
+        with offer.opened(trust) as where:
+            own = own_name(not offer.is_public)
+            with Inviting(trust, where, self._name, own) as inviting:
                 self._until = time.monotonic() + LIFETIME
                 self._hints = [str(hint) for hint in Token.read(inviting.token).hints]
                 token.set_result(inviting.token)
@@ -257,53 +249,7 @@ class _Offer:
         return paired
 
 
-@contextlib.contextmanager
-def _in_network(trust: Trust, wanted: bool) -> Iterator[None]:
-    """This user's ComfyUIs listen in the network if that is wanted; no longer if what is under it
-    fails, and they did not before."""
-    opened = wanted and not trust.lan
-    if opened:
-        trust.set_lan(EVERY_HOST)
-        nudge(trust)
-    try:
-        yield
-    except BaseException:
-        if opened:
-            trust.set_lan("")
-            nudge(trust)
-        raise
-
-
 # --- requests -------------------------------------------------------------------------------------
-
-
-def _why_not(request: web.Request) -> str:
-    """Why a request may be of somebody else than this computer's own user at ComfyUI's own page;
-    "" if it is not. The words hold nothing that the request says."""
-    headers = request.headers
-    if not all(_is_loopback(request.get_extra_info(end)) for end in ("peername", "sockname")):
-        return "not over the loopback"
-    for name in map(str.lower, headers):
-        if name in FORWARDED or name.startswith(FORWARDED_PREFIXES):
-            return "it came through a proxy"
-    hosts, origins = headers.getall("Host", []), headers.getall("Origin", [])
-    if len(hosts) != 1 or not LOOPBACK_NAME.fullmatch(hosts[0]):
-        return "the address in the browser is not this computer's own"  # DNS can lead it here
-    if any(origin.lower() != f"{request.scheme}://{hosts[0].lower()}" for origin in origins):
-        return "it is of another page"
-    # Without asking first, a browser lets other pages send forms and texts, but not this.
-    if request.method == "POST" and request.content_type != "application/json":
-        return "it is not JSON"
-    return ""
-
-
-def _is_loopback(end: Any) -> bool:
-    """Whether that end of a socket is the loopback's; of no other family than IP's."""
-    try:
-        host = str(end[0]).removeprefix("::ffff:") if isinstance(end, (tuple, list)) else ""
-        return ipaddress.ip_address(host).is_loopback
-    except (ValueError, IndexError):
-        return False
 
 
 async def _body(request: web.Request) -> Any:
@@ -366,18 +312,3 @@ def _error(kind: str, text: str) -> dict[str, Any]:
 def _answer(status: int, values: dict[str, Any]) -> web.Response:
     return web.json_response(values, status=status, headers={"Cache-Control": "no-store"})
 
-
-async def _aside(work: Callable[[], T]) -> T:
-    """What `work` returns or raises, in a thread that nobody waits for: the end of a prompt waits
-    for those of asyncio's own pool."""
-    future: Future[T] = Future()
-    future.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="zbus-pairing", daemon=True).start()
-    return await asyncio.wrap_future(future)

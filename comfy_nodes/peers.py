@@ -6,20 +6,15 @@ import asyncio
 import itertools
 import logging
 import re
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TypeVar
 
 from zbus.errors import UnknownPeer, ZBusError
 from zbus.remote import Remote
 from zbus.resolver import Resolver
 
 from . import host
+from .aside import aside
 from .meeting import Meeting
 from .seen import SEEN
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -69,23 +64,7 @@ def is_url(text: str) -> bool:
 
 async def resolve(text: str) -> Remote:
     """As `find`, for coroutines."""
-    return await _aside(lambda: find(text))
-
-
-async def _aside(work: Callable[[], T]) -> T:
-    """What `work` returns or raises, in a thread that nobody waits for: the end of a prompt waits
-    for those of asyncio's own pool, and so a user's X would."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(work())
-            except BaseException as error:
-                future.set_exception(error)
-
-    threading.Thread(target=run, name="zbus-asking", daemon=True).start()
-    return await asyncio.wrap_future(future)
+    return await aside(lambda: find(text))
 
 
 async def chosen(text: str) -> list[Remote]:
@@ -100,7 +79,7 @@ async def chosen(text: str) -> list[Remote]:
     """
     text = text.strip()
     if text.lower() in (ANY, ALL, ""):
-        others = await _aside(known)
+        others = await aside(known)
         if not others:
             raise UnknownPeer(
                 "no other ComfyUI with zbus runs on this computer, and none is paired",

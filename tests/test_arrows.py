@@ -42,6 +42,7 @@ FLOORS = (
     ("lan", "tokens", "reach", "card"),
     ("invitation", "hellos", "resolver"),
     ("inviting", "accepting", "nudging"),
+    ("offers",),
     ("kinds", "flatten", "unpack", "payload", "codecs", "streams", "places"),
     ("dialling", "greeting", "job"),
     ("admission", "bulk"),

@@ -29,6 +29,8 @@ from zbus.address import parse
 from zbus.cli import link
 from zbus.cli.linking import book, far, reasons
 from zbus.cli.linking.ssh import Result
+from zbus.cli.linking.telling import Teller
+from zbus.cli.linking.there import There
 from zbus.discovery import Entry
 from zbus.errors import (
     ConnectError,
@@ -36,10 +38,11 @@ from zbus.errors import (
     KeyChanged,
     NameNotResolved,
     PairingFailed,
+    PortInUse,
     Unreachable,
 )
 from zbus.job import Request
-from zbus.keys import generate
+from zbus.keys import generate, to_text
 from zbus.resolver import Resolver
 from zbus.trust import EXCHANGE, JOBS, Trust
 
@@ -665,3 +668,81 @@ def test_the_script_says_how_it_is_used() -> None:
         [sys.executable, str(script), "--help"], capture_output=True, text=True, timeout=60
     )
     assert ended.returncode == 0 and "vast.ai" in ended.stdout
+
+
+class Canned:
+    """What stands in for ssh: two users' ComfyUIs there; `refused` ports are taken."""
+
+    def __init__(self, *refused: int) -> None:
+        self.keys = {"/a": generate().public, "/b": generate().public}
+        self.names = {"/a": ["one", "two"], "/b": ["one"]}
+        self.refused, self.forwards = set(refused), dict[int, Any]()
+        self.asked: list[str] = []
+
+    def ask(self, script: str) -> Result:
+        if script == far.FIND:
+            lines = ["begin Linux"]
+            for home, names in self.names.items():
+                for number, name in enumerate(names):
+                    made = Entry(
+                        f"{number}" * 32, name, f"127.0.0.1:{18188 + number}", 7, "", "",
+                        python="/python", folder="/zbus",
+                    )  # fmt: skip
+                    lines += [f"home {home}", "stat alive", f"entry {json.dumps(asdict(made))}"]
+            return Result(0, "".join(f"zbus-link: {line}\n" for line in [*lines, "end"]), [])
+        home = "/a" if "ZBUS_HOME=/a " in script else "/b"
+        self.asked.append(home)
+        told = json.dumps({"key": to_text(self.keys[home]), "name": "far"})
+        return Result(0, f"noise\nzbus-link: begin\n{told}", [])
+
+    def forward(self, wanted: dict[int, Any]) -> None:
+        for port in wanted:
+            if port in self.refused:
+                raise PortInUse("taken", peer=str(port))
+        self.forwards = dict(wanted)
+
+
+def test_two_users_there_and_ports_that_turn_out_to_be_taken(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trust, ssh = Trust(here), Canned(28188, 28190)
+    there = There(ssh, trust, Teller(False), "", False)  # type: ignore[arg-type]
+    there.look()
+    assert {one.name for one in trust.principals()} == {"cloud", "cloud-2"}
+    ports = {one.name: one.port for one in there.all}
+    assert set(ports) == {"cloud/one", "cloud/two", "cloud-2"}
+    assert {str(ssh.forwards[port]) for port in ports.values()} == {
+        "127.0.0.1:18188",
+        "127.0.0.1:18189",
+    }
+    assert not ssh.refused & set(ports.values()) and len(set(ports.values())) == 3
+    for name, port in ports.items():
+        assert Resolver(trust).named(name).address == f"127.0.0.1:{port}"
+    # Nothing has changed: nobody is paired anew, and all stays.
+    before = there.all
+    there.look()
+    assert there.all == before and ssh.asked == ["/a", "/b"]
+    # One is gone for now, and another comes.
+    ssh.names["/b"] = ["three"]
+    there.look()
+    assert {one.name for one in there.all} >= {"cloud-2/three", "cloud-2/one"}
+    capsys.readouterr()
+    there.forget()
+    assert trust.principals() == []
+
+
+def test_a_name_that_means_others_too(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ZBUS_HOME", str(here))
+    trust, ssh = Trust(here), Canned()
+    ssh.names = {"/b": ["one"]}
+    trust.pair(generate().public, "gpu", {EXCHANGE}, ())
+    discovery.register(Entry.of_this_process("5" * 32, "gpu-2", "127.0.0.1:18188"), here)
+    There(ssh, trust, Teller(False), "gpu", False).look()  # type: ignore[arg-type]
+    said = capsys.readouterr()
+    assert 'it is "gpu-2" here' in said.out
+    assert 'another machine is called "gpu" here' in said.err
+    assert "'gpu-2' could be 2 peers: " in said.err
+    There(ssh, trust, Teller(False), "gpu", True).look()  # type: ignore[arg-type]
+    assert [one.name for one in trust.principals()] == ["gpu"]

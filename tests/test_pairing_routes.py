@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import importlib.util
 import json
 import logging
+import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,8 +19,9 @@ from unittest import mock
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
+from website import load
 
-from zbus import reach
+from zbus import machine, reach
 from zbus.__main__ import main
 from zbus.address import Address
 from zbus.keys import fingerprint, generate
@@ -32,18 +32,7 @@ PATIENCE = 20.0
 HOMES = ("desk", "pod")
 
 
-def _load() -> Any:
-    """`comfy_nodes.pairing`, without the package around it (which needs ComfyUI)."""
-    file = Path(__file__).resolve().parent.parent / "comfy_nodes" / "pairing.py"
-    spec = importlib.util.spec_from_file_location("zbus_pairing_under_test", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-pairing = _load()
+pairing, guard = load("pairing"), load("guard")
 VERBS = tuple(pairing.VERBS)
 # What each verb takes, so that only the guard can refuse it.
 GOOD: dict[str, dict[str, Any]] = {
@@ -265,24 +254,24 @@ OTHERS = [
 
 @pytest.mark.parametrize("end", LOOPBACK)
 def test_both_ends_of_the_socket_are_on_the_loopback(end: Any) -> None:
-    assert not pairing._why_not(mocked(end, end))
+    assert not guard.why_not(mocked(end, end))
 
 
 @pytest.mark.parametrize("end", OTHERS)
 def test_no_other_end_will_do(end: Any) -> None:
     for ends in ((end, LOOPBACK[0]), (LOOPBACK[0], end), (end, end)):
-        assert pairing._why_not(mocked(*ends)) == "not over the loopback"
+        assert guard.why_not(mocked(*ends)) == "not over the loopback"
 
 
 def test_a_request_of_old_without_a_host_is_refused() -> None:
     request = mocked(LOOPBACK[0], LOOPBACK[0], Accept="*/*")
-    assert "address in the browser" in pairing._why_not(request)
+    assert "address in the browser" in guard.why_not(request)
 
 
 def test_a_connection_that_is_gone_is_refused() -> None:
     request = make_mocked_request("GET", pairing.PATH, headers={"Host": "localhost"})
     request._transport_sslcontext, request._protocol.transport = None, None
-    assert pairing._why_not(request) == "not over the loopback"
+    assert guard.why_not(request) == "not over the loopback"
 
 
 def test_this_computers_own_lan_address_is_not_the_loopback(tmp_path: Path) -> None:
@@ -559,3 +548,18 @@ def test_a_page_that_accepts_from_nobody_waits_and_stops_nothing(pages: list[Pag
         status, answer = waiting.result(PATIENCE)
     assert (status, answer["error"]["class"]) == (409, "Cancelled")
     assert pod.trust.principals() == []
+
+
+def test_another_user_of_this_computer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a proxy that says nothing of itself, and runs under a user of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with socket.create_connection(server.getsockname()) as client, server.accept()[0] as link:
+            ends = link.getpeername(), link.getsockname()
+            mine = machine.connection_owner(*ends)
+            if mine is None:
+                pytest.skip("this system does not tell whose a connection is")
+            assert mine == os.geteuid() and client
+            assert not guard.why_not(mocked(*ends))
+            monkeypatch.setattr(guard, "connection_owner", lambda *_: mine + 1)
+            assert guard.why_not(mocked(*ends)) == "another user of this computer sent it"
+    assert machine.connection_owner(("127.0.0.1", 1), ("127.0.0.1", 2)) is None

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import importlib
 import ssl
 import sys
 import threading
+import types
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 PATIENCE = 20.0  # seconds
+ALONE = "comfy_nodes_alone"
 
 
-def _load() -> Any:
-    """`comfy_nodes.lane`, without the package around it (which needs ComfyUI)."""
-    file = Path(__file__).resolve().parent.parent / "comfy_nodes" / "lane.py"
-    spec = importlib.util.spec_from_file_location("zbus_lane_under_test", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def load(name: str) -> Any:
+    """`comfy_nodes.<name>`, without the package around it (which needs ComfyUI)."""
+    package = sys.modules.setdefault(ALONE, types.ModuleType(ALONE))
+    package.__path__ = [str(Path(__file__).resolve().parent.parent / "comfy_nodes")]
+    return importlib.import_module(f"{ALONE}.{name}")
 
 
-door = _load()
+door = load("lane")
 
 
 class Site:

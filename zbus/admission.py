@@ -70,7 +70,7 @@ class Admission:
             raise not_paired(who, key)
 
     def admits(self, key: bytes) -> bool:
-        """Whether the owner of a key may come to this peer's own listener, as the store says now."""
+        """Whether the owner of a key may come to this peer's own listener; looks at the store."""
         self.refresh()
         return self.knows(key)
 

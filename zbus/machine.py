@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import ipaddress
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 FALLBACK_MEMORY = 4 << 30  # where the system does not say
 
@@ -45,6 +47,38 @@ def free_memory() -> int:
 
         return int(psutil.virtual_memory().available)
     return FALLBACK_MEMORY
+
+
+def connection_owner(client: tuple[Any, ...], server: tuple[Any, ...]) -> int | None:
+    """The user whose process holds the other end of a connection within this machine; None where
+    that cannot be told.
+
+    Args:
+        client, server: The addresses of its two ends, as sockets give them.
+    """
+    wanted = (_ends(client), _ends(server))
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if (_ends_in_table(fields[1]), _ends_in_table(fields[2])) == wanted:
+                    return int(fields[7])
+    return None
+
+
+def _ends(address: tuple[Any, ...]) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]:
+    host = ipaddress.ip_address(str(address[0]))
+    mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
+    return mapped or host, int(address[1])
+
+
+def _ends_in_table(text: str) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, int]:
+    """The kernel writes each 32 bits of an address in this machine's order."""
+    written, port = text.split(":")
+    words = [bytes.fromhex(written[at : at + 8]) for at in range(0, len(written), 8)]
+    if sys.byteorder == "little":
+        words = [word[::-1] for word in words]
+    return _ends((ipaddress.ip_address(b"".join(words)), int(port, 16)))
 
 
 def port_holder(port: int) -> str:

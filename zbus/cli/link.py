@@ -102,12 +102,8 @@ class Linking:
         self._teller, self._forgets, trust = teller, given.forget, Trust()
         host, port, options = given.host, given.port, given.options
         self._ssh = ssh.Ssh(host, port, options, str(identity or ""), teller.hear)
-        try:
-            self._there = There(self._ssh, trust, teller, given.name, given.replace)
-            self._peer = Peer("zbus-link", trust=trust)
-        except BaseException:
-            self._ssh.close()
-            raise
+        self._there = There(self._ssh, trust, teller, given.name, given.replace)
+        self._peer = Peer("zbus-link", trust=trust)
         self.was_up = False
 
     def keep(self) -> NoReturn:
@@ -140,7 +136,7 @@ class Linking:
 
     def close(self) -> None:
         """Take everything down."""
-        self._ssh.close()
+        self._ssh.disconnect()
         self._peer.close()
         if self._forgets:
             self._there.forget()

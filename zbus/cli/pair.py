@@ -10,25 +10,22 @@ done, 1 if not, 2 for arguments that cannot be used.
 from __future__ import annotations
 
 import argparse
-import getpass
 import json
 import os
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import reach
 from ..accepting import TIMEOUT, accept
-from ..address import parse_route
 from ..errors import BadToken, InputError, ZBusError
-from ..hellos import ACCEPTER_GRANTS, INVITER_GRANTS, is_loopback, usable_name
+from ..hellos import ACCEPTER_GRANTS, INVITER_GRANTS, is_loopback
 from ..invitation import LIFETIME
 from ..inviting import Inviting
 from ..keys import fingerprint, from_text, to_text
 from ..nudging import nudge
+from ..offers import Offer, as_json, own_as_json, own_name, shown
 from ..principals import EVERY_HOST
-from ..reach import Reach
 from ..tokens import Token
 from ..trust import EXCHANGE, JOBS, PERMISSIONS, Peers, Principal, Trust
 from .report import printable
@@ -146,46 +143,22 @@ def _say(*lines: str) -> None:
 def _invite(given: argparse.Namespace) -> None:
     trust = Trust()
     trust.keys  # noqa: B018  # or why there are none, before anything is opened
-    is_public = given.lan or (given.at is not None and not _is_own_loopback(given.at))
-    opened = is_public and not trust.lan
-    if opened:
-        trust.set_lan(EVERY_HOST)
-        nudge(trust)
+    offer, was_open = Offer(given.lan, given.at, given.port), bool(trust.lan)
     try:
-        where, own_name = _reach(given, trust), _own_name(not is_public)
-        with Inviting(trust, where, given.name, own_name) as inviting:
-            _say_invitation(trust, inviting, is_public)
-            paired = inviting.serve()
-    except BaseException as error:
-        if opened:
-            trust.set_lan("")
-            nudge(trust)
-        if isinstance(error, KeyboardInterrupt):
-            _say("", "Cancelled: the token counts no longer.")
+        with offer.opened(trust) as where:
+            name = own_name(not offer.is_public)
+            with Inviting(trust, where, given.name, name) as inviting:
+                _say_invitation(trust, inviting, offer.is_public)
+                paired = inviting.serve()
+    except KeyboardInterrupt:
+        _say("", "Cancelled: the token counts no longer.")
         raise
     _say_paired(trust, paired, INVITER_GRANTS | paired.permissions, ACCEPTER_GRANTS)
-    if opened:
+    if offer.is_public and not was_open:
         _say("", "This computer's ComfyUIs now listen in the network, for paired peers alone;")
         _say("zbus-pair lan off  closes that.")
     if not inviting.confirmed:
         _say("", f'"{paired.name}" has not said that it knows: look at  zbus-pair list  there.')
-
-
-def _reach(given: argparse.Namespace, trust: Trust) -> Reach:
-    if given.at is None and not given.lan:
-        return reach.on_loopback(given.port)
-    if given.at is not None and _is_own_loopback(given.at):
-        return reach.at(given.at, given.port)
-    if not trust.lan:
-        raise InputError(
-            "ZBUS_LISTEN keeps this computer's ComfyUIs off the network",
-            remedy="Unset it, or set it to on",
-        )
-    return reach.in_lan(trust.lan, given.port) if given.lan else reach.at(given.at, given.port)
-
-
-def _is_own_loopback(at: str) -> bool:
-    return bool(at) and parse_route(at).is_loopback
 
 
 def _say_invitation(trust: Trust, inviting: Inviting, is_public: bool) -> None:
@@ -208,7 +181,7 @@ def _accept(given: argparse.Namespace) -> None:
             trust,
             token,
             name=given.name,
-            own_name=_own_name(is_local),
+            own_name=own_name(is_local),
             timeout=given.timeout,
         )
     except KeyboardInterrupt:
@@ -225,20 +198,6 @@ def _asked() -> str:
         raise BadToken("there is no token", remedy="Give it: zbus-pair accept TOKEN") from None
 
 
-def _own_name(is_local: bool) -> str:
-    """What the other one would call this side: within one computer only the user's name tells."""
-    if is_local:
-        try:
-            return usable_name(getpass.getuser())
-        except (OSError, KeyError, ImportError):  # a container's nameless user
-            pass
-    return _host()
-
-
-def _host() -> str:
-    return usable_name(socket.gethostname().split(".")[0])
-
-
 def _say_paired(
     trust: Trust, paired: Principal, here: Sequence[str] | frozenset[str], there: frozenset[str]
 ) -> None:
@@ -248,7 +207,7 @@ def _say_paired(
     _say("The other computer shows the same two. If not: zbus-pair forget, on both.")
     _say(f"  it may do here    {_in_words(here)}")
     _say(f"  you may do there  {_in_words(there)}")
-    for peer, addresses in _shown(paired.peers).items():
+    for peer, addresses in shown(paired.peers).items():
         _say(f"  its ComfyUI       {peer}: {', '.join(addresses) or 'connects to this computer'}")
 
 
@@ -259,14 +218,14 @@ def _list(given: argparse.Namespace) -> None:
     trust = Trust()
     known = trust.principals()
     if given.json:
-        _print_json({**_own(trust), "principals": [_as_json(one) for one in known]})
+        _print_json({**own_as_json(trust), "principals": [as_json(one) for one in known]})
         return
     if not known:
         _say("Nobody is paired. On one computer: zbus-pair invite; on the other: zbus-pair accept")
     for one in known:
         _say(one.name, f"  fingerprint  {fingerprint(one.key)}")
         _say(f"  may here     {_in_words(one.permissions)}")
-        for peer, addresses in _shown(one.peers).items():
+        for peer, addresses in shown(one.peers).items():
             _say(f"  ComfyUI      {peer}: {', '.join(addresses) or 'connects to this computer'}")
         _say(f"  paired       {one.paired or 'by ZBUS_TRUST'}", "")
     if trust.lan:
@@ -281,7 +240,7 @@ def _rename(given: argparse.Namespace) -> None:
 
 def _move(given: argparse.Namespace) -> None:
     moved = Trust().move(given.name, given.addresses, given.peer)
-    for peer, addresses in _shown(moved.peers).items():
+    for peer, addresses in shown(moved.peers).items():
         _say(f"{peer}: {', '.join(addresses)}")
 
 
@@ -298,7 +257,7 @@ def _forget(given: argparse.Namespace) -> None:
 def _fingerprint(given: argparse.Namespace) -> None:
     trust = Trust()
     if given.json:
-        _print_json(_own(trust))
+        _print_json(own_as_json(trust))
         return
     _say(f"fingerprint  {fingerprint(trust.keys.public)}")
     _say(f"public key   {to_text(trust.keys.public)}")
@@ -309,7 +268,7 @@ def _trust(given: argparse.Namespace) -> None:
     peers = _peers(given.name, given.address)
     made = trust.pair(from_text(given.key), given.name, _permissions(given.permit), peers)
     if given.json:
-        _print_json({**_own(trust), "principal": _as_json(made)})
+        _print_json({**own_as_json(trust), "principal": as_json(made)})
         return
     _say(f'"{made.name}" ({fingerprint(made.key)}) may do here: {_in_words(made.permissions)}')
 
@@ -364,32 +323,6 @@ def _peers(name: str, written: Sequence[str]) -> Peers:
 def _in_words(permissions: Sequence[str] | frozenset[str]) -> str:
     words = [f"{said} ({word})" for word, said in WORDS.items() if word in permissions]
     return ", ".join(words) or "nothing"
-
-
-def _shown(peers: Peers) -> dict[str, list[str]]:
-    """Addresses as a screen may show them: without a login."""
-    return {name: [str(parse_route(address)) for address in there] for name, there in peers}
-
-
-def _as_json(one: Principal) -> dict[str, Any]:
-    return {
-        "name": one.name,
-        "key": to_text(one.key),
-        "fingerprint": fingerprint(one.key),
-        "permissions": sorted(one.permissions),
-        "peers": _shown(one.peers),
-        "paired": one.paired,
-    }
-
-
-def _own(trust: Trust) -> dict[str, Any]:
-    return {
-        "name": _host(),
-        "key": to_text(trust.keys.public),
-        "fingerprint": fingerprint(trust.keys.public),
-        "lan": trust.lan,
-        "require_pairing": trust.require_pairing,
-    }
 
 
 def _print_json(values: dict[str, Any]) -> None:

@@ -1,9 +1,10 @@
-"""Keeps one ssh for as long as zbus-link lives: ``python keeper.py COMMAND...``.
+"""Keeps one ssh for as long as zbus-link lives: ``python keeper.py FOLDER COMMAND...``.
 
 A process of its own, run by its path, with the standard library alone. Its input is a pipe whose
 other end only zbus-link holds: what stands there up to a NUL is given to ssh, and whatever ends
 zbus-link, SIGKILL too, ends that pipe, and this ends ssh. ssh's output and errors are this one's.
-It says the process id of ssh in its first line, and ends with ssh's exit status.
+It says the process id of ssh in its first line, and ends with ssh's exit status. FOLDER is removed
+then, unless it is "": ssh's socket was in it.
 
 Unlike the keeper of zbus-up it stays in the terminal's session: ssh may have to ask for a password.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,8 +26,17 @@ NOT_FOUND = 127  # as shells say it
 END = b"\0"
 
 
-def main(command: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Run ssh until it ends or zbus-link does; returns its exit status."""
+    folder, *command = arguments
+    try:
+        return _keep(command)
+    finally:
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _keep(command: list[str]) -> int:
     # Not an Event: only this kind of queue may be put to in a signal handler.
     happened: SimpleQueue[str] = SimpleQueue()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):

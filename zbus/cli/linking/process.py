@@ -28,17 +28,22 @@ class Process:
         command: Its words.
         given: What it is to read.
         hear: Told each line of its complaints, in another thread.
+        folder: Removed when it has ended, whatever ends this program; "": none.
     """
 
     def __init__(
-        self, command: Sequence[str], given: str = "", hear: Callable[[str], None] | None = None
+        self,
+        command: Sequence[str],
+        given: str = "",
+        hear: Callable[[str], None] | None = None,
+        folder: str = "",
     ) -> None:
         self.hears = hear is not None
         self._hear = hear
         self._output, self._lines = bytearray(), deque[str](maxlen=KEPT_LINES)
         self._process = subprocess.Popen(
             # By its path, and apart from the user's site: it needs nothing but Python.
-            [sys.executable, "-I", "-B", keeper.__file__, *command],
+            [sys.executable, "-I", "-B", keeper.__file__, folder, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -25,7 +25,7 @@ PATIENCE = 60.0  # seconds for what asks nobody
 CONNECT_TIMEOUT = 15  # seconds
 LOOK_EVERY = 0.05
 FAILED = 255  # ssh's own exit status, and no command's
-MAX_SOCKET = 80  # characters: a socket's name has 104 at most, and ssh adds some
+MAX_FOLDER = 60  # characters: a socket's name has 104 at most, and ssh adds some
 
 # What must hold whatever the user's configuration says, and what it or -o may change.
 NEEDED = (
@@ -87,9 +87,8 @@ class Ssh:
         for option in options:
             self._own += ["-o", option]
         self.may_ask = True
-        self._folder = tempfile.mkdtemp(prefix="zbus-link-")
-        self._socket = Path(self._folder, "s")
-        self._shares = os.name == "posix" and len(str(self._socket)) <= MAX_SOCKET
+        self._shares = os.name == "posix" and len(tempfile.gettempdir()) <= MAX_FOLDER
+        self._socket = Path()  # of the shared connection
         self._link: Process | None = None  # the shared connection, or the tunnel
         self._forwards: dict[int, Address] = {}
 
@@ -106,8 +105,9 @@ class Ssh:
         """
         self.disconnect()
         if self._shares:
+            self._socket = Path(tempfile.mkdtemp(prefix="zbus-link-"), "s")
             alone = ("-N", "-M", "-S", self._control, "-o", "ClearAllForwardings=yes")
-            self._link = self._login(*alone)
+            self._link = self._login(*alone, folder=str(self._socket.parent))
             self._until(self._link, self._socket.exists)
 
     def ended(self, within: float) -> bool:
@@ -128,12 +128,6 @@ class Ssh:
             self._link.end()
             self._link = None
         self._forwards.clear()
-        self._socket.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        """End it, for good."""
-        self.disconnect()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     # --- commands -----------------------------------------------------------------------------
 
@@ -215,12 +209,12 @@ class Ssh:
     def _control(self) -> str:
         return str(self._socket).replace("%", "%%")  # ssh has tokens there
 
-    def _login(self, *flags: str, command: str = "", given: str = "") -> Process:
+    def _login(self, *flags: str, command: str = "", given: str = "", folder: str = "") -> Process:
         batch = () if self.may_ask else ("-o", "BatchMode=yes")
         alone = () if self._shares else ("-o", "ControlMaster=no", "-o", "ControlPath=none")
         words = [self._program, *NEEDED, *batch, *alone, *flags, *self._own, *WANTED]
         words += ["--", self._host, *([command] if command else [])]
-        return Process(words, given, self._hear if self.may_ask else None)
+        return Process(words, given, self._hear if self.may_ask else None, folder)
 
     def _until(self, process: Process, ready: Callable[[], bool], over: bool = False) -> None:
         """Wait until it is `ready`, or has ended if that is what is wanted.
