@@ -12,12 +12,12 @@ from sshd import Sshd, free_port
 
 from zbus.trust import Trust
 
-# It looks every second for whom it misses, where people have it look every ten.
+# Who is missed is waited for and looked for in seconds, where people have it take ten.
 LINK = """
     import argparse
     import sys
     from zbus.cli import link
-    link.FIND_SOON = 1.0
+    link.FIND_SOON = link.PATIENCE = 1.0
     parser = argparse.ArgumentParser("zbus-link")
     link.arguments(parser)
     sys.exit(link.run(parser.parse_args()))

@@ -161,10 +161,10 @@ def test_addresses_are_written_for_dialling() -> None:
 
 
 def test_a_name_is_made_fit_for_dns() -> None:
-    assert lan._label("desk-8188") == "desk-8188"
-    assert lan._label("desk.home\n") == "desk-home"
-    assert lan._label("\x00") == "zbus"
-    assert lan._label("ü" * 80) == "ü" * 29  # 58 bytes: a label has 63, a number needs some
+    assert lan.announced("desk-8188") == "desk-8188"
+    assert lan.announced("desk.home\n") == "desk-home"
+    assert lan.announced("\x00") == "zbus"
+    assert lan.announced("ü" * 80) == "ü" * 29  # 58 bytes: a label has 63, a number needs some
 
 
 # --- this machine's addresses ---------------------------------------------------------------------

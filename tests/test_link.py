@@ -251,6 +251,7 @@ def test_a_comfyui_that_comes_later_or_elsewhere(cloud: Cloud) -> None:
     linking = cloud.up()
     first.kill()
     linking.line("cloud does not answer: ")
+    assert not any("open failed" in line for line in linking.lines)
     cloud.comfyui()  # at another port there
     linking.line("cloud answers")
     cloud.comfyui("box-8189")
@@ -295,6 +296,15 @@ def test_nobody_is_there(cloud: Cloud) -> None:
     cloud.comfyui().kill()  # and one that was there
     assert "no running ComfyUI with zbus was found there" in cloud.link().rest()
     assert not cloud.processes() and not cloud.trust.principals()
+
+
+@NEEDS_SSHD
+def test_its_own_computer(cloud: Cloud) -> None:
+    cloud.comfyui()
+    cloud.here = cloud.home
+    said = cloud.link().rest()
+    assert "the zbus there has this user's own key: it is this computer, or a copy of it" in said
+    assert not cloud.trust.principals()
 
 
 @NEEDS_SSHD

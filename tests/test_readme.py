@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from website import door
+
+from zbus import greeting, invitation, inviting, jobs, lan, links, messages, transport
+from zbus.cli import farm, link, pair, ping, up
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGLISH, JAPANESE = READMES = ("README.md", "README_JP.md")
@@ -19,10 +25,14 @@ DOCUMENTS = (
     "docs/coming-from.md",
     "docs/performance.md",
     "docs/protocol.md",
+    "docs/security.md",
 )
+COMMANDS = {f"zbus-{command.NAME}": command for command in (farm, link, pair, ping, up)}
 
 FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+VARIABLE = re.compile(r"\bZBUS_[A-Z_]+\b")
+VERB = re.compile(r"\bzbus-pair ([a-z]+)")
 SCRIPT = re.compile(r"\bscripts[/\\]([\w.-]+)")
 GAPS = re.compile("…|[,:] ")  # in a quoted text: names, numbers, and where two texts are joined
 
@@ -105,6 +115,58 @@ def test_every_file_in_the_map_exists():
             folder = Path(name).parent if "/" in name else folder
 
 
+def test_every_file_is_in_the_map():
+    """By its name, or by that of its folder."""
+    rows = re.findall(r"^\| (`.*?`) \|", read("docs/protocol.md"), re.M)
+    listed = {name for row in rows for name in re.findall(r"`(.*?)`", row)}
+    names = {Path(name).name for name in listed}
+    folders = tuple(name for name in listed if name.endswith("/"))
+    paths = [path.relative_to(ROOT) for top in ("zbus", "comfy_nodes") for path in python(top)]
+    assert len(paths) > 100
+    for path in paths:
+        known = path.name in names or path.as_posix().startswith(folders)
+        assert known or path.name == "__init__.py", path
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_command_is_one(name):
+    """What a reader may type is what the commands take."""
+    lines = [line.strip() for code in blocks(name, "sh") for line in code.splitlines()]
+    for line in lines:
+        program, *words = shlex.split(line.removeprefix("python scripts/"))
+        if program in COMMANDS:
+            parser(program).parse_args([w.replace("PORT", "22") for w in words])
+    for verb in VERB.findall(read(name)):
+        with pytest.raises(SystemExit) as ended:
+            parser("zbus-pair").parse_args([verb, "--help"])
+        assert ended.value.code == 0, verb
+
+
+def test_every_variable_is_told():
+    """And only those that there are."""
+    code = {name for text in texts_of_the_code() for name in VARIABLE.findall(text)}
+    for name in (*READMES, "docs/security.md"):
+        table = set(re.findall(r"^\| `(ZBUS_[A-Z_]+)` \|", read(name), re.M))
+        assert table == code == set(VARIABLE.findall(read(name))), name
+
+
+def test_the_limits_are_the_real_ones():
+    text = read("docs/security.md")
+    told = (
+        f"{transport.MAX_YOUNG}, the oldest goes",
+        f"{greeting.MAX_UNDER_WAY}, {greeting.PATIENCE:.0f} s each",
+        f"| sessions at one listener | {links.MAX_PEERINGS} |",
+        f"{messages.MAX_HEADER >> 10} KiB of header, {messages.MAX_CHUNK >> 20} MiB of body",
+        f"{invitation.MAX_MESSAGE >> 10} KiB; {inviting.MAX_CONNECTIONS} that talk",
+        f"{lan.MAX_SEEN}, with {lan.MAX_HOSTS} addresses each",
+        f"{door.MAX_OPEN}; {door.PER_SECOND:.0f} new ones a second, {door.BURST} at once; "
+        f"{door.FIRST_TIME:.0f} s for the first bytes",
+        f"| jobs of one paired peer at a time | {jobs.MAX_TASKS} |",
+    )
+    for words in told:
+        assert words in text
+
+
 def test_the_texts_in_the_table_are_the_real_ones():
     known = "\n".join(texts_of_the_code())
     rows = quoted(ENGLISH)
@@ -119,6 +181,16 @@ def test_the_texts_in_the_table_are_the_real_ones():
 
 def scripts(name: str) -> set[str]:
     return set(SCRIPT.findall(read(name)))
+
+
+def python(top: str) -> list[Path]:
+    return sorted((ROOT / top).glob("**/*.py"))
+
+
+def parser(program: str) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(program)
+    COMMANDS[program].arguments(made)
+    return made
 
 
 def quoted(name: str) -> list[str]:
@@ -142,7 +214,7 @@ def anchor(heading: str) -> str:
 def texts_of_the_code() -> list[str]:
     """Every text in the code, without what is filled in."""
     found = []
-    paths = [ROOT / "_locate.py", *ROOT.glob("zbus/**/*.py"), *ROOT.glob("comfy_nodes/**/*.py")]
+    paths = [ROOT / "_locate.py", *python("zbus"), *python("comfy_nodes")]
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):

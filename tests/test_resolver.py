@@ -235,22 +235,28 @@ def test_an_announcement_adds_ways_after_those_of_the_store(trust: Trust) -> Non
         trust, seen=[seen("gpu", hosts=(LAN, "fd00::7")), seen("gpu", STUDIO, ("192.168.1.30",))]
     )
     its = resolver.named("cloud")
-    assert (its.address, its.others) == (FAR, (f"{LAN}:18188", "[fd00::7]:18188"))
+    assert (its.address, its.others) == (FAR, ())
+    assert its.hints == (f"{LAN}:18188", "[fd00::7]:18188")
     assert (its.key, its.peer, its.instance) == (CLOUD, "", "")
-    assert resolver.named("studio").address == "192.168.1.30:18188"
+    assert resolver.named("studio").hints == ("192.168.1.30:18188",)
+    many = Resolver(trust, seen=[seen("gpu", hosts=tuple(f"192.168.1.{n}" for n in range(8)))])
+    assert len(many.named("cloud").hints) == 3, "who announces much does not hide the store's"
+    renamed = Resolver(trust, seen=[seen("gpu-2")]).named("cloud")
+    assert renamed.hints == (f"{LAN}:18188",), "its name was taken in the network"
     again = Resolver(trust, seen=[seen("gpu", hosts=(FAR.partition(":")[0],))]).named("cloud")
-    assert again.others == (), "the same address is tried once"
+    assert again.hints == (), "the same address is tried once"
 
 
 def test_one_that_was_paired_without_a_name_of_its_comfyuis(trust: Trust) -> None:
     pair(trust, "cloud")
     one = Resolver(trust, seen=[seen("gpu-8188")])
-    assert one.named("cloud") == Remote(f"{LAN}:18188", name="cloud", key=CLOUD)
+    assert one.named("cloud") == Remote("", name="cloud", key=CLOUD, hints=(f"{LAN}:18188",))
     assert one.paired() == [one.named("cloud")]
     two = Resolver(trust, seen=[seen("gpu-8188"), seen("gpu-8189", port=18189)])
     names = [remote.name for remote in two.paired()]
     assert names == ["cloud/gpu-8188", "cloud/gpu-8189"]
-    its = Remote(f"{LAN}:18189", name="cloud/gpu-8189", key=CLOUD, peer="gpu-8189")
+    hints = (f"{LAN}:18189",)
+    its = Remote("", name="cloud/gpu-8189", key=CLOUD, peer="gpu-8189", hints=hints)
     assert two.named("cloud/gpu-8189") == its
     assert two.named("cloud") == Remote("", name="cloud", key=CLOUD)
 
@@ -286,12 +292,11 @@ def test_a_spoofed_announcement_redirects_nobody(
     before, after = Resolver(trust), Resolver(trust, seen=announced)
     for name in names:
         meant, now = before.named(name), after.named(name)
-        assert replace(now, others=()) == replace(meant, others=())
-        assert now.others[: len(meant.others)] == meant.others, "the store's come first"
+        assert replace(now, hints=()) == meant, "what the network tells is a hint"
     for address in addresses:
         assert after.read(address) == before.read(address)
     for remote in after.paired():
-        spoofed = any(EVIL in way for way in (remote.address, *remote.others))
+        spoofed = any(EVIL in way for way in (remote.address, *remote.others, *remote.hints))
         assert not spoofed or remote.key == CLOUD, "and there the paired key must answer"
         # In a list of names with commas it is one, and it is no address.
         assert remote.name.count("/") <= 1 and not set(",:") & set(remote.name)

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 from . import __version__
 from .cli import farm as _farm
+from .cli import link as _link
 from .cli import pair as _pair
 from .cli import ping as _ping
 from .cli import up as _up
 
-COMMANDS = (_ping, _pair, _up, _farm)  # each has NAME, HELP, arguments(parser) and run(given)
+COMMANDS = (_ping, _pair, _link, _up, _farm)  # each has NAME, HELP, arguments(parser) and run(given)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,6 +39,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 def ping() -> int:
     """The command ``zbus-ping``."""
     return main(["ping", *sys.argv[1:]])
+
+
+def pair() -> int:
+    """The command ``zbus-pair``."""
+    return main(["pair", *sys.argv[1:]])
+
+
+def link() -> int:
+    """The command ``zbus-link``."""
+    return main(["link", *sys.argv[1:]])
+
+
+def up() -> int:
+    """The command ``zbus-up``."""
+    return main(["up", *sys.argv[1:]])
+
+
+def farm() -> int:
+    """The command ``zbus-farm``."""
+    return main(["farm", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -87,8 +87,8 @@ class Desk:
 
         def then(peering: Peering) -> None:
             told = peering.session.peer
-            job.peer = told.name
-            given.order = Order(job.id, flat, told.name, told.incarnation, job.request.title)
+            job.peer = job.remote.name or told.name
+            given.order = Order(job.id, flat, job.peer, told.incarnation, job.request.title)
             given.order.awaited = given.awaited
             self.jobs.submit(given.order, peering.key)
 

@@ -62,17 +62,16 @@ def not_paired(who: str, key: bytes) -> NotPaired:
     )
 
 
-def refused(address: Address) -> NotPaired:
+def refused() -> NotPaired:
     """The other side does not trust this one."""
-    return NotPaired("not paired there with this computer", peer=str(address), remedy=PAIR)
+    return NotPaired("not paired there with this computer", remedy=PAIR)
 
 
-def key_changed(address: Address) -> KeyChanged:
-    """Whoever answers there has another key than the one that was paired."""
+def key_changed() -> KeyChanged:
+    """Whoever answers has another key than the one that was paired."""
     return KeyChanged(
         "it does not prove the key that it was paired with: another machine answers there, its "
         "zbus folder is a new one, or somebody pretends to be it",
-        peer=str(address),
         remedy="If you know why it has changed, pair anew (zbus-pair forget NAME; then zbus-pair "
         "invite and accept). If not, do not",
     )
@@ -105,7 +104,9 @@ class Dialler:
             return
         if place.numeric is None:
             address = place.address
-            self._look(place, lambda: _way(address), self._found)
+            self._look(
+                place, lambda: _way(address), lambda place, way: self._found(place, address, way)
+            )
             return
         place.dialled_at = now
         place.connection = self._transport.dial(place.numeric, place.port, server=place.key)
@@ -138,21 +139,31 @@ class Dialler:
         place.looking = True
         self._helper.aside(guarded, done)
 
-    def _found(self, place: Place, way: Way | ZBusError) -> None:
+    def _found(self, place: Place, address: Address, way: Way | ZBusError) -> None:
         if isinstance(way, ZBusError):
-            self._hopeless(place, way)
+            self._hopeless(place, address, way)
         else:
             place.numeric, place.port, place.lane = way
             place.next_dial = time.monotonic()
 
-    def _hopeless(self, place: Place, error: ZBusError) -> None:
-        """Dialling this way again cannot help: perhaps another one leads there."""
-        place.problems[place.address] = error
-        if len(place.problems) >= len(place.routes):
-            self.give_up(place, error)
-        else:
+    def _hopeless(self, place: Place, address: Address, error: ZBusError) -> None:
+        """Dialling this way again cannot help: perhaps another one leads there, now or later."""
+        if address not in place.hints:
+            place.hopeless.add(address)
+        self._note(place, address, error)
+        if set(place.known_routes) <= place.hopeless:
+            self.give_up(place, place.problems[place.known_routes[0]])
+        elif place.address == address and place.connection is None:
             place.turn()
-            place.next_dial = time.monotonic()
+            place.next_dial = time.monotonic() + place.delay()
+
+    def _note(self, place: Place, address: Address, error: ZBusError) -> None:
+        """Why this way leads nowhere. What is wrong with the place is told when all are tried, and
+        by the first of those that count."""
+        place.problems[address] = error
+        if len(place.problems) >= len(place.routes):
+            first = place.problems[place.known_routes[0]]
+            place.problem = first if isinstance(first, ConnectError) else None
 
     def give_up(self, place: Place, error: ZBusError) -> None:
         """Dialling again cannot help: whoever waits there is told, and it ends."""
@@ -165,7 +176,7 @@ class Dialler:
         place.connection = None
         place.failures += 1
         if stage == "refused":
-            self._hopeless(place, refused(place.address))
+            self._hopeless(place, place.address, refused())
             return
         if place.failures % RESOLVE_AGAIN == 0:
             place.forget_way()  # the name may mean another machine by now
@@ -190,22 +201,22 @@ class Dialler:
         def look() -> ConnectError | None:
             problem = lane.problem if lane is not None else probe.diagnose(address, numeric, key)
             if problem is None and is_doubt and place.failures >= DOUBTS:
-                return key_changed(address)
+                return key_changed()
             return problem
 
-        self._look(place, look, self._diagnosed)
+        self._look(place, look, lambda place, error: self._diagnosed(place, address, error))
 
-    def _diagnosed(self, place: Place, error: ConnectError | ZBusError | None) -> None:
+    def _diagnosed(self, place: Place, address: Address, error: ZBusError | None) -> None:
         if place.connection is not None and place.connection.greeted:
             return  # meanwhile it works
         if isinstance(error, (NotZBus, KeyChanged, NotPaired, ValuesOnly)):
-            self._hopeless(place, error)
+            self._hopeless(place, address, error)
             return
-        if isinstance(error, ConnectError):
-            place.problems[place.address] = error
-        if len(place.problems) >= len(place.routes):
-            place.problem = error if isinstance(error, ConnectError) else None
-        if len(place.routes) > 1 and place.connection is None:
+        if error is None and len(place.routes) == 1:
+            place.problem = None
+        elif error is not None:
+            self._note(place, address, error)
+        if place.address == address and place.connection is None:
             place.turn()
 
     def explain(self, place: Place, now: float) -> str:

@@ -66,7 +66,7 @@ class Errands:
                 raise _absent(remote)
             if any(p.own and p.address in routes for p in self._parts.links.places):
                 raise _own(remote)
-            errand.place = self._parts.links.dial_own(routes, remote.key, now)
+            errand.place = self._parts.links.dial_own(routes, remote.key, now, remote.hinted())
         except ZBusError as error:
             self._fail(errand, error)
             return

@@ -256,7 +256,7 @@ class _Announcing(_Member):
         name, port, key_short, _ = self.told
         info = AsyncServiceInfo(
             TYPE,
-            f"{_label(name)}.{TYPE}",
+            f"{announced(name)}.{TYPE}",
             port=port,
             properties={"v": str(VERSION), "fp": key_short},
             # Nobody else's: two hosts of one name would overwrite each other's addresses.
@@ -269,7 +269,7 @@ class _Announcing(_Member):
         logger.info("announced on the LAN as %r at %s, port %d", said, ", ".join(hosts), port)
 
 
-def _label(name: str) -> str:
+def announced(name: str) -> str:
     """A name as DNS can take it: zeroconf would take one with a dot apart."""
     printable = "".join(c for c in name if c.isprintable()).replace(".", "-")
     return printable.encode("utf-8", "ignore")[:MAX_LABEL].decode("utf-8", "ignore") or "zbus"

@@ -126,12 +126,19 @@ class Links:
         self.admission.check_dial(address)
         return self._dial((address,), b"", now)
 
-    def dial_own(self, routes: Sequence[Address], key: bytes, now: float) -> Place:
+    def dial_own(
+        self,
+        routes: Sequence[Address],
+        key: bytes,
+        now: float,
+        hints: frozenset[Address] = frozenset(),
+    ) -> Place:
         """Dial a peer's own listener, or go on dialling; `release` it afterwards.
 
         Args:
             routes: The ways there: one after the other until one leads there.
             key: The public key that must answer.
+            hints: Those of them that somebody claims, and nobody vouches for.
 
         Raises:
             NotPaired: That key is not one of this side's.
@@ -139,18 +146,28 @@ class Links:
         """
         self.admission.check_key(str(routes[0]), key)
         self._transport.keys = self.admission.keys
-        return self._dial(tuple(routes), key, now)
+        return self._dial(tuple(routes), key, now, hints)
 
-    def _dial(self, routes: tuple[Address, ...], key: bytes, now: float) -> Place:
-        found = (p for p in self.places if p.kind == "dial" and (p.routes, p.key) == (routes, key))
-        place = next(found, None)
+    def _dial(
+        self,
+        routes: tuple[Address, ...],
+        key: bytes,
+        now: float,
+        hints: frozenset[Address] = frozenset(),
+    ) -> Place:
+        new = Place("dial", routes[0], key=key, routes=routes, hints=hints)
+        dialled = (place for place in self.places if place.kind == "dial" and place.key == key)
+        place = next((p for p in dialled if p.known_routes == new.known_routes), None)
         if place is None:
-            place = Place("dial", routes[0], key=key, routes=routes)
+            place = new
             self.places.append(place)
             logger.info("dialling %s", place.address)
+        elif place.address in routes:
+            place.routes, place.hints = routes, hints
         if place.given_up is not None:  # for an earlier run: look again
             place.problem = place.given_up = None
             place.problems.clear()
+            place.hopeless.clear()
             place.failures = 0
         if place.connection is None and not (place.looking and place.numeric is None):
             place.next_dial, place.backoff = now, BACKOFF_FIRST

@@ -44,7 +44,9 @@ class Meetings:
                 peering.place.users += 1
                 return peering.place
         routes = remote.routes()
-        return self._links.dial_own(routes, remote.key, time.monotonic()) if routes else None
+        if not routes:
+            return None
+        return self._links.dial_own(routes, remote.key, time.monotonic(), remote.hinted())
 
     def begin(self, seat: Seat, remote: Remote, place: Place | None) -> None:
         """A run waits for that peer's."""

@@ -47,6 +47,7 @@ class Place:
     own: bool = False  # this peer's own listener: for jobs too, and never closed
     key: bytes = b""  # of a dialled one: the public key that must answer; none: a plain one
     routes: tuple[Address, ...] = ()  # of a dialled one: the ways there; `address` is tried now
+    hints: frozenset[Address] = frozenset()  # those of them where a failure says nothing
     users: int = 0
     idle_since: float = 0.0
     listener: Listener | None = None
@@ -56,6 +57,7 @@ class Place:
     port: int = 0  # to dial at `numeric`
     lane: Lane | None = None  # which leads on from there
     problems: dict[Address, ZBusError] = field(default_factory=dict)  # of each way there
+    hopeless: set[Address] = field(default_factory=set)  # the ways where dialling again is no help
     connection: Connection | None = None
     dialled_at: float = 0.0
     next_dial: float | None = None
@@ -69,6 +71,11 @@ class Place:
     @property
     def peering(self) -> Peering | None:
         return self.peerings[0] if self.peerings else None
+
+    @property
+    def known_routes(self) -> list[Address]:
+        """The ways that count."""
+        return [route for route in self.routes if route not in self.hints] or list(self.routes)
 
     def turn(self) -> None:
         """The next way there, in their order, and the first again after the last."""
@@ -96,6 +103,7 @@ class Place:
         self.backoff, self.failures = BACKOFF_FIRST, 0
         self.problem = self.hopeless_since = None
         self.problems.clear()
+        self.hopeless.clear()
 
 
 @dataclass(eq=False)

@@ -19,6 +19,8 @@ class Remote:
         key: The public key that must answer, 32 bytes; none: this user's own.
         peer: The name by which it must call itself; "": any of that key's.
         others: More ways there, tried in their order when the first leads nowhere.
+        hints: Addresses where somebody says, in the local network, to be that peer: tried last,
+            and no failure there says anything of it.
     """
 
     address: str
@@ -27,6 +29,7 @@ class Remote:
     key: bytes = b""
     peer: str = ""
     others: tuple[str, ...] = ()
+    hints: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.name or self.address
@@ -34,7 +37,7 @@ class Remote:
     @property
     def where(self) -> str:
         """For texts: the name, and the way there."""
-        shown = str(parse_route(self.address)) if self.address else ""
+        shown = str(next(iter(self.routes()), ""))
         return f"{self.name} at {shown}" if self.name and shown else self.name or shown
 
     def routes(self) -> list[Address]:
@@ -43,7 +46,13 @@ class Remote:
         Raises:
             InvalidAddress: One of them is none.
         """
-        return [parse_route(written) for written in (self.address, *self.others) if written]
+        ways = (self.address, *self.others, *self.hints)
+        return [parse_route(written) for written in ways if written]
+
+    def hinted(self) -> frozenset[Address]:
+        """Those of `routes` that are hints, and nothing more."""
+        known = {self.address, *self.others}
+        return frozenset(parse_route(written) for written in self.hints if written not in known)
 
     def is_met_by(self, key: bytes, instance: bytes, name: str) -> bool:
         """Whether the peer that has proved that key, and says the rest of itself, is meant."""

@@ -7,6 +7,7 @@ announces itself on the local network adds ways to a paired one, and never a nam
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -16,11 +17,13 @@ from .address import EXAMPLE, Address, parse_dial, parse_route
 from .card import Card, Page, page
 from .errors import InputError, NotPaired, UnknownPeer
 from .keys import from_text, short
-from .lan import Announcement, matched
+from .lan import Announcement, announced, browse, matched
 from .principals import check_name
 from .remote import Remote
 from .trust import Principal, Trust
 
+MAX_HINTS = 3  # addresses that the local network tells of one peer
+LOOK = 1.0  # seconds
 SHOWN = 10  # names that an error tells
 PAIR = "Pair the two, once: zbus-pair invite on one of them, zbus-pair accept TOKEN on the other"
 
@@ -39,6 +42,13 @@ class _Known(NamedTuple):
     @property
     def told(self) -> str:
         return replace(self.remote, name=self.whole).where
+
+
+def looking_around(trust: Trust, text: str) -> Resolver:
+    """A resolver for a command that is about to look `text` up: who announces itself counts, where
+    this user has opened the local network. Blocks for a second then."""
+    is_name = ":" not in text and bool(text.strip())
+    return Resolver(trust, seen=browse(LOOK) if is_name and trust.lan else ())
 
 
 class Resolver:
@@ -100,7 +110,7 @@ class Resolver:
     def paired(self) -> list[Remote]:
         """The ComfyUIs of those who are paired, as far as a way to each is known."""
         found = (remote for one in self._principals for _, remote in self._of(one))
-        return [remote for remote in found if remote.address]
+        return [remote for remote in found if remote.routes()]
 
     def named(self, name: str) -> Remote:
         """The peer of that name; upper and lower case count only where two differ by them.
@@ -152,26 +162,29 @@ class Resolver:
         """The ComfyUIs of a principal, by what they call themselves: those that the store knows,
         then those seen. Who is seen adds ways to those of the store, after their own; it changes
         neither what they are called nor which of them is meant."""
-        ways = {name: list(addresses) for name, addresses in one.peers}
+        ways = {name: tuple(addresses) for name, addresses in one.peers}
+        hints: dict[str, list[str]] = {}
         for principal, seen in self._seen:
             if principal.key == one.key and _can_be_named(seen.name):
-                there = ways.setdefault(seen.name, [])
-                there += [address for address in seen.addresses if address not in there]
+                name = next((known for known in ways if _announces(known, seen.name)), seen.name)
+                hints.setdefault(name, []).extend(seen.addresses)
+        names = list(dict.fromkeys((*ways, *hints)))
         # Who has one may call it as it likes: the store's, or else the one that is seen.
-        only = next(iter(ways)) if len(one.peers or ways) == 1 else None
-        return [
-            (
-                name,
-                Remote(
-                    addresses[0] if addresses else "",
-                    name=one.name if name == only else f"{one.name}/{name}",
-                    key=one.key,
-                    peer="" if name == only else name,
-                    others=tuple(addresses[1:]),
-                ),
+        only = names[0] if len(one.peers or names) == 1 else None
+        made = []
+        for name in names:
+            stored = ways.get(name, ())
+            address, *others = stored or ("",)
+            remote = Remote(
+                address,
+                name=one.name if name == only else f"{one.name}/{name}",
+                key=one.key,
+                peer="" if name == only else name,
+                others=tuple(others),
+                hints=tuple(way for way in hints.get(name, ()) if way not in stored)[:MAX_HINTS],
             )
-            for name, addresses in ways.items()
-        ]
+            made.append((name, remote))
+        return made
 
     def _at(self, address: Address) -> Remote | None:
         """Whoever is known to have its own listener there. What the local network tells does not
@@ -183,7 +196,7 @@ class Resolver:
             stored = dict(one.peers)
             for peer, remote in self._of(one):
                 if address in map(parse_route, stored.get(peer, ())):
-                    return replace(remote, address=str(address), others=())
+                    return replace(remote, address=str(address), others=(), hints=())
         return None
 
     def _here(self) -> list[Remote]:
@@ -239,3 +252,9 @@ def _listed(texts: Iterable[str]) -> str:
     listed = list(texts)
     more = len(listed) - SHOWN
     return ", ".join(listed[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _announces(name: str, seen: str) -> bool:
+    """Whether a ComfyUI of that name may be the one seen: where its name was taken on the network,
+    perhaps by a liar, it announces itself with a number."""
+    return re.fullmatch(re.escape(announced(name)) + "(-[0-9]+)?", seen) is not None

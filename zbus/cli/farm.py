@@ -35,7 +35,7 @@ from ..errors import ConnectError, InputError, LinkError, NotPermitted, ZBusErro
 from ..job import Request
 from ..peer import Peer
 from ..remote import Remote
-from ..resolver import Resolver
+from ..resolver import looking_around
 from ..tensors import torch_module
 from ..trust import Trust
 from .farming.board import MAX_IN_A_ROW, Board, Task
@@ -134,7 +134,7 @@ class Farm:
     async def _work(self, peer: Peer, name: str, url: str) -> None:
         """One worker: it takes a job whenever it is free."""
         try:
-            remote = await asyncio.to_thread(lambda: Resolver(Trust()).find(url))
+            remote = await asyncio.to_thread(lambda: looking_around(Trust(), url).find(url))
         except ZBusError as error:
             self._drop(name, f"is not used: {error}")
             return

@@ -5,9 +5,9 @@ values to workflows here, and this computer may run workflows there), and forwar
 computer to each, from 28188 up. While it runs, nodes and scripts reach them by the name; when the
 connection is lost it is made anew, and jobs under way go on. HOST and the options are ssh's::
 
-    zbus-link root@65.108.33.12 -p 20321             --name cloud is what it is called then
-    zbus-link root@ssh5.vast.ai -p 12345 -i ~/.ssh/id_ed25519
-    zbus-link mybox -o ProxyJump=gate                a name of ~/.ssh/config
+    zbus-link root@65.108.33.12 -p 20321
+    zbus-link root@ssh5.vast.ai -p 12345 -i ~/.ssh/id_ed25519 --name vast
+    zbus-link mybox -o ProxyJump=gate
 
 vast.ai: address and port are behind the instance's key symbol ("SSH connect"); both its direct and
 its proxy way will do. RunPod: "SSH over exposed TCP" on the pod's Connect page; not ssh.runpod.io,
@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 
 from ..errors import ConnectError, InputError, KeyChanged, ZBusError
 from ..peer import Peer
+from ..places import Settings
 from ..principals import check_name
 from ..trust import Trust
 from .linking import book, ssh
@@ -103,7 +104,8 @@ class Linking:
         host, port, options = given.host, given.port, given.options
         self._ssh = ssh.Ssh(host, port, options, str(identity or ""), teller.hear)
         self._there = There(self._ssh, trust, teller, given.name, given.replace)
-        self._peer = Peer("zbus-link", trust=trust)
+        # A ComfyUI that ends there is told of at once: no work of this peer waits for it.
+        self._peer = Peer("zbus-link", trust=trust, settings=Settings(nobody_wait=1.0))
         self.was_up = False
 
     def keep(self) -> NoReturn:
@@ -180,7 +182,7 @@ class Linking:
             self._there.look()
         except ConnectError as error:
             if not self._ssh.ended(0.0):
-                self._teller.note(str(error))
+                self._teller.note(error.what)
 
     def _ask(self, starting: bool) -> bool:
         """Ask each how it is, and tell what is new; whether all have answered."""
@@ -194,7 +196,8 @@ class Linking:
         for one in asked:
             one.hear()
             # At the start the peers there have yet to take note of the pairing.
-            if one.state and one.state != one.told and not (starting and one.problem):
+            early = starting and one.problem and not one.told
+            if one.state and one.state != one.told and not early:
                 one.told = one.state
                 self._teller.say("state", one.state, **one.as_json())
         self._teller.status([(one.name, one.answered) for one in asked])

@@ -43,7 +43,7 @@ from ..operation import size_text
 from ..peer import Peer, Probe
 from ..printable import shown
 from ..remote import Remote
-from ..resolver import Resolver
+from ..resolver import Resolver, looking_around
 from ..trust import Trust
 from ..websocket import Lane, open_lane
 from ..wrong import wrong_peer
@@ -101,7 +101,7 @@ def run(given: argparse.Namespace) -> int:
     if given.discover:
         return discover(min(SECONDS, given.timeout), given.json, sys.stdout)
     try:
-        resolver = Resolver(Trust())
+        resolver = looking_around(Trust(), given.target)
         if not given.target.strip():
             _complain(_known(resolver))
             return 2
@@ -195,7 +195,7 @@ def _reach(
         try:
             report.address = str(way)
             _reach_one(way, meant.key, given.timeout, report)
-            return replace(meant, address=way.url or str(way), others=())
+            return replace(meant, address=way.url or str(way), others=(), hints=())
         except Failed:
             if following is None:
                 raise

@@ -214,7 +214,11 @@ class Ssh:
         alone = () if self._shares else ("-o", "ControlMaster=no", "-o", "ControlPath=none")
         words = [self._program, *NEEDED, *batch, *alone, *flags, *self._own, *WANTED]
         words += ["--", self._host, *([command] if command else [])]
-        return Process(words, given, self._hear if self.may_ask else None, folder)
+        return Process(words, given, self._heard if self.may_ask else None, folder)
+
+    def _heard(self, line: str) -> None:
+        if self.may_ask:  # what it says later is for the reasons alone
+            self._hear(line)
 
     def _until(self, process: Process, ready: Callable[[], bool], over: bool = False) -> None:
         """Wait until it is `ready`, or has ended if that is what is wanted.

@@ -11,9 +11,9 @@ from typing import Any
 
 from ...address import Address, parse_dial
 from ...discovery import Entry
-from ...errors import PortInUse, UnknownPeer, ZBusError
+from ...errors import ConnectError, PortInUse, UnknownPeer, ZBusError
 from ...hellos import usable_name
-from ...keys import fingerprint
+from ...keys import fingerprint, to_text
 from ...peer import Peer
 from ...principals import Principal
 from ...remote import Remote
@@ -142,6 +142,12 @@ class There:
         """
         found: Found = {}
         for home in far.find(self._ssh):
+            if any(entry.key == to_text(self._own) for entry in home.entries):
+                raise ConnectError(
+                    "the zbus there has this user's own key: it is this computer, or a copy of it",
+                    remedy="On this computer no link is needed. Elsewhere: end ComfyUI, delete "
+                    f"{home.path} there, and start it again",
+                )
             if home.path not in self._keys:
                 own = usable_name(socket.gethostname().split(".")[0])
                 self._keys[home.path] = far.pair(self._ssh, home, self._own, own)
