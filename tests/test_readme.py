@@ -15,7 +15,8 @@ import pytest
 from website import door
 
 from zbus import greeting, invitation, inviting, jobs, lan, links, messages, transport
-from zbus.cli import farm, link, pair, ping, up
+from zbus.cli import farm, pair, ping, up
+from zbus.cli import link as linking
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGLISH, JAPANESE = READMES = ("README.md", "README_JP.md")
@@ -27,7 +28,7 @@ DOCUMENTS = (
     "docs/protocol.md",
     "docs/security.md",
 )
-COMMANDS = {f"zbus-{command.NAME}": command for command in (farm, link, pair, ping, up)}
+COMMANDS = {f"zbus-{command.NAME}": command for command in (farm, linking, pair, ping, up)}
 
 FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
 LINK = re.compile(r"\]\(([^)\s]+)\)")

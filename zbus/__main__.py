@@ -13,7 +13,8 @@ from .cli import pair as _pair
 from .cli import ping as _ping
 from .cli import up as _up
 
-COMMANDS = (_ping, _pair, _link, _up, _farm)  # each has NAME, HELP, arguments(parser) and run(given)
+# Each has NAME, HELP, arguments(parser) and run(given).
+COMMANDS = (_ping, _pair, _link, _up, _farm)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
