@@ -25,7 +25,7 @@ from yarl import URL
 
 from zbus import __version__
 from zbus.errors import FetchError, InvalidAddress, Unreachable, ZBusError
-from zbus.messages import clip
+from zbus.fields import clip
 from zbus.operation import size_text
 
 LIMIT = 512 << 20  # bytes of an answer, unpacked

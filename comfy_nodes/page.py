@@ -9,7 +9,7 @@ from typing import Any
 from zbus.card import CARD
 from zbus.errors import InputError
 
-from . import host
+from . import host, naming
 from .graph import class_of, inputs_of
 from .jobs import preflight
 from .jobs.cutting import stand_in
@@ -24,6 +24,7 @@ def open_routes() -> None:
     """Have ComfyUI answer them. Only while it loads its nodes."""
     host.answer(CARD, PRESENCE.card)
     host.handle("GET", PATH, Door(lambda: PRESENCE.address).handle)
+    host.handle("GET", naming.PATH, naming.handle)
     for route in Pairing(lambda: host.peer().trust, host.multi_user()).routes():
         host.handle(*route)
     host.on_prompt(_admit)

@@ -311,4 +311,3 @@ def _error(kind: str, text: str) -> dict[str, Any]:
 
 def _answer(status: int, values: dict[str, Any]) -> web.Response:
     return web.json_response(values, status=status, headers={"Cache-Control": "no-store"})
-

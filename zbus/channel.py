@@ -28,6 +28,7 @@ from .errors import (
     WrongNodes,
     ZBusError,
 )
+from .fields import clip
 from .manifest import JUMPER, Manifest, compare
 from .messages import (
     Announce,
@@ -40,7 +41,6 @@ from .messages import (
     NotBound,
     Offer,
     Withdraw,
-    clip,
 )
 from .pairing import MIRROR, Pairing
 from .seats import (

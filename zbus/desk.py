@@ -15,19 +15,10 @@ from . import orders as core
 from .enquiries import Enquiries
 from .errands import Errand, Errands
 from .errors import RemoteProtocolError, ZBusError
+from .fields import clip
 from .job import Job, JobHost, Progress, Reason, Request, Taken
 from .jobs import Jobs
-from .messages import (
-    Enquire,
-    Facts,
-    JobCancel,
-    JobPreview,
-    JobProgress,
-    JobState,
-    Message,
-    Parcel,
-    clip,
-)
+from .messages import Enquire, Facts, JobCancel, JobPreview, JobProgress, JobState, Message, Parcel
 from .orders import END, RESULT, SUBMIT, Order, State
 from .outcomes import NOBODY, NOT_YOU, PLAIN, refused
 from .parcels import Parcels

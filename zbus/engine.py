@@ -27,24 +27,13 @@ from .errors import (
     TransferRefused,
     ZBusError,
 )
+from .fields import clip
 from .frames import Body, Closed, Connected, Received
 from .links import Links
 from .machine import free_memory
 from .measure import Measuring
 from .meetings import Meetings
-from .messages import (
-    Chunk,
-    Finish,
-    Grant,
-    Hello,
-    Measure,
-    Message,
-    Pong,
-    Refused,
-    Status,
-    Stored,
-    clip,
-)
+from .messages import Chunk, Finish, Grant, Hello, Measure, Message, Pong, Refused, Status, Stored
 from .parts import Parts
 from .places import Peering, Place, Settings
 from .recycling import RECYCLER

@@ -23,7 +23,8 @@ from .errors import (
     VersionMismatch,
     ZBusError,
 )
-from .messages import VERSION, Hello, Message, Ready, Reject, clip
+from .fields import clip
+from .messages import VERSION, Hello, Message, Ready, Reject
 
 Nonce = Callable[[], bytes]
 

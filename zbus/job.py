@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from . import codecs
 from .errors import InputError, NotTransferable, RemoteProtocolError, UnknownCodec
-from .messages import clip
+from .fields import clip
 from .operation import Operation
 from .payload import Flat, flatten
 from .reasons import Reason

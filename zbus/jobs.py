@@ -21,7 +21,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from .errors import Cancelled, LinkLost, QueueDeadlock, ZBusError
-from .messages import MAX_WAITS, JobCancel, JobState, clip
+from .fields import clip
+from .messages import MAX_WAITS, JobCancel, JobState
 from .orders import (
     END,
     RESULT,

@@ -23,10 +23,11 @@ from .errors import (
     RemoteProtocolError,
     ZBusError,
 )
+from .fields import clip
 from .frames import Body, Closed, Connected, Connection, Received
 from .greeting import Greeting, Greetings, Refused
 from .machine import port_holder, process_start
-from .messages import Bye, Hello, Message, Ready, Reject, Status, clip, decode, encode
+from .messages import Bye, Hello, Message, Ready, Reject, Status, decode, encode
 from .places import BACKOFF_FIRST, Peering, Place, Settings
 from .session import Ended, Redial, Session, Silent
 from .transport import Transport

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from .bulk import Inflow, Outflow
 from .codecs import CODECS
 from .errors import LinkLost, RemoteProtocolError, ZBusError
-from .messages import Hello, Measure, Refused, Stored, clip
+from .fields import clip
+from .messages import Hello, Measure, Refused, Stored
 from .parts import Parts
 from .places import Peering, Place
 from .streams import DropSink, PatternSource

@@ -15,8 +15,9 @@ from .errors import (
     RunEnded,
     ZBusError,
 )
+from .fields import clip
 from .manifest import JUMPER, accepts
-from .messages import Await, Cancel, Close, Offer, clip
+from .messages import Await, Cancel, Close, Offer
 from .seats import Event, Failed, Link, Matched, RunBroken, Seat, Send, State, Step
 
 MIRROR = "Make the two chains mirror each other"

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .errors import RemoteProtocolError, ZBusError
-from .messages import Parcel, Refused, Stored, clip
+from .fields import clip
+from .messages import Parcel, Refused, Stored
 from .operation import Operation
 from .parts import Parts
 from .payload import Flat

@@ -25,10 +25,11 @@ from . import codecs
 from .address import Address, parse_dial, parse_listen
 from .engine import Engine
 from .errors import Cancelled, PeerClosed, PortInUse
+from .fields import clip
 from .job import Job, JobHost, Request
 from .machine import boot_id
 from .meetings import endpoint
-from .messages import MAX_CHUNK, VERSION, Hello, clip
+from .messages import MAX_CHUNK, VERSION, Hello
 from .operation import Operation
 from .payload import flatten
 from .places import Place, Settings

@@ -10,7 +10,8 @@ from . import codecs, payload
 from .bulk import Inflow
 from .codecs import CODECS
 from .errors import Mismatch, RemoteProtocolError, TransferRefused, ZBusError
-from .messages import DIGEST, Offer, Parcel, Refused, Stored, clip
+from .fields import clip
+from .messages import DIGEST, Offer, Parcel, Refused, Stored
 from .operation import Operation, size_text
 from .parts import Parts
 from .places import Peering

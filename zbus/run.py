@@ -13,8 +13,9 @@ from typing import Any
 from . import codecs, payload
 from .engine import Engine
 from .errors import InvalidOrder, PeerClosed, ZBusError
+from .fields import clip
 from .manifest import Manifest
-from .messages import MAX_HEADER, MAX_PLANNED, clip
+from .messages import MAX_HEADER, MAX_PLANNED
 from .operation import Operation, Progress
 from .parts import Running
 from .places import Place

@@ -27,7 +27,7 @@ from .errors import (
     NotZBus,
     Unreachable,
 )
-from .messages import clip
+from .fields import clip
 
 if TYPE_CHECKING:  # where aiohttp is not installed, all but the lane works
     import aiohttp
