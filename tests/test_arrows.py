@@ -47,6 +47,7 @@ FLOORS = (
     ("kinds", "flatten", "unpack", "payload", "codecs", "streams", "places"),
     ("dialling", "greeting", "job"),
     ("admission", "bulk"),
+    ("placing",),
     ("links",),
     ("parts",),
     ("sending", "receiving", "steps", "measure", "words", "parcels", "errands", "meetings"),

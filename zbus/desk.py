@@ -410,7 +410,7 @@ class Desk:
         if busy:
             peering.place.users += 1
         else:
-            self._parts.links.release(peering.place, now)
+            self._parts.links.placing.release(peering.place, now)
 
     def deadline(self, now: float) -> float | None:
         """When `tick` has something to do."""

@@ -66,7 +66,9 @@ class Errands:
                 raise _absent(remote)
             if any(p.own and p.address in routes for p in self._parts.links.places):
                 raise _own(remote)
-            errand.place = self._parts.links.dial_own(routes, remote.key, now, remote.hinted())
+            errand.place = self._parts.links.placing.dial_own(
+                routes, remote.key, now, remote.hinted()
+            )
         except ZBusError as error:
             self._fail(errand, error)
             return
@@ -80,7 +82,7 @@ class Errands:
             self._open.remove(errand)
             errand.waiting = False
             if errand.place is not None:
-                self._parts.links.release(errand.place, time.monotonic())
+                self._parts.links.placing.release(errand.place, time.monotonic())
 
     def _peering(self, remote: Remote) -> Peering | None:
         """A session that stands with that very peer, whichever side dialled."""

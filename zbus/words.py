@@ -21,7 +21,7 @@ def explain(parts: Parts, running: Running, now: float) -> str:
     for link, peering in sorted(known, key=lambda pair: not pair[1].session.is_linked):
         return _waiting(parts, running, link, peering, now)
     if running.place is not None:
-        return parts.links.explain(running.place, now)
+        return parts.links.placing.explain(running.place, now)
     return "press Run on the other side, or name a peer here: none is connected yet"
 
 
