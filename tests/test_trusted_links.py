@@ -501,3 +501,17 @@ def test_plain_addresses_need_no_keys_and_no_home(tmp_path: Path, addr: str) -> 
             assert listening.receive(0, timeout=10) == "a value"
             send.result()
     assert not home.exists()
+
+
+def test_waiting_for_a_certain_peer_says_why(world: World, addr: str) -> None:
+    world.pair()
+    gone = Remote(addr, name="there", key=world.there.trust.keys.public)
+    send = world.here.meet(gone).start_send("a value", 0)
+    until(lambda: "not reachable at" in send.note and "refused" in send.note)
+    assert "by itself" in send.note and "Client" not in send.note
+    receive = world.there.meet(world.back).start_receive(0)
+    until(lambda: "here is not connected, and no address of it is known" in receive.note)
+    # Now the other way leads there: the first run need not be started again.
+    world.here.enquire(world.remote("own listener")).result(10)
+    assert receive.result() == "a value"
+    send.result()

@@ -44,7 +44,7 @@ function drawnOnCanvas(node, widget) {
   if (typeof drawWidget !== "function") return;
   widget.drawWidget = function (ctx, { width, showText = true }) {
     drawWidget.apply(this, arguments);
-    if (showText && !this.computedDisabled) drawMark(ctx, width - 23, this.y + this.height / 2);
+    if (showText && !this.computedDisabled) drawMark(ctx, width - 22, this.y + this.height / 2);
   };
 }
 

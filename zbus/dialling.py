@@ -225,6 +225,9 @@ class Dialler:
         if connection is not None and connection.greeted:
             waited = now - place.dialled_at
             return f"{place.address} has accepted and has not answered for {waited:.0f} s"
+        if place.key and place.problem is not None:
+            why = f"not reachable at {place.address}: {place.problem.what}"
+            return f"{why}; dialling again, and waiting for it to come by itself"
         if isinstance(place.problem, NobodyBehind):
             return (
                 f"press Run on the other side: {place.address} is a tunnel with nobody at its "

@@ -279,7 +279,7 @@ class Engine:
         self._settle()
 
     def session_linked(self, peering: Peering) -> None:
-        peering.session.send(Status(clip(self.activity, 300)))
+        self._tell_activity(peering)
         # A break that this side did not notice is noticed now.
         self.bulk.unlinked(peering)
         self.bulk.linked(peering)
@@ -363,7 +363,11 @@ class Engine:
         if activity != self.activity:
             self.activity = activity
             for peering in self.links.peerings:
-                peering.session.send(Status(clip(activity, 300)))
+                self._tell_activity(peering)
+
+    def _tell_activity(self, peering: Peering) -> None:
+        if peering.permissions:  # who may do nothing here need not know what is done
+            peering.session.send(Status(clip(self.activity, 300)))
 
 
 def _body(message: Message, body: Body | None) -> bytes:

@@ -17,7 +17,7 @@ from .messages import Hello, Message, encode
 from .places import OWN, Peering, Place
 from .transport import Transport
 
-MAX_UNDER_WAY = 256
+MAX_UNDER_WAY = 256  # at one listener
 PATIENCE = 30.0  # seconds: a model load can hold the peer's GIL this long
 
 
@@ -86,7 +86,7 @@ class Greetings:
         Raises:
             RemoteProtocolError: Too many are under way.
         """
-        if len(self._under_way) >= MAX_UNDER_WAY:
+        if sum(one.place is place for one in self._under_way.values()) >= MAX_UNDER_WAY:
             raise RemoteProtocolError("no handshake is possible here")
         shake = Handshake(self._hello(connection), False, random_bytes)
         self._under_way[connection] = Greeting(shake, place, now)

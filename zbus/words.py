@@ -22,6 +22,10 @@ def explain(parts: Parts, running: Running, now: float) -> str:
         return _waiting(parts, running, link, peering, now)
     if running.place is not None:
         return parts.links.placing.explain(running.place, now)
+    if seat.endpoint.kind == "peer":
+        return (
+            f"{seat.endpoint} is not connected, and no address of it is known here: run there too"
+        )
     return "press Run on the other side, or name a peer here: none is connected yet"
 
 

@@ -168,7 +168,8 @@ def _say_invitation(trust: Trust, inviting: Inviting, is_public: bool) -> None:
         _say("That is reached by other users of this computer, and through a tunnel to that port;")
         _say("from the local network: invite --lan; from elsewhere: invite --at HOST:PORT")
     _say(f"This computer's fingerprint: {fingerprint(trust.keys.public)}", "")
-    _say("On the other computer run (whoever has that token can pair with you, once):", "")
+    where = "On the other computer" if is_public else "On the other side"
+    _say(f"{where} run (whoever has that token can pair with you, once):", "")
     _say(f"zbus-pair accept {inviting.token}", "")
 
 
@@ -227,6 +228,10 @@ def _list(given: argparse.Namespace) -> None:
         _say(f"  may here     {_in_words(one.permissions)}")
         for peer, addresses in shown(one.peers).items():
             _say(f"  ComfyUI      {peer}: {', '.join(addresses) or 'connects to this computer'}")
+        if not one.peers:
+            _say(
+                "  ComfyUI      none is known: it connects to this computer, or is seen on the LAN"
+            )
         _say(f"  paired       {one.paired or 'by ZBUS_TRUST'}", "")
     if trust.lan:
         _say(f"This computer's ComfyUIs listen on {trust.lan} too, for these alone.")
