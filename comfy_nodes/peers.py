@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 import re
+from typing import Any
 
 from zbus.errors import UnknownPeer, ZBusError
 from zbus.remote import Remote
@@ -94,26 +95,27 @@ async def chosen(text: str) -> list[Remote]:
 
 
 async def everybody(remotes: list[Remote]) -> list[Remote]:
-    """All of this machine's, and of the paired those that run jobs now: a second computer may well
-    be off.
+    """All that run jobs, of this machine's also those that do not say so at once; of the paired
+    only those that answer: a second computer may well be off.
 
     Raises:
         UnknownPeer: That is nobody.
     """
     own = host.peer().trust.keys.public
-    loads = await asyncio.gather(*(_load(r) for r in remotes if r.key != own))
-    others = [r for r in remotes if r.key != own]
-    away = [r for r, load in zip(others, loads, strict=True) if load == float("inf")]
+    told = await asyncio.gather(*(_facts(remote) for remote in remotes))
+    kept, away = [], []
+    for remote, facts in zip(remotes, told, strict=True):
+        is_in = facts.get("jobs") is True or (not facts and remote.key == own)
+        (kept if is_in else away).append(remote)
     for remote in away:
         logger.warning("%s is left out of 'all': it does not answer, or runs no jobs", remote)
-    left = [remote for remote in remotes if remote not in away]
-    if not left:
+    if not kept:
         names = ", ".join(str(remote) for remote in away)
         raise UnknownPeer(
-            f"none of the paired answers and runs jobs: {names}",
+            f"none of those that are known answers and runs jobs: {names}",
             remedy=f"Look at them: zbus-ping {away[0].name} --jobs",
         )
-    return left
+    return kept
 
 
 async def freest(remotes: list[Remote]) -> Remote:
@@ -127,12 +129,17 @@ async def freest(remotes: list[Remote]) -> Remote:
 
 async def _load(remote: Remote) -> float:
     """How many prompts it has running and waiting; infinity where it does not answer."""
-    try:
-        question = asyncio.wrap_future(host.peer().enquire(remote))
-        facts = await asyncio.wait_for(question, ANSWER)
-    except (ZBusError, asyncio.TimeoutError):
-        return float("inf")
+    facts = await _facts(remote)
     queue = facts.get("queue")
     counts = queue.values() if isinstance(queue, dict) else ()
     total = sum(n for n in counts if isinstance(n, (int, float)))
     return total if facts.get("jobs") is True else float("inf")
+
+
+async def _facts(remote: Remote) -> dict[str, Any]:
+    """What it tells of itself; nothing where it does not answer in time."""
+    try:
+        question = asyncio.wrap_future(host.peer().enquire(remote))
+        return await asyncio.wait_for(question, ANSWER)
+    except (ZBusError, asyncio.TimeoutError):
+        return {}
