@@ -38,7 +38,10 @@ function drawnOnCanvas(node, widget) {
   widget.onClick = function (options) {
     const result = onClick.apply(this, arguments);
     const input = options?.canvas?.prompt_box?.querySelector("input");
-    if (input) dialogs.set(input, node);
+    if (input) {
+      dialogs.set(input, node);
+      offer(input); // it has the focus already
+    }
     return result;
   };
   if (typeof drawWidget !== "function") return;

@@ -32,8 +32,9 @@ class RunOnPeers(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         peer = (
-            '"any free": the one with the shortest queue. "all": every one. Or a name '
-            '("desk-8189"), several ("desk-8189,desk-8190"), host:port, or a ComfyUI\'s URL.'
+            '"any free": the one with the shortest queue. "all": every one. Or the name '
+            'of one on this computer or a paired one ("desk-8189"), several ("desk-8189,gpu-pc"), '
+            "or the URL of its page."
         )
         here = '"no" keeps this GPU free; "also run here" runs the part on this machine as well.'
         failure = (
