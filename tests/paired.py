@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,3 +50,17 @@ def away(home: Path, address: str, name: str = "away") -> Iterator[str]:
         yield name
     finally:
         trust.forget(name)
+
+
+@contextlib.contextmanager
+def rerouted(comfyui: Any, address: str) -> Iterator[str]:
+    """Until the end its name leads to that address, a proxy's: its name."""
+    file = Path(comfyui.zbus_home) / "peers" / f"{comfyui.get('/zbus/peer')['id']}.json"
+    entry = file.read_text()
+    file.write_text(json.dumps(json.loads(entry) | {"address": address}))
+    try:
+        yield comfyui.peer
+    finally:
+        with contextlib.suppress(OSError):
+            if json.loads(file.read_text())["address"] == address:
+                file.write_text(entry)

@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 from chains import node
+from paired import rerouted
 from proxy import Proxy
 
 BOUND = 1.5  # the promise is 0.5 s; the machines that test are slow
@@ -126,10 +127,10 @@ def test_cancel_while_it_is_queued(pair, capsys):
 
 def test_cancel_while_its_result_comes(fresh_pair, capsys):
     a, b = fresh_pair
-    with Proxy(listener(b)) as proxy:
+    with Proxy(listener(b)) as proxy, rerouted(b, proxy.address) as name:
         since = a.events.mark()
         proxy.rate = 20e6
-        prompt_id = a.prompt(on(proxy.address, big(3)))
+        prompt_id = a.prompt(on(name, big(3)))
         a.events.wait_text("receiving from", "run", since=since)
         started = time.monotonic()
         a.interrupt()
@@ -138,14 +139,14 @@ def test_cancel_while_its_result_comes(fresh_pair, capsys):
 
 def test_cancel_while_its_values_go(fresh_pair, capsys):
     a, b = fresh_pair
-    with Proxy(listener(b)) as proxy:
+    with Proxy(listener(b)) as proxy, rerouted(b, proxy.address) as name:
         since = a.events.mark()
         proxy.rate = 20e6
         prompt = {
             "1": node(*big(4)[:1], **big(4)[1]),
             "2": node("ZBusHere", value=["1", 0]),
             "3": node("ImageInvert", image=["2", 0]),
-            "run": node("ZBusRun", value=["3", 0], peer=proxy.address, here="no",
+            "run": node("ZBusRun", value=["3", 0], peer=name, here="no",
                         on_failure="stop", quality="exact"),
             "digest": node("TestDigest", value=["run", 0]),
         }  # fmt: skip
@@ -203,11 +204,10 @@ def test_the_remote_is_killed_in_mid_job(fresh_pair):
 
 def test_the_remote_is_killed_in_mid_result(fresh_pair):
     a, b = fresh_pair
-    name = b.peer
-    with Proxy(listener(b)) as proxy:
+    with Proxy(listener(b)) as proxy, rerouted(b, proxy.address) as name:
         since = a.events.mark()
         proxy.rate = 20e6
-        prompt_id = a.prompt(on(proxy.address, big(7)))
+        prompt_id = a.prompt(on(name, big(7)))
         a.events.wait_text("receiving from", "run", timeout=30, since=since)
         started = time.monotonic()
         b.kill(keep_base=True)
@@ -237,8 +237,8 @@ def test_a_link_cut_for_five_seconds(fresh_pair, when):
     a, b = fresh_pair
     made = big(8) if when == "in mid-result" else make(8)
     prompt = on("", made, slow(3.0 if when == "in mid-job" else 0.1))
-    with Proxy(listener(b)) as proxy:
-        prompt["run"]["inputs"]["peer"] = proxy.address
+    with Proxy(listener(b)) as proxy, rerouted(b, proxy.address) as name:
+        prompt["run"]["inputs"]["peer"] = name
         since = a.events.mark()
         proxy.rate = None if when == "in mid-job" else 60e6
         prompt_id = a.prompt(prompt)
