@@ -608,10 +608,10 @@ def test_the_name_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_listener_behind_the_door() -> None:
     with Site(door.Door(lambda: "").handle) as site:
         problem_of(site.url, NobodyBehind, "takes no peers now")
-    with Far(echo) as far:
-        pass
-    with Site(door.Door(lambda: far.address).handle) as site:
-        problem_of(site.url, NobodyBehind, "zbus there does not listen now")
+    with socket.socket() as held:  # its port is nobody else's meanwhile, and nobody listens
+        held.bind(("127.0.0.1", 0))
+        with Site(door.Door(lambda: f"127.0.0.1:{held.getsockname()[1]}").handle) as site:
+            problem_of(site.url, NobodyBehind, "zbus there does not listen now")
     with Far(lambda link: None) as far, Site(door.Door(lambda: far.address).handle) as site:
         problem_of(site.url, NobodyBehind, "nothing came through it")
 

@@ -107,7 +107,7 @@ def test_stop_leaves_nothing_running(make_comfyui):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_killed_parent_leaves_no_comfyui(comfyui_dir, tmp_path):
     code = (
-        "import sys, time; from comfyui import ComfyUI\n"
+        "import sys, time; sys.path.append('..'); from comfyui import ComfyUI\n"
         "c = ComfyUI(sys.argv[1], base=sys.argv[2]).launch(); print(c.pid, flush=True)\n"
         "time.sleep(60)"
     )

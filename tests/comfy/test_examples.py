@@ -12,6 +12,7 @@ import torch
 import workflows
 from chains import node, run_both
 from comfyui import ROOT, ComfyUI
+from paired import away, home_of
 from testpack import values
 
 FOLDER = ROOT / "example_workflows"
@@ -102,11 +103,12 @@ def test_the_farm_makes_every_prompt_on_every_other_machine(trio):
 
 def test_the_farm_does_without_a_machine_that_fails(trio):
     prompt = api(trio.a, "zbus-render-farm")
-    only(prompt, "ZBusRun")["inputs"]["peer"] = f"{trio.b.peer},127.0.0.1:1"
-    entry = succeeded(trio.a, prompt)
+    with away(home_of(trio.a), "127.0.0.1:1") as absent:
+        only(prompt, "ZBusRun")["inputs"]["peer"] = f"{trio.b.peer},{absent}"
+        entry = succeeded(trio.a, prompt)
     done, failed = report(entry, prompt).splitlines()
     assert done.startswith(f"{trio.b.peer}: done in ")
-    assert failed.startswith("failed: 127.0.0.1:1, connecting: ")
+    assert failed.startswith(f"failed: {absent} at 127.0.0.1:1, connecting: ")
     assert len(entry["outputs"][name_of(prompt, "SaveImage")]["images"]) == 2
 
 

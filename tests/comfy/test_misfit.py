@@ -218,7 +218,7 @@ def test_a_port_held_by_another_program(pair):
     "addr, mode, words",
     [
         ("127.0.0.1", "Client", "has no port"),
-        ("nonsense", "Server", "has no port"),
+        ("nonsense", "Server", "no peer named 'nonsense' here"),
         ("127.0.0.1:99999", "Client", "is not a port"),
         ("0.0.0.0:8282", "Server", "would be open to everybody"),
         ("127.0.0.1:8282", "Sideways", "mode is Client or Server|not in list"),

@@ -177,7 +177,7 @@ def test_a_job_and_192_mib_each_way(strangers, friends, is_open, capsys):
     entry = good(b, on_desk(a.port))
     here = part(only=b.port, text="here") | {"digest": node("TestDigest", value=["at", 0])}
     assert digests(entry) == digests(good(b, here))
-    assert entry["outputs"]["report"]["text"][0].startswith(f"{a.peer}: done in ")
+    assert entry["outputs"]["report"]["text"][0].startswith("desk: done in ")
 
     up = min(moved(b, "desk", a, "lap") for _ in range(2))
     down = min(moved(a, "lap", b, "desk") for _ in range(2))
@@ -247,7 +247,7 @@ def test_who_has_another_address_now_is_found_by_its_announcement(strangers, fri
     b.zbus("pair", "lan", "on")
     part_for_a_moment(a)
     entry = until(lambda: succeeded(b, on_desk(a.port)), 30, "a is found")
-    assert entry["outputs"]["report"]["text"][0].startswith(f"{a.peer}: done in ")
+    assert entry["outputs"]["report"]["text"][0].startswith("desk: done in ")
     part_for_a_moment(a)
     prompt = on_desk(b.port)
     prompt["run"]["inputs"]["peer"] = "lap"
