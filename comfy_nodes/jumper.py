@@ -23,7 +23,10 @@ def _where() -> list[Any]:
         'Where the two ComfyUIs meet, as "host:port": the same text on both sides. Or the name of '
         "the other ComfyUI, or its page's URL, where the two are paired or of one computer."
     )
-    mode = "One side is Server (it listens on addr), the other Client (it dials addr)."
+    mode = (
+        "One side is Server (it listens on addr), the other Client (it dials addr). With a name or "
+        "a URL in addr it makes no difference."
+    )
     return [
         io.String.Input("addr", default=ADDR, tooltip=addr),
         io.Combo.Input("mode", options=list(MODES), default="Client", tooltip=mode),
