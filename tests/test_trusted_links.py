@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from children import child, until
 from jobpair import Host
+from proxy import Proxy
 from website import Site, door
 
 from zbus import Peer, Settings, ZBusError, discovery
@@ -410,6 +411,7 @@ SERVES = """
     import sys, time
     from pathlib import Path
     from jobpair import Host
+from proxy import Proxy
     from zbus import Peer
     from zbus.trust import Trust
     from zbus.keys import from_text, to_text
@@ -515,3 +517,43 @@ def test_waiting_for_a_certain_peer_says_why(world: World, addr: str) -> None:
     world.here.enquire(world.remote("own listener")).result(10)
     assert receive.result() == "a value"
     send.result()
+
+
+DEAF = """
+    import ctypes, sys
+    from pathlib import Path
+    from zbus import Peer
+    from zbus.trust import Trust
+    peer = Peer("deaf", trust=Trust(Path(sys.argv[1])))
+    print("at", peer.serve(None), flush=True)
+    sys.stdin.readline()
+    print("deaf now", flush=True)
+    ctypes.PyDLL(None).sleep(14)  # with the GIL held, as while a model loads
+    print("back", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sleeps in the C library with the GIL held")
+def test_a_cut_while_the_peer_is_deaf_is_a_pause(tmp_path: Path) -> None:
+    """No handshake with it comes about meanwhile: its trust store cannot be asked."""
+    wait = Settings(nobody_wait=1.0)
+    with child(DEAF, tmp_path) as there, Peer("here", trust=Trust(tmp_path), settings=wait) as here:
+        _, address = there.line("at").split()
+        with Proxy(address) as proxy:
+            remote = Remote(proxy.address)
+            here.enquire(remote).result(10)
+            links = here._engine.links
+            (session,) = [p.key for p in links.peerings]
+            with here.meet(remote) as channel:
+                send = channel.start_send("a value", 0)
+                until(lambda: "press Run" in send.note)
+                there.process.stdin.write("\n")
+                there.process.stdin.flush()
+                there.line("deaf now")
+                proxy.cut()
+                until(lambda: "lost" in send.note)
+                there.line("back", 30)
+                until(lambda: "press Run" in send.note or send.done(), 20)
+                assert not send.done() and [p.key for p in links.peerings] == [session]
+                send.cancel()

@@ -183,7 +183,9 @@ class Dialler:
         place.next_dial = now + place.delay()
         self._diagnose(place, stage, now)
         refused_elsewhere = stage == "connect" and not place.address.is_loopback
-        if not (stage == "greeting" or refused_elsewhere):
+        # Whose handshake ends late is there, and busy: a model load can hold its GIL for long.
+        is_busy = bool(place.key) and now - place.dialled_at >= QUICK
+        if not (stage == "greeting" or refused_elsewhere) or is_busy:
             place.hopeless_since = None
         elif place.hopeless_since is None:
             place.hopeless_since = now
