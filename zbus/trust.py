@@ -44,7 +44,7 @@ SELF = "this user"  # the name of one's own key
 MAX_KEY_FILE = 4096
 
 _YES = ("1", "true", "yes", "on")
-_RESERVED = (SELF, "this computer", "all")  # words that nodes and texts use
+_RESERVED = (SELF, "this computer", "all", "any free")  # words that nodes and texts use
 _KEY_NOTE = "# The secret key of zbus for this user on this machine. Give it to nobody.\n"
 T = TypeVar("T")
 _Edit = Callable[[Principal, Sequence[Principal]], Principal]
