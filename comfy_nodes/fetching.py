@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import json
 import re
 import socket
@@ -24,6 +23,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from zbus import __version__
+from zbus.address import is_loopback_host
 from zbus.errors import FetchError, InvalidAddress, Unreachable, ZBusError
 from zbus.fields import clip
 from zbus.operation import size_text
@@ -176,7 +176,7 @@ class _Exchange:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(resolver=_Resolver()),
             timeout=wait,
-            trust_env=not _is_loopback(self._url.host or ""),
+            trust_env=not is_loopback_host(self._url.host or ""),
             auto_decompress=False,
         )
 
@@ -262,16 +262,6 @@ class _Exchange:
 
 def _server(url: URL) -> tuple[Any, ...]:
     return url.scheme, url.host, url.port
-
-
-def _is_loopback(host: str) -> bool:
-    name = host.rstrip(".").lower()
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def _first_line(body: bytes) -> str:

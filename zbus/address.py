@@ -39,6 +39,12 @@ class Address:
             return False
 
 
+def is_loopback_host(host: str) -> bool:
+    """Whether a host, as web addresses name it, is this machine's own loopback."""
+    name = host.rstrip(".").lower()
+    return name == "localhost" or name.endswith(".localhost") or Address(name, 0).is_loopback
+
+
 def parse(written: str) -> Address:
     """The address in a text such as "127.0.0.1:8282", "cloud.example:8282" or "[::1]:8282".
 

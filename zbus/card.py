@@ -21,7 +21,7 @@ from concurrent.futures import TimeoutError as FutureTimeout  # not the builtin 
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from .address import Address, parse_dial, parse_page
+from .address import Address, is_loopback_host, parse_dial, parse_page
 from .errors import FetchError, InputError, TimedOut, UnknownPeer, Unreachable, ZBusError
 from .keys import from_text
 from .printable import shown
@@ -196,7 +196,7 @@ def page(written: str) -> Page:
     if parts.username is not None:
         user, password = (urllib.parse.unquote(p or "") for p in (parts.username, parts.password))
         login = base64.b64encode(f"{user}:{password}".encode()).decode()
-    is_loopback = address.host == "localhost" or address.is_loopback
+    is_loopback = is_loopback_host(address.host)
     return Page(f"{parts.scheme.lower()}://{where}{path}", address, is_loopback, login)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import socket
@@ -19,6 +18,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .address import is_loopback_host
 from .errors import (
     ConnectError,
     InvalidAddress,
@@ -127,7 +127,7 @@ class Lane:
 
         async with aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=CONNECT_TIME),
-            trust_env=not _is_loopback(self._page.host or ""),
+            trust_env=not is_loopback_host(self._page.host or ""),
             trace_configs=[_no_redirects()],
         ) as session:
             await self._accept_all(session)
@@ -308,16 +308,6 @@ def _page(written: str) -> URL:
 def _shown(url: URL) -> str:
     """Without user, password, query and fragment."""
     return clip(url.with_user(None).with_query(None).with_fragment(None).human_repr(), 150)
-
-
-def _is_loopback(host: str) -> bool:
-    name = host.rstrip(".").lower()
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 # --- what has gone wrong --------------------------------------------------------------------------
