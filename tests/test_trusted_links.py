@@ -411,7 +411,6 @@ SERVES = """
     import sys, time
     from pathlib import Path
     from jobpair import Host
-from proxy import Proxy
     from zbus import Peer
     from zbus.trust import Trust
     from zbus.keys import from_text, to_text
