@@ -161,7 +161,7 @@ class Dialler:
         """Why this way leads nowhere. What is wrong with the place is told when all are tried, and
         by the first of those that count."""
         place.problems[address] = error
-        if len(place.problems) >= len(place.routes):
+        if all(route in place.problems for route in place.routes):  # hints come and go
             first = place.problems[place.known_routes[0]]
             place.problem = first if isinstance(first, ConnectError) else None
 

@@ -117,10 +117,18 @@ class Links:
     def _reconsider(self, peering: Peering) -> None:
         allowed, before = self.admission.permitted(peering.principal), peering.permissions
         if not self.admission.knows(peering.principal):
-            error = PeerGone("is not paired with this side any more", peer=peering.name)
+            error = PeerGone(
+                "is not paired with this side any more",
+                peer=peering.name,
+                remedy="Pair anew if that was not meant: zbus-pair invite, zbus-pair accept",
+            )
             self.end_session(peering, error, say="not paired any more")
         elif before - allowed or EXCHANGE in allowed - before:
-            error = PeerGone("may do other things here from now on", peer=peering.name)
+            error = PeerGone(
+                "may do other things here from now on",
+                peer=peering.name,
+                remedy="If it still may (zbus-pair list), run it again",
+            )
             self.end_session(peering, error, say="its permissions have changed there")
         else:
             peering.permissions = allowed
