@@ -38,6 +38,9 @@ YOUNG = 2.0  # seconds; no more than
 MOST_YOUNG = (
     400  # at once, which only programs of this machine can be: or they took all descriptors
 )
+# Milliseconds until a DEALER would dial again; it is closed long before. Not -1: ZeroMQ then drops,
+# with the connection, what it has received and nobody has read yet.
+NEVER = 2**30
 BIND_TRIES, BIND_EVERY = 25, 0.02  # seconds: a listener that was closed frees its port later
 
 _EVENTS = (
@@ -161,7 +164,7 @@ class Transport:
             server: The public key that must answer, with CURVE; none: plain.
         """
         dealer = self._socket(zmq.DEALER, host, bool(server))
-        dealer.setsockopt(zmq.RECONNECT_IVL, -1)
+        dealer.setsockopt(zmq.RECONNECT_IVL, NEVER)
         dealer.setsockopt(zmq.CONNECT_TIMEOUT, 10_000)
         if server:
             # Its listener must answer, and before that perhaps a WebSocket.

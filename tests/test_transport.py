@@ -1,0 +1,101 @@
+"""The sockets alone: what was said before a connection ended is heard, and it ends once."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from zbus.frames import Closed, Connected, Connection, Event, Received
+from zbus.keys import generate
+from zbus.transport import Transport
+
+PATIENCE = 20.0
+WORDS = [b"%d" % number for number in range(5)]
+
+
+@pytest.fixture
+def two() -> Iterator[tuple[Transport, Transport]]:
+    ends = Transport(generate(), admit=lambda _: True), Transport(generate())
+    yield ends
+    for end in ends:
+        if not end.context.closed:
+            end.close()
+
+
+def linked(listening: Transport, dialling: Transport, curve: bool) -> tuple[Connection, Connection]:
+    """Both sides of a new connection on which one word has been said."""
+    listener = listening.bind("127.0.0.1", 0, curve=curve)
+    server = listening.key if curve else b""
+    connection = dialling.dial("127.0.0.1", listener.port, server=server)
+    polled(dialling, lambda event: isinstance(event, Connected), listening)
+    dialling.send(connection, b"hello")
+    [heard] = [e for e in polled(listening, is_heard) if isinstance(e, Received)]
+    return connection, heard.connection
+
+
+def polled(end: Transport, until: Callable[[Event], bool], *others: Transport) -> list[Event]:
+    """The events of `end`, until one of them is the one."""
+    events: list[Event] = []
+    deadline = time.monotonic() + PATIENCE
+    while not any(map(until, events)):
+        assert time.monotonic() < deadline, events
+        for other in others:
+            list(other.poll(0.01))
+        events += end.poll(0.05)
+    return events
+
+
+def is_closed(event: Event) -> bool:
+    return isinstance(event, Closed)
+
+
+def is_heard(event: Event) -> bool:
+    return isinstance(event, Received)
+
+
+def words(events: list[Event]) -> list[bytes]:
+    return [event.header for event in events if isinstance(event, Received)]
+
+
+@pytest.mark.parametrize("curve", [False, True])
+def test_the_last_words_of_a_listener_are_heard_by_who_was_busy(
+    two: tuple[Transport, Transport], curve: bool
+) -> None:
+    listening, dialling = two
+    _, accepted = linked(listening, dialling, curve)
+    for word in WORDS:
+        assert listening.send(accepted, word)
+    listening.close()  # whoever dialled does not look meanwhile
+    events = polled(dialling, is_closed)
+    assert words(events) == WORDS
+    assert [event.stage for event in events if isinstance(event, Closed)] == ["link"]
+
+
+@pytest.mark.parametrize("curve", [False, True])
+def test_the_last_words_of_a_dialler_are_heard_by_who_was_busy(
+    two: tuple[Transport, Transport], curve: bool
+) -> None:
+    listening, dialling = two
+    to_listener, _ = linked(listening, dialling, curve)
+    for word in WORDS:
+        assert dialling.send(to_listener, word)
+    dialling.close()
+    events = polled(listening, is_closed)
+    assert words(events) == WORDS
+
+
+def test_a_connection_is_dialled_once(two: tuple[Transport, Transport]) -> None:
+    """Not even where somebody listens there again."""
+    listening, dialling = two
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dialling.dial("127.0.0.1", server.getsockname()[1])
+        accepted, _ = server.accept()
+        accepted.close()
+        [event] = [e for e in polled(dialling, is_closed) if is_closed(e)]
+        assert isinstance(event, Closed) and event.stage == "greeting"
+        server.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            server.accept()
