@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zbus.fields import clip
+from zbus.protocol.fields import clip
 
 from . import host
 from .graph import title

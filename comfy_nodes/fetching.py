@@ -25,8 +25,8 @@ from yarl import URL
 from zbus import __version__
 from zbus.address import is_loopback_host
 from zbus.errors import FetchError, InvalidAddress, Unreachable, ZBusError
-from zbus.fields import clip
 from zbus.operation import size_text
+from zbus.protocol.fields import clip
 
 LIMIT = 512 << 20  # bytes of an answer, unpacked
 MAX_REDIRECTS = 5

@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from zbus import websocket
 from zbus.address import parse_dial
-from zbus.websocket import CLOSE_TIME, MAX_MESSAGE, NOT_LISTENING, relay
+from zbus.net import websocket
+from zbus.net.websocket import CLOSE_TIME, MAX_MESSAGE, NOT_LISTENING, relay
 
 PATH = f"/{websocket.PATH}"
 MAX_OPEN = 64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zbus.kinds import LIST
+from zbus.values.kinds import LIST
 
 from .videos import packed, unpacked
 

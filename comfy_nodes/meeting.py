@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from zbus.address import parse_dial, parse_listen
 from zbus.errors import InputError
-from zbus.manifest import JUMPER
+from zbus.protocol.manifest import JUMPER
 
 MODES = ("Client", "Server")
 LISTEN = "listen:"

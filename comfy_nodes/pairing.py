@@ -21,13 +21,13 @@ from typing import Any
 
 from aiohttp import web
 
-from zbus.accepting import accept
 from zbus.errors import InputError, PairingFailed, ZBusError
-from zbus.invitation import LIFETIME
-from zbus.inviting import Inviting
 from zbus.nudging import nudge
-from zbus.offers import Offer, as_json, own_as_json, own_name
-from zbus.tokens import Token
+from zbus.pairing.accepting import accept
+from zbus.pairing.invitation import LIFETIME
+from zbus.pairing.inviting import Inviting
+from zbus.pairing.offers import Offer, as_json, own_as_json, own_name
+from zbus.pairing.tokens import Token
 from zbus.trust import Principal, Trust
 
 from .aside import aside

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 from zbus.errors import ZBusError
-from zbus.manifest import JUMPER
-from zbus.messages import MAX_PLANNED, Planned
+from zbus.protocol.manifest import JUMPER
+from zbus.protocol.messages import MAX_PLANNED, Planned
 
 from .graph import Prompt, ancestors, class_of, constant, inputs_of, link, reach, title
 from .meeting import Meeting, at_addr, at_peer

@@ -10,12 +10,12 @@ from typing import Any
 from children import until
 
 from zbus import Peer
-from zbus import orders as core
 from zbus.errors import TransferRefused, ZBusError
 from zbus.job import Taken
-from zbus.jobs import Jobs
-from zbus.messages import JobCancel, JobState
-from zbus.orders import END, RESULT, SUBMIT, Order, State, Task
+from zbus.protocol import orders as core
+from zbus.protocol.jobs import Jobs
+from zbus.protocol.messages import JobCancel, JobState
+from zbus.protocol.orders import END, RESULT, SUBMIT, Order, State, Task
 
 # --- in memory ----------------------------------------------------------------------------------
 

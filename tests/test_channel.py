@@ -10,8 +10,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from zbus import seats as c
-from zbus.channel import Channels
 from zbus.errors import (
     AmbiguousPeer,
     Cancelled,
@@ -23,8 +21,10 @@ from zbus.errors import (
     WrongNodes,
     ZBusError,
 )
-from zbus.manifest import JUMPER, Manifest, compare
-from zbus.messages import Announce, Bound, Cancel, Message, Offer
+from zbus.protocol import seats as c
+from zbus.protocol.channel import Channels
+from zbus.protocol.manifest import JUMPER, Manifest, compare
+from zbus.protocol.messages import Announce, Bound, Cancel, Message, Offer
 
 ADDRESS = "127.0.0.1:8282"
 

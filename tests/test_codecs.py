@@ -19,8 +19,8 @@ from PIL import Image, PngImagePlugin
 from zbus import codecs
 from zbus.codecs import CHOICES, CODECS
 from zbus.errors import CodecRefused, RemoteProtocolError, UnknownCodec
-from zbus.layout import MOST_ROWS, Buffer, Layout, Map
-from zbus.payload import Packed, flatten, pack
+from zbus.values.layout import MOST_ROWS, Buffer, Layout, Map
+from zbus.values.payload import Packed, flatten, pack
 
 ALL = tuple(CODECS)
 

@@ -253,7 +253,7 @@ def test_broken_prompts_do_no_harm(planned):
 
 
 def test_the_manifest_travels(planned):
-    from zbus.messages import Announce, decode, encode
+    from zbus.protocol.messages import Announce, decode, encode
 
     title = "名" * 500
     prompt = {str(i): own("ZBusSend", i, value="x") for i in range(150)}

@@ -21,7 +21,7 @@ from children import child, until
 from jobpair import Host, clean, left
 from proxy import Proxy
 
-from zbus import Peer, Settings, ZBusError, payload
+from zbus import Peer, Settings, ZBusError
 from zbus.errors import (
     Cancelled,
     DialledSelf,
@@ -41,7 +41,7 @@ from zbus.errors import (
     WrongPeer,
 )
 from zbus.job import Job, Reason, Remote, Request, Taken
-from zbus.messages import (
+from zbus.protocol.messages import (
     Bye,
     Enquire,
     Facts,
@@ -56,6 +56,7 @@ from zbus.messages import (
     decode,
     encode,
 )
+from zbus.values import payload
 
 MIB = 1 << 20
 PROMPT: dict[str, Any] = {"1": {"class_type": "Number", "inputs": {"value": 3}}}

@@ -31,8 +31,8 @@ from zbus.cli.farming.workflow import Recipe, Swap, read_recipe
 from zbus.errors import InputError, JobError
 from zbus.job import Reason, Taken
 from zbus.keys import to_text
-from zbus.kinds import LIST
 from zbus.trust import EXCHANGE, JOBS, Trust
+from zbus.values.kinds import LIST
 
 WORKFLOW: dict[str, Any] = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 4, "height": 4, "color": 7}},

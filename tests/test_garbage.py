@@ -20,8 +20,8 @@ import torch
 import zmq
 from children import Child, child, until
 
-from zbus import Peer, payload
-from zbus.messages import (
+from zbus import Peer
+from zbus.protocol.messages import (
     MAX_CHUNK,
     MAX_HEADER,
     Ack,
@@ -48,6 +48,7 @@ from zbus.messages import (
     decode,
     encode,
 )
+from zbus.values import payload
 
 MIB = 1 << 20
 

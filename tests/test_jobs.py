@@ -27,10 +27,10 @@ from zbus.errors import (
     TransferRefused,
     ZBusError,
 )
-from zbus.jobs import KEPT, MAX_TASKS, REMEMBERED, Jobs
-from zbus.messages import JobCancel, JobState
-from zbus.orders import Order, State
-from zbus.outcomes import PLAIN, refused
+from zbus.protocol.jobs import KEPT, MAX_TASKS, REMEMBERED, Jobs
+from zbus.protocol.messages import JobCancel, JobState
+from zbus.protocol.orders import Order, State
+from zbus.protocol.outcomes import PLAIN, refused
 from zbus.reasons import MAX_REASONS, Reason
 
 LOST = LinkLost("the link was lost", peer="x")

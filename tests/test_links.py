@@ -19,7 +19,7 @@ import zmq
 from children import LISTENER, child, until
 from proxy import Proxy
 
-from zbus import Operation, Peer, Settings, ZBusError, codecs, handshake, messages
+from zbus import Operation, Peer, Settings, ZBusError, codecs
 from zbus.errors import (
     Cancelled,
     DialledSelf,
@@ -37,6 +37,7 @@ from zbus.errors import (
     TransferRefused,
     VersionMismatch,
 )
+from zbus.protocol import handshake, messages
 
 MIB = 1 << 20
 
@@ -219,7 +220,7 @@ def test_a_listener_that_is_killed(here: Peer) -> None:
 
 def test_a_listener_that_was_restarted(here: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     """As seen from another machine, where no pid tells."""
-    monkeypatch.setattr("zbus.links.process_start", lambda pid: None)
+    monkeypatch.setattr("zbus.net.links.process_start", lambda pid: None)
     with child(SENDER, "127.0.0.1:0") as old:
         address = old.line("listening").split()[1]
         with here.connect(address) as channel:

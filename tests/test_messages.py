@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from zbus import messages as m
 from zbus.errors import LocalProtocolError, RemoteProtocolError
-from zbus.fields import clip
+from zbus.protocol import messages as m
+from zbus.protocol.fields import clip
 
 HELLO = m.Hello((1, 1), b"i" * 16, b"n" * 16, "desk-8188", b"x" * 16, codecs=("raw", "png"))
 EXAMPLES: list[m.Message] = [

@@ -23,8 +23,7 @@ from children import child
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zbus import accepting, discovery, hellos, invitation, inviting, machine, reach, tokens
-from zbus.accepting import accept
+from zbus import discovery, machine
 from zbus.address import Address
 from zbus.cli import pair as cli
 from zbus.errors import (
@@ -37,14 +36,16 @@ from zbus.errors import (
     RemoteProtocolError,
     TrustError,
 )
-from zbus.frames import Closed, Connected, Connection, Received
-from zbus.hellos import own_hello
-from zbus.invitation import LIFETIME, MAX_MESSAGE, Acceptance, Hello, Invitation
-from zbus.inviting import Inviting
 from zbus.keys import generate, to_text
-from zbus.reach import Reach
-from zbus.tokens import PREFIX, Token
-from zbus.transport import Transport
+from zbus.net.frames import Closed, Connected, Connection, Received
+from zbus.net.transport import Transport
+from zbus.pairing import accepting, hellos, invitation, inviting, reach, tokens
+from zbus.pairing.accepting import accept
+from zbus.pairing.hellos import own_hello
+from zbus.pairing.invitation import LIFETIME, MAX_MESSAGE, Acceptance, Hello, Invitation
+from zbus.pairing.inviting import Inviting
+from zbus.pairing.reach import Reach
+from zbus.pairing.tokens import PREFIX, Token
 from zbus.trust import EXCHANGE, JOBS, Principal, Trust
 
 INVITER, ACCEPTER, OTHER = (bytes([i]) * 32 for i in (1, 2, 3))
@@ -730,8 +731,8 @@ def test_what_is_none_of_our_messages_ends_that_connection_alone(
 CHILD = """
     import sys
     from pathlib import Path
-    from zbus.inviting import Inviting
-    from zbus.reach import Reach
+    from zbus.pairing.inviting import Inviting
+    from zbus.pairing.reach import Reach
     from zbus.trust import Trust
     inviting = Inviting(Trust(Path(sys.argv[1])), Reach(port=0))
     print(inviting.address.port, inviting.token, flush=True)

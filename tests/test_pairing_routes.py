@@ -21,11 +21,12 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from website import load
 
-from zbus import machine, reach
+from zbus import machine
 from zbus.__main__ import main
 from zbus.address import Address
 from zbus.keys import fingerprint, generate
-from zbus.tokens import Token
+from zbus.pairing import reach
+from zbus.pairing.tokens import Token
 from zbus.trust import EXCHANGE, JOBS, Trust
 
 PATIENCE = 20.0

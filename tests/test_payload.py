@@ -17,7 +17,6 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from zbus import spec as wire
 from zbus.errors import (
     CodecRefused,
     InputError,
@@ -26,7 +25,8 @@ from zbus.errors import (
     RemoteProtocolError,
     TransferRefused,
 )
-from zbus.payload import (
+from zbus.values import spec as wire
+from zbus.values.payload import (
     KINDS,
     Layout,
     Map,
@@ -38,7 +38,7 @@ from zbus.payload import (
     flatten,
     pack,
 )
-from zbus.tensors import TENSOR_ITEMSIZE
+from zbus.values.tensors import TENSOR_ITEMSIZE
 
 
 def deliver(packed, chunk=1 << 20):
@@ -343,7 +343,7 @@ def test_the_deepest_value_and_the_most_items_pass():
 
 def test_no_torch_without_a_tensor():
     code = (
-        "import sys; from zbus.payload import *; from zbus import codecs\n"
+        "import sys; from zbus.values.payload import *; from zbus import codecs\n"
         "v = {'a': [1, 'x' * 3000]}; p = pack(flatten(v), 'always'); u = Unpacker(p.spec)\n"
         "u.allocate()[0][:] = p.buffers[0].view; assert u.value() == v\n"
         "assert describe(v) == 'any' and 'torch' not in sys.modules"

@@ -23,9 +23,10 @@ import pytest
 from children import LISTENER, ROOT, child, until
 from website import Site, door
 
-from zbus import Peer, discovery, handshake
+from zbus import Peer, discovery
 from zbus.__main__ import main
 from zbus.keys import fingerprint, short, to_text
+from zbus.protocol import handshake
 from zbus.trust import EXCHANGE, PERMISSIONS, Trust
 
 SCRIPT = ROOT / "scripts" / "zbus-ping"

@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 from website import door
 
-from zbus import greeting, invitation, inviting, jobs, lan, links, messages, transport
+from zbus import lan
 from zbus.cli import farm, pair, ping, up
 from zbus.cli import link as linking
+from zbus.net import greeting, links, transport
+from zbus.pairing import invitation, inviting
+from zbus.protocol import jobs, messages
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGLISH, JAPANESE = READMES = ("README.md", "README_JP.md")

@@ -7,8 +7,8 @@ import gc
 import pytest
 import torch
 
-from zbus import recycling
-from zbus.recycling import KEPT, MOST, SWEEP_EVERY, Recycler
+from zbus.values import recycling
+from zbus.values.recycling import KEPT, MOST, SWEEP_EVERY, Recycler
 
 SIZE = 8 << 20
 

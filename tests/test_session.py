@@ -9,9 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from zbus import session as s
 from zbus.errors import LinkLost, RemoteProtocolError
-from zbus.messages import Ack, Hello, Message, Ping, Pong, Status, Stored, decode
+from zbus.protocol import session as s
+from zbus.protocol.messages import Ack, Hello, Message, Ping, Pong, Status, Stored, decode
 
 PEER = Hello((1, 1), b"i" * 16, b"n" * 16, "cloud", b"x" * 16)
 

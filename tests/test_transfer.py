@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from zbus.errors import RemoteProtocolError
-from zbus.messages import Chunk, Grant
-from zbus.pace import EXTRA_MAX, MAX_CHUNK, MIN_CHUNK, Pace
-from zbus.transfer import Incoming, Outgoing
+from zbus.protocol.messages import Chunk, Grant
+from zbus.protocol.pace import EXTRA_MAX, MAX_CHUNK, MIN_CHUNK, Pace
+from zbus.protocol.transfer import Incoming, Outgoing
 
 MIB = 1 << 20
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from zbus.frames import Closed, Connected, Connection, Event, Received
 from zbus.keys import generate
-from zbus.transport import Transport
+from zbus.net.frames import Closed, Connected, Connection, Event, Received
+from zbus.net.transport import Transport
 
 PATIENCE = 20.0
 WORDS = [b"%d" % number for number in range(5)]

@@ -18,7 +18,6 @@ from proxy import Proxy
 from website import Site, door
 
 from zbus import Peer, Settings, ZBusError, discovery
-from zbus.channel import Channels
 from zbus.errors import (
     KeyChanged,
     ListenRefused,
@@ -29,12 +28,13 @@ from zbus.errors import (
 )
 from zbus.job import Job, Request, Taken
 from zbus.keys import from_text, generate, to_text
+from zbus.net.websocket import open_lane
 from zbus.nudging import nudge
 from zbus.operation import Operation
+from zbus.protocol.channel import Channels
+from zbus.protocol.seats import Endpoint, Link
 from zbus.remote import Remote
-from zbus.seats import Endpoint, Link
 from zbus.trust import EXCHANGE, JOBS, Trust
-from zbus.websocket import open_lane
 
 BOTH = (EXCHANGE, JOBS)
 PROMPT: dict[str, Any] = {"1": {"class_type": "Number", "inputs": {"value": 3}}}

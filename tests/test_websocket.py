@@ -1,4 +1,4 @@
-"""The WebSocket lane: `zbus.websocket` dials, `comfy_nodes.lane` answers; without a ComfyUI."""
+"""The WebSocket lane: `zbus.net.websocket` dials, `comfy_nodes.lane` answers; without a ComfyUI."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from webproxy import PASSWORD as SECRET
 from webproxy import make_certificate, nginx
 from website import PATIENCE, Site, door
 
-from zbus import websocket
 from zbus.errors import (
     ConnectError,
     InvalidAddress,
@@ -34,6 +33,7 @@ from zbus.errors import (
     NotZBus,
     Unreachable,
 )
+from zbus.net import websocket
 
 MIB = 1 << 20
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")

@@ -14,9 +14,9 @@ Importing it has no effect: the I/O thread starts with the first `Peer`.
 from . import errors
 from .errors import ZBusError
 from .job import Job, Remote, Request
+from .net.places import Settings
 from .operation import Operation
 from .peer import Peer
-from .places import Settings
 from .run import Channel, Run
 
 __version__ = "0.1.0"

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 from . import codecs
 from .errors import InputError, NotTransferable, RemoteProtocolError, UnknownCodec
-from .fields import clip
 from .operation import Operation
-from .payload import Flat, flatten
+from .protocol.fields import clip
 from .reasons import Reason
 from .remote import Remote
+from .values.payload import Flat, flatten
 
 __all__ = ["Job", "JobHost", "Reason", "Remote", "Request", "Taken"]
 

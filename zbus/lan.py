@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from .address import Address
 from .keys import short
-from .messages import VERSION
+from .protocol.messages import VERSION
 from .trust import Principal
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import time
 from . import discovery
 from .address import parse_dial
 from .errors import TrustError
-from .frames import Closed, Connected
-from .transport import Transport
+from .net.frames import Closed, Connected
+from .net.transport import Transport
 from .trust import Trust
 
 WITHIN = 2.0  # seconds: a peer that loads a model looks by itself when it is done

@@ -23,20 +23,20 @@ from typing import Any
 
 from . import codecs
 from .address import Address, parse_dial, parse_listen
-from .engine import Engine
+from .engine.loop import Engine
+from .engine.meetings import endpoint
 from .errors import Cancelled, PeerClosed, PortInUse
-from .fields import clip
 from .job import Job, JobHost, Request
 from .machine import boot_id
-from .meetings import endpoint
-from .messages import MAX_CHUNK, VERSION, Hello
+from .net.places import Place, Settings
 from .operation import Operation
-from .payload import flatten
-from .places import Place, Settings
+from .protocol.fields import clip
+from .protocol.messages import MAX_CHUNK, VERSION, Hello
+from .protocol.seats import Endpoint
 from .remote import Remote
 from .run import Channel, Run, fitting
-from .seats import Endpoint
 from .trust import Trust
+from .values.payload import flatten
 
 DEFAULT = "127.0.0.1:8282"  # ComfyUI-Jumper's
 

@@ -10,16 +10,17 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any
 
-from . import codecs, payload
-from .engine import Engine
+from . import codecs
+from .engine.loop import Engine
+from .engine.parts import Running
 from .errors import InvalidOrder, PeerClosed, ZBusError
-from .fields import clip
-from .manifest import Manifest
-from .messages import MAX_HEADER, MAX_PLANNED
+from .net.places import Place
 from .operation import Operation, Progress
-from .parts import Running
-from .places import Place
-from .seats import Seat, State, Step
+from .protocol.fields import clip
+from .protocol.manifest import Manifest
+from .protocol.messages import MAX_HEADER, MAX_PLANNED
+from .protocol.seats import Seat, State, Step
+from .values import payload
 
 EXPECT = ("any", "image", "mask", "latent", "audio", "text", "number", "conditioning")
 

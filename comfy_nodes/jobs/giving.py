@@ -17,10 +17,10 @@ from typing import Any, Protocol
 
 import xxhash
 
-from zbus import payload
 from zbus.errors import JobError, JobFailed, ZBusError
 from zbus.job import Job, Request
 from zbus.remote import Remote
+from zbus.values import payload
 
 from .. import host, peers, waiting
 from ..graph import Graph, Link

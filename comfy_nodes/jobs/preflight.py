@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
-from zbus.fields import clip
+from zbus.protocol.fields import clip
 from zbus.reasons import MAX_NEAR, Reason, lines
 
 from ..declared import Input

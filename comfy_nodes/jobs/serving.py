@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zbus.errors import JobError
-from zbus.fields import clip
 from zbus.job import JobHost, Taken
+from zbus.protocol.fields import clip
 from zbus.reasons import Reason, lines
 
 from .. import host

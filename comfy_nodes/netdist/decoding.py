@@ -19,8 +19,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 from safetensors import SafetensorError
 
-from zbus.fields import clip
 from zbus.operation import size_text
+from zbus.protocol.fields import clip
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses; ours holds where a pack took its limit away

@@ -36,8 +36,8 @@ from ..job import Request
 from ..peer import Peer
 from ..remote import Remote
 from ..resolver import looking_around
-from ..tensors import torch_module
 from ..trust import Trust
+from ..values.tensors import torch_module
 from .farming.board import MAX_IN_A_ROW, Board, Task
 from .farming.config import Config, read_config
 from .farming.pictures import Folder, pixels

@@ -10,11 +10,11 @@ from typing import Any
 
 from ..errors import NotPermitted, TimedOut
 from ..job import Remote
-from ..messages import MAX_TOTAL, Hello
+from ..net.places import OWN
 from ..operation import size_text
 from ..peer import Peer
-from ..places import OWN
 from ..printable import shown
+from ..protocol.messages import MAX_TOTAL, Hello
 
 MAX_DEVICES = 16  # shown
 MAX_WORDS = 100  # characters of one fact

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import ConnectError, InputError, KeyChanged, ZBusError
+from ..net.places import Settings
 from ..peer import Peer
-from ..places import Settings
 from ..principals import check_name
 from ..trust import Trust
 from .linking import book, ssh

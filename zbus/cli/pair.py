@@ -16,17 +16,17 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .. import reach
-from ..accepting import TIMEOUT, accept
 from ..errors import BadToken, InputError, ZBusError
-from ..hellos import ACCEPTER_GRANTS, INVITER_GRANTS, is_loopback
-from ..invitation import LIFETIME
-from ..inviting import Inviting
 from ..keys import fingerprint, from_text, to_text
 from ..nudging import nudge
-from ..offers import Offer, as_json, own_as_json, own_name, shown
+from ..pairing import reach
+from ..pairing.accepting import TIMEOUT, accept
+from ..pairing.hellos import ACCEPTER_GRANTS, INVITER_GRANTS, is_loopback
+from ..pairing.invitation import LIFETIME
+from ..pairing.inviting import Inviting
+from ..pairing.offers import Offer, as_json, own_as_json, own_name, shown
+from ..pairing.tokens import Token
 from ..principals import EVERY_HOST
-from ..tokens import Token
 from ..trust import EXCHANGE, JOBS, PERMISSIONS, Peers, Principal, Trust
 from .report import printable
 

@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 from .. import probe
 from ..address import EXAMPLE, Address
 from ..card import PATIENCE, Page
+from ..cli import jobs_ping
 from ..errors import (
     ConnectError,
     InputError,
@@ -38,16 +39,15 @@ from ..errors import (
     VersionMismatch,
     ZBusError,
 )
-from ..messages import VERSION, Hello
+from ..net.websocket import Lane, open_lane
 from ..operation import size_text
 from ..peer import Peer, Probe
 from ..printable import shown
+from ..protocol.messages import VERSION, Hello
 from ..remote import Remote
 from ..resolver import Resolver, looking_around
 from ..trust import Trust
-from ..websocket import Lane, open_lane
 from ..wrong import wrong_peer
-from . import jobs_ping
 from .discover import SECONDS, discover
 from .report import Failed, Leg, Report, printable, try_leg
 

@@ -3,7 +3,7 @@
 What the user chooses is a *choice*, by meaning first: ``exact`` (whatever gets it there soonest,
 every bit kept) or ``8-bit`` (images and masks); or a codec by its name. ``png`` and ``webp`` by
 name mean 8-bit too. A codec works on one chunk at a time, knows of it what its
-:class:`~zbus.layout.Layout` says, and is told by the receiver how many bytes must come out.
+:class:`~zbus.values.layout.Layout` says, and is told by the receiver how many bytes must come out.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from PIL import features
 
+from ..codecs import lz4, png, raw, webp, zlib
 from ..errors import CodecRefused, UnknownCodec
-from ..layout import MOST_ROWS, Layout
-from . import lz4, png, raw, webp, zlib
+from ..values.layout import MOST_ROWS, Layout
 
 if TYPE_CHECKING:
-    from ..payload import Buffer, EightBit, Packed
+    from ..values.payload import Buffer, EightBit, Packed
 
 __all__ = [
     "CHOICES",
@@ -95,7 +95,7 @@ def eight_bit(choice: str) -> Literal["never", "always", "if exact"]:
 
 
 def pack_mode(choice: str, rate: float | None, local: bool) -> EightBit:
-    """How to :func:`~zbus.payload.pack` for this choice and link.
+    """How to :func:`~zbus.values.payload.pack` for this choice and link.
 
     As :func:`eight_bit`, but ``exact`` does not quantise where the link is as fast as that.
     """

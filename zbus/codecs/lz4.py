@@ -12,7 +12,7 @@ import lz4.block
 import numpy as np
 
 from ..errors import RemoteProtocolError
-from ..layout import Layout
+from ..values.layout import Layout
 
 
 def encode(view: memoryview, layout: Layout) -> bytes | None:

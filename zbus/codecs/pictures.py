@@ -13,9 +13,9 @@ from typing import Any
 
 from PIL import Image
 
+from ..codecs import zlib
 from ..errors import RemoteProtocolError
-from ..layout import Layout
-from . import zlib
+from ..values.layout import Layout
 
 _MARKER = b"z"
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}

@@ -7,8 +7,8 @@ import struct
 
 from PIL import Image
 
-from ..layout import Layout
-from . import pictures
+from ..codecs import pictures
+from ..values.layout import Layout
 
 _LARGEST = 2**31 - 1
 _START = b"\x89PNG\r\n\x1a\n"

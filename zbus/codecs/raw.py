@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import RemoteProtocolError
-from ..layout import Layout
+from ..values.layout import Layout
 
 
 def encode(view: memoryview, layout: Layout) -> None:

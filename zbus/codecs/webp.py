@@ -6,8 +6,8 @@ import io
 
 from PIL import Image
 
-from ..layout import MOST_ROWS, Layout
-from . import pictures
+from ..codecs import pictures
+from ..values.layout import MOST_ROWS, Layout
 
 
 def encode(view: memoryview, layout: Layout) -> bytes | None:

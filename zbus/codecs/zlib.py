@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 
 from ..errors import RemoteProtocolError
-from ..layout import Layout
+from ..values.layout import Layout
 
 
 def encode(view: memoryview, layout: Layout) -> bytes | None:

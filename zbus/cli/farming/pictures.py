@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ...errors import InputError, JobError
-from ...kinds import LIST, describe
+from ...values.kinds import LIST, describe
 from .workflow import Prompt
 
 COMPRESSION = 4  # of PNG, as ComfyUI's Save Image

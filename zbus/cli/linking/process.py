@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import IO
 
 from ...printable import shown
-from . import keeper
+from ..linking import keeper
 
 ENDING = keeper.GRACE + 3.0
 MAX_OUTPUT = 1 << 20  # bytes of one command

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from ...address import Address
 from ...errors import ConnectError, InputError, PortInUse, Unreachable
-from . import reasons
+from ..linking import reasons
 from .process import Process
 
 PATIENCE = 60.0  # seconds for what asks nobody

@@ -12,14 +12,14 @@ from typing import Any
 from ...address import Address, parse_dial
 from ...discovery import Entry
 from ...errors import ConnectError, PortInUse, UnknownPeer, ZBusError
-from ...hellos import usable_name
 from ...keys import fingerprint, to_text
+from ...pairing.hellos import usable_name
 from ...peer import Peer
 from ...principals import Principal
 from ...remote import Remote
 from ...resolver import Resolver
 from ...trust import Trust
-from . import book, far
+from ..linking import book, far
 from .ssh import Ssh
 from .telling import Teller
 

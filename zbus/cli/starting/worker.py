@@ -16,7 +16,7 @@ from typing import Any
 
 from ...discovery import Entry
 from ...printable import shown
-from . import keeper
+from ..starting import keeper
 from .devices import Device
 
 LAST_LINES = 15  # of a log that a person gets to see

@@ -1,0 +1,177 @@
+"""What waits for a session with a certain peer: an open one is used, else its listener dialled.
+
+Runs in the I/O thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..errors import (
+    DialledSelf,
+    KeyChanged,
+    NotPaired,
+    NotPermitted,
+    NotZBus,
+    Unreachable,
+    ValuesOnly,
+    ZBusError,
+)
+from ..net.places import Peering, Place
+from ..remote import Remote
+from ..wrong import wrong_peer
+from .parts import Parts
+
+PATIENCE = 10.0  # seconds for the first link: nobody has to press Run for it
+LOOK_EVERY = 0.1
+
+
+@dataclass(eq=False)
+class Errand:
+    """Somebody who needs a session with `remote`. `done` when it needs it no more."""
+
+    remote: Remote
+    then: Callable[[Peering], None]
+    failed: Callable[[ZBusError], None]
+    place: Place | None = None
+    deadline: float = 0.0
+    waiting: bool = True
+
+
+class Errands:
+    """All errands of one peer."""
+
+    def __init__(self, parts: Parts, instance: bytes) -> None:
+        self._parts, self._instance = parts, instance
+        self._open: list[Errand] = []
+
+    def begin(self, errand: Errand) -> None:
+        """Call `then` with the session, at once if there is one, or `failed`."""
+        self._open.append(errand)
+        remote, now = errand.remote, time.monotonic()
+        if remote.instance == self._instance.hex():
+            self._fail(errand, _self(remote))
+            return
+        peering = self._peering(remote)
+        if peering is not None:
+            errand.place = peering.place
+            peering.place.users += 1
+            self._met(errand, peering)
+            return
+        try:
+            routes = remote.routes()
+            if not routes:
+                raise _absent(remote)
+            if any(p.own and p.address in routes for p in self._parts.links.places):
+                raise _own(remote)
+            errand.place = self._parts.links.placing.dial_own(
+                routes, remote.key, now, remote.hinted()
+            )
+        except ZBusError as error:
+            self._fail(errand, error)
+            return
+        errand.deadline = now + PATIENCE * len(routes)
+        if errand.place.peering is not None and errand.place.peering.connection is not None:
+            self._met(errand, errand.place.peering)
+
+    def done(self, errand: Errand) -> None:
+        """It is over: the place may go, after a while."""
+        if errand in self._open:
+            self._open.remove(errand)
+            errand.waiting = False
+            if errand.place is not None:
+                self._parts.links.placing.release(errand.place, time.monotonic())
+
+    def _peering(self, remote: Remote) -> Peering | None:
+        """A session that stands with that very peer, whichever side dialled."""
+        for peering in self._parts.links.peerings:
+            if _is_met(remote, peering) and peering.connection is not None:
+                return peering
+        return None
+
+    def _met(self, errand: Errand, peering: Peering) -> None:
+        errand.waiting = False
+        if _is_met(errand.remote, peering):
+            errand.then(peering)
+        else:
+            self._fail(errand, wrong_peer(errand.remote, peering.session.peer.name))
+
+    def _fail(self, errand: Errand, error: ZBusError) -> None:
+        self.done(errand)
+        errand.failed(error)
+
+    # --- told by the engine -------------------------------------------------------------------
+
+    def linked(self, peering: Peering) -> None:
+        """A connection stands."""
+        for errand in [e for e in self._open if e.waiting and e.place is peering.place]:
+            self._met(errand, peering)
+
+    def place_failed(self, place: Place, error: ZBusError) -> None:
+        """Dialling there cannot help."""
+        for errand in [e for e in self._open if e.waiting and e.place is place]:
+            is_self = isinstance(error, DialledSelf)
+            self._fail(errand, _own(errand.remote) if is_self else _missing(errand.remote, error))
+
+    def tick(self, now: float) -> None:
+        """Give up what is unreachable."""
+        for errand in [e for e in self._open if e.waiting and e.place is not None]:
+            problem = errand.place.problem if errand.place is not None else None
+            if problem is not None:
+                self._fail(errand, _missing(errand.remote, problem))
+            elif now >= errand.deadline:
+                what = f"no answer in {PATIENCE:.0f} s"
+                self._fail(errand, _missing(errand.remote, Unreachable(what)))
+
+    def deadline(self, now: float) -> float | None:
+        """When `tick` has something to do."""
+        return now + LOOK_EVERY if any(e.waiting for e in self._open) else None
+
+    def close(self, error: ZBusError) -> None:
+        """The peer is closed."""
+        for errand in [e for e in self._open if e.waiting]:
+            self._fail(errand, error)
+
+
+def _is_met(remote: Remote, peering: Peering) -> bool:
+    told = peering.session.peer
+    return peering.is_own and remote.is_met_by(peering.principal, told.instance, told.name)
+
+
+def _self(remote: Remote) -> DialledSelf:
+    return DialledSelf(
+        "that is this very ComfyUI",
+        peer=remote.where,
+        remedy="Choose another one: a job for oneself would wait for itself",
+    )
+
+
+def _own(remote: Remote) -> ZBusError:
+    """That address is this process's own: also on another machine, whose page it is from."""
+    return wrong_peer(remote, "this very ComfyUI") if remote.instance else _self(remote)
+
+
+def _absent(remote: Remote) -> Unreachable:
+    return Unreachable(
+        "it is not connected, and no address of it is known here",
+        peer=remote.where,
+        remedy="Start something on it that names this computer, or give its address here: "
+        "zbus-pair move NAME HOST:PORT",
+    )
+
+
+def _missing(remote: Remote, problem: ZBusError) -> ZBusError:
+    if isinstance(problem, ValuesOnly):
+        what = f"no jobs or questions there: {problem.what}"
+        return NotPermitted(what, peer=remote.where, remedy=problem.remedy)
+    if isinstance(problem, (NotZBus, NotPaired, KeyChanged)):
+        return problem.at(peer=remote.where)
+    return Unreachable(
+        problem.what,
+        peer=remote.where,
+        stage="connecting",
+        remedy="Look whether that ComfyUI runs, with zbus in it, and whether its tunnel stands: "
+        f"zbus-ping {remote.name or remote.address}",
+    )

@@ -1,0 +1,106 @@
+"""Runs that wait for a certain peer's: it is dialled, or comes by itself.
+
+Runs in the I/O thread.
+"""
+
+from __future__ import annotations
+
+import time
+
+from ..errors import NotPermitted, ZBusError
+from ..net.links import Links
+from ..net.places import Peering, Place
+from ..protocol.channel import Channels
+from ..protocol.seats import Endpoint, Link, Seat, State
+from ..remote import Remote
+from ..trust import EXCHANGE
+from ..wrong import wrong_peer
+
+
+def endpoint(remote: Remote) -> Endpoint:
+    """Where runs with that peer meet."""
+    instance = bytes.fromhex(remote.instance)
+    return Endpoint("peer", str(remote), remote.key, instance, remote.peer)
+
+
+class Meetings:
+    """All of one peer."""
+
+    def __init__(self, links: Links, channels: Channels) -> None:
+        self._links, self._channels = links, channels
+        self._open: dict[Seat, tuple[Remote, Place | None]] = {}
+
+    def way(self, remote: Remote) -> Place | None:
+        """What leads to that peer: its session if one stands, else its own listener is dialled;
+        `release` it afterwards. None where it can only come by itself.
+
+        Raises:
+            NotPaired, InvalidAddress, TrustError: It cannot be dialled.
+        """
+        for peering in self._links.peerings:
+            told = peering.session.peer
+            is_it = remote.is_met_by(peering.principal, told.instance, told.name)
+            if is_it and peering.connection is not None:
+                peering.place.users += 1
+                return peering.place
+        routes = remote.routes()
+        if not routes:
+            return None
+        return self._links.placing.dial_own(routes, remote.key, time.monotonic(), remote.hinted())
+
+    def begin(self, seat: Seat, remote: Remote, place: Place | None) -> None:
+        """A run waits for that peer's."""
+        self._open[seat] = remote, place
+        if place is not None and place.given_up is not None:
+            self._fail(seat, place.given_up)
+        for peering in self._links.peerings:
+            self._look(seat, peering)
+
+    def end(self, seat: Seat) -> None:
+        """The run has ended."""
+        self._open.pop(seat, None)
+
+    def linked(self, peering: Peering) -> None:
+        """A connection stands: perhaps it is the one, and perhaps it will not do."""
+        for seat in list(self._open):
+            self._look(seat, peering)
+
+    def place_failed(self, place: Place, error: ZBusError) -> None:
+        """Dialling there cannot help."""
+        for seat, (remote, its) in list(self._open.items()):
+            if its is place:
+                self._fail(seat, error.at(peer=str(remote)))
+
+    def _look(self, seat: Seat, peering: Peering) -> None:
+        remote, place = self._open[seat]
+        told = peering.session.peer
+        link: Link | None = self._channels.links.get(peering.key)
+        if link is None or seat.state is not State.WAITING:
+            return
+        if not remote.is_met_by(peering.principal, told.instance, told.name):
+            if place is peering.place and place.kind == "dial":  # who comes may be anybody
+                self._fail(seat, wrong_peer(remote, told.name))
+        elif not link.permitted:
+            self._fail(seat, _not_permitted_here(told.name))
+        elif EXCHANGE not in told.permissions:
+            self._fail(seat, _not_permitted_there(told.name))
+
+    def _fail(self, seat: Seat, error: ZBusError) -> None:
+        if seat.state is State.WAITING:
+            self._channels.pairing.end(seat, error)
+
+
+def _not_permitted_here(name: str) -> NotPermitted:
+    return NotPermitted(
+        "this computer does not let it exchange values",
+        peer=name,
+        remedy="Allow it here: zbus-pair permit NAME exchange (zbus-pair list shows the names)",
+    )
+
+
+def _not_permitted_there(name: str) -> NotPermitted:
+    return NotPermitted(
+        "it does not let this computer exchange values",
+        peer=name,
+        remedy="Allow it there: zbus-pair permit NAME exchange (zbus-pair list shows the names)",
+    )

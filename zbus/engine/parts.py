@@ -1,0 +1,59 @@
+"""What the I/O thread's own rooms share: made by the engine, handed to those that use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from ..net.links import Links
+from ..net.places import Peering, Place, Settings
+from ..operation import Operation
+from ..protocol.channel import Channels
+from ..protocol.seats import Seat, Step
+from ..values.payload import Flat
+from ..values.streams import Budget
+from .bulk import Bulk
+
+T = TypeVar("T")
+
+
+class InPool(Protocol):
+    """Runs `work` in the worker pool and `then` with its result in the I/O thread."""
+
+    def __call__(self, work: Callable[[], T], then: Callable[[T], None]) -> None: ...
+
+
+@dataclass
+class Parts:
+    """The parts that the engine joins."""
+
+    settings: Settings
+    links: Links
+    channels: Channels
+    bulk: Bulk
+    budget: Budget
+    in_pool: InPool
+
+    def peering(self, key: bytes) -> Peering | None:
+        """The session of that key."""
+        return next((p for p in self.links.peerings if p.key == key), None)
+
+
+@dataclass(eq=False)
+class Running:
+    """One operation of this side under way."""
+
+    operation: Operation[Any]
+    seat: Seat
+    step: Step
+    place: Place | None
+    deadline: float | None
+    flat: Flat | None = None  # of a send
+    quality: str = "exact"
+    preparing: bool = False
+    transferring: bool = False
+    peering: Peering | None = None
+    transfer: int = -1
+    memory: int = 0  # taken from the budget
+    ended: bool = False

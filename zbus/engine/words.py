@@ -1,0 +1,89 @@
+"""The line of text on a step that waits: for whom, and why."""
+
+from __future__ import annotations
+
+from ..job import Job
+from ..net.places import Peering
+from ..operation import size_text
+from ..protocol.seats import Link, State
+from .parts import Parts, Running
+
+
+def explain(parts: Parts, running: Running, now: float) -> str:
+    """Whom this operation waits for and why; "" where the line that stands says more."""
+    seat = running.seat
+    if seat.link is not None and seat.state is State.BOUND:
+        peering = parts.peering(seat.link.key)
+        return "" if peering is None else _bound(parts, running, peering, now)
+    covered = [link for link in parts.channels.links.values() if seat.endpoint.covers(link)]
+    known = [(link, peering) for link in covered if (peering := parts.peering(link.key))]
+    # A session whose link stands says more than one that is lost.
+    for link, peering in sorted(known, key=lambda pair: not pair[1].session.is_linked):
+        return _waiting(parts, running, link, peering, now)
+    if running.place is not None:
+        return parts.links.placing.explain(running.place, now)
+    if seat.endpoint.kind == "peer":
+        return (
+            f"{seat.endpoint} is not connected, and no address of it is known here: run there too"
+        )
+    return "press Run on the other side, or name a peer here: none is connected yet"
+
+
+def _waiting(parts: Parts, running: Running, link: Link, peering: Peering, now: float) -> str:
+    """There is a session, and no run on it that would be for us."""
+    troubled = _trouble(parts, peering, now)
+    if troubled:
+        return troubled
+    busy = link.busy.get(running.seat.channel)
+    if busy:
+        return f"{peering.name}: {busy}"
+    others = sorted({channel for _, channel in link.remote})
+    if others and running.seat.channel not in others:
+        return f'{peering.name} waits on channel "{others[0]}", not "{running.seat.channel}"'
+    if peering.activity not in ("", "idle"):
+        return f"{peering.name} is connected and busy: {peering.activity}"
+    return f"press Run on {peering.name}: it is connected and idle"
+
+
+def _bound(parts: Parts, running: Running, peering: Peering, now: float) -> str:
+    troubled = _trouble(parts, peering, now)
+    if troubled:
+        return troubled
+    if running.transferring or (running.preparing and not running.step.posted):
+        return ""
+    if running.step.matched:
+        return f"{peering.name}: {running.step} begins"
+    doing = peering.activity if peering.activity not in ("", "idle") else "computing"
+    return f"{peering.name} has not come to this yet: {doing}"
+
+
+def explain_job(parts: Parts, job: Job, peering: Peering | None, now: float) -> str:
+    """Where a job of this side is."""
+    if peering is None:
+        return f"connecting to {job.remote}"
+    troubled = _trouble(parts, peering, now)
+    if troubled:
+        return troubled
+    at, who = job.progress, peering.name
+    if at.state == "sending":
+        sent = f": {size_text(at.received)} of {size_text(at.total)}" if at.total else ""
+        return f"sending to {who}{sent}"
+    if at.state == "queued":
+        ahead = f"{at.place} before it" if at.place else "next"
+        doing = f": {peering.activity}" if peering.activity not in ("", "idle") else ""
+        return f"queued on {who}, {ahead}{doing}"
+    if at.total and at.received < at.total:
+        return f"receiving from {who}: {size_text(at.received)} of {size_text(at.total)}"
+    step = f" {at.value}/{at.maximum}" if at.maximum > 1 else ""
+    return f"{who}: {at.title}{step}" if at.title else f"running on {who}"
+
+
+def _trouble(parts: Parts, peering: Peering, now: float) -> str:
+    lost = peering.session.lost_for(now)
+    if lost > 0:
+        minutes, seconds = divmod(int(parts.settings.reconnect_wait), 60)
+        return (
+            f"link to {peering.name} lost {lost:.0f} s ago, trying, "
+            f"gives up at {minutes}:{seconds:02d}"
+        )
+    return f"{peering.name} is not answering for {peering.silent:.0f} s" if peering.silent else ""

@@ -1,0 +1,479 @@
+"""Moves frames: one ROUTER for each listener, one DEALER for each connection that is dialled.
+
+Knows no message. Everything here belongs to the I/O thread. A `Connection` is one TCP connection:
+a DEALER's socket is used for one and never again, so no stale frame can arrive; on a ROUTER a
+connection is a routing id, and the file descriptor under it (`SRCFD`) is what the monitor's
+DISCONNECTED names and what `end` shuts down, since ZeroMQ has no call for that.
+
+Plain sockets and CURVE's have a Context each: a plain handshake must not wait for `zap`, which
+waits for this thread, and so for whoever holds the GIL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import socket
+import time
+from collections.abc import Generator, Iterator
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from ..errors import PortInUse
+from ..keys import KeyPair
+from ..protocol.messages import MAX_FRAME
+from .frames import Body, Closed, Connected, Connection, Event, Listener, Received
+from .zap import DOMAIN, Admit, Zap, user_key
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY = 0.05  # seconds, while a connection is about to end
+LAST_WORDS = 2.0  # seconds for what a connection said before it ended, under a flood of others
+DRAIN = 64  # messages taken from one socket before the others have their turn
+MAX_YOUNG = 128  # connections of one listener that have not said a word for
+YOUNG = 2.0  # seconds; no more than
+MOST_YOUNG = (
+    400  # at once, which only programs of this machine can be: or they took all descriptors
+)
+# Milliseconds until a DEALER would dial again; it is closed long before. Not -1: ZeroMQ then drops,
+# with the connection, what it has received and nobody has read yet.
+NEVER = 2**30
+BIND_TRIES, BIND_EVERY = 25, 0.02  # seconds: a listener that was closed frees its port later
+
+_EVENTS = (
+    zmq.EVENT_ACCEPTED
+    | zmq.EVENT_CONNECTED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CLOSED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+
+
+class Transport:
+    """All sockets of one peer, in Contexts of its own.
+
+    Args:
+        keys: This side's, for CURVE; may be set later.
+        admit: Asked for the public key of everyone who comes to a CURVE listener, in the thread
+            that polls.
+        max_frame: Bytes of the largest frame that may come.
+    """
+
+    def __init__(
+        self,
+        keys: KeyPair | None = None,
+        admit: Admit | None = None,
+        max_frame: int = MAX_FRAME,
+    ) -> None:
+        self.keys, self._admit, self._max_frame = keys, admit, max_frame
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.context.setsockopt(zmq.MAX_SOCKETS, 4096)
+        self._secure: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._zap: Zap | None = None
+        self._poller = zmq.Poller()
+        self._wake_in, self._wake_out = socket.socketpair()
+        for end in (self._wake_in, self._wake_out):
+            end.setblocking(False)
+        self._poller.register(self._wake_out.fileno(), zmq.POLLIN)
+        self._monitors: dict[zmq.Socket[bytes], Listener | Connection] = {}
+        self._sources: dict[zmq.Socket[bytes], Listener | Connection] = {}
+        self._pending: list[Event] = []
+        self._doomed: list[tuple[float, Connection]] = []  # when to shut down which
+        # Gone, but perhaps not all of it is read: its stage, and when it is not waited for longer.
+        self._leaving: dict[Connection, tuple[str, float]] = {}
+        self._ended: list[
+            Connection
+        ] = []  # by this side, and gone; to be ignored until all is read
+
+    @property
+    def key(self) -> bytes:
+        """This side's public key; none where there was no need of one yet."""
+        return self.keys.public if self.keys is not None else b""
+
+    def wake(self) -> None:
+        """End a `poll` under way. The one call for other threads."""
+        with contextlib.suppress(OSError):  # it is awake already, or closed
+            self._wake_in.send(b"\0")
+
+    # --- making and ending ----------------------------------------------------------------------
+
+    def bind(self, host: str, port: int, *, curve: bool = False) -> Listener:
+        """Listen on a numeric address; with `curve` for those alone whose key is admitted.
+
+        Raises:
+            PortInUse: The system refuses the address.
+        """
+        router = self._socket(zmq.ROUTER, host, curve)
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        if curve:
+            router.setsockopt(zmq.CURVE_SERVER, 1)
+        listener = Listener(router, host, port, curve)
+        # Monitored before it is bound: somebody may dial this very moment.
+        self._register(router, listener)
+        try:
+            router.bind(_endpoint(host, port))
+        except zmq.ZMQError as error:
+            self._close(router, 0)
+            raise PortInUse(str(error)) from error
+        bound = router.getsockopt(zmq.LAST_ENDPOINT)
+        assert isinstance(bound, bytes)
+        listener.port = int(bound.rstrip(b"\0").rpartition(b":")[2])
+        return listener
+
+    def widen(self, listener: Listener, hosts: set[str]) -> None:
+        """Listen on the same port of these numeric addresses too, and of no others. One that is
+        "0.0.0.0" takes the place of the listener's own. Where listening ends, ZeroMQ cuts the
+        connections that came that way; who has a session dials again.
+
+        Raises:
+            PortInUse: The system refuses one of them; the listener's own stands.
+        """
+        router, port = listener.socket, listener.port
+        for host in listener.other_hosts - hosts:
+            router.unbind(_endpoint(host, port))
+            listener.other_hosts.discard(host)
+            if _is_every(host):
+                _bind_again(router, _endpoint(listener.host, port))
+        for host in hosts - listener.other_hosts - {listener.host}:
+            if _is_every(host):
+                router.unbind(_endpoint(listener.host, port))
+            try:
+                router.setsockopt(zmq.IPV6, int(":" in host))
+                _bind_again(router, _endpoint(host, port))
+            except zmq.ZMQError as error:
+                if _is_every(host):
+                    _bind_again(router, _endpoint(listener.host, port))
+                raise PortInUse(str(error)) from error
+            listener.other_hosts.add(host)
+
+    def dial(self, host: str, port: int, *, server: bytes = b"") -> Connection:
+        """Begin a connection to a numeric address; `Connected` or `Closed` follows.
+
+        Args:
+            server: The public key that must answer, with CURVE; none: plain.
+        """
+        dealer = self._socket(zmq.DEALER, host, bool(server))
+        dealer.setsockopt(zmq.RECONNECT_IVL, NEVER)
+        dealer.setsockopt(zmq.CONNECT_TIMEOUT, 10_000)
+        if server:
+            # Its listener must answer, and before that perhaps a WebSocket.
+            dealer.setsockopt(zmq.HANDSHAKE_IVL, 20_000)
+            dealer.setsockopt(zmq.CURVE_SERVERKEY, server)
+        connection = Connection(dealer, key=server)
+        self._register(dealer, connection)
+        dealer.connect(_endpoint(host, port))
+        return connection
+
+    def _socket(self, kind: int, host: str, curve: bool) -> zmq.Socket[bytes]:
+        made = (self._secured() if curve else self.context).socket(kind)
+        if curve:
+            assert self.keys is not None, "CURVE needs keys"
+            made.setsockopt(zmq.CURVE_PUBLICKEY, self.keys.public)
+            made.setsockopt(zmq.CURVE_SECRETKEY, self.keys.secret)
+            made.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, int(kind == zmq.ROUTER))
+        made.setsockopt(zmq.LINGER, 0)
+        made.setsockopt(zmq.IPV6, int(":" in host))
+        made.setsockopt(zmq.MAXMSGSIZE, self._max_frame)
+        made.setsockopt(zmq.SNDHWM, 0)  # grants bound it
+        made.setsockopt(zmq.RCVHWM, 16)
+        made.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
+        made.setsockopt(zmq.TCP_MAXRT, 120_000)  # shorter would cut a live peer that is deaf
+        made.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        made.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
+        made.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 10)
+        made.setsockopt(zmq.TCP_KEEPALIVE_CNT, 6)
+        # Without one a ROUTER accepts ZMTP 1.0, and so an HTTP form's body.
+        made.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
+        return made
+
+    def _secured(self) -> zmq.Context[zmq.Socket[bytes]]:
+        """The Context of the CURVE sockets; whoever decides stands before any is bound."""
+        if self._secure is None:
+            self._secure = zmq.Context()
+            self._secure.setsockopt(zmq.MAX_SOCKETS, 4096)
+            self._zap = Zap(self._secure, self._admit or (lambda _: False))
+            self._poller.register(self._zap.socket, zmq.POLLIN)
+        return self._secure
+
+    def _register(self, made: zmq.Socket[bytes], owner: Listener | Connection) -> None:
+        monitor = made.get_monitor_socket(_EVENTS)
+        self._monitors[monitor] = owner
+        self._sources[made] = owner
+        self._poller.register(made, zmq.POLLIN)
+        self._poller.register(monitor, zmq.POLLIN)
+
+    def end(self, connection: Connection, linger: int = 0) -> None:
+        """End one connection; no event follows. `linger` ms for what was just sent."""
+        if not connection.is_open:
+            return
+        connection.is_open = False
+        if connection.listener is None:
+            self._close(connection.socket, linger)
+            return
+        connection.listener.by_id.pop(connection.routing_id, None)
+        connection.listener.ignored.add(connection.routing_id)
+        self._doomed.append((time.monotonic() + linger / 1000, connection))
+        self._end_doomed()
+
+    def _end_doomed(self) -> None:
+        """Shut down the accepted connections whose time has come."""
+        now = time.monotonic()
+        for at, connection in self._doomed:
+            listener = connection.listener
+            if at <= now and listener and listener.by_fd.get(connection.fd) is connection:
+                _shutdown(connection.fd, listener.port)
+        self._doomed = [(at, connection) for at, connection in self._doomed if at > now]
+
+    def unbind(self, listener: Listener, linger: int = 200) -> None:
+        """Stop listening and end all connections there."""
+        for connection in listener.by_id.values():
+            connection.is_open = False
+        self._doomed = [(at, c) for at, c in self._doomed if c.listener is not listener]
+        self._close(listener.socket, linger)
+
+    def _close(self, made: zmq.Socket[bytes], linger: int) -> None:
+        owner = self._sources.pop(made)
+        monitor = next((m for m, owns in self._monitors.items() if owns is owner), None)
+        self._poller.unregister(made)
+        if monitor is not None:
+            del self._monitors[monitor]
+            self._poller.unregister(monitor)
+            made.disable_monitor()
+            monitor.close(0)
+        made.close(linger)
+
+    def close(self) -> None:
+        """Close everything; waits at most for the sockets' lingers."""
+        for made, owner in list(self._sources.items()):
+            if isinstance(owner, Listener):
+                self.unbind(owner)
+            else:
+                owner.is_open = False
+                self._close(made, 200)
+        if self._zap is not None:
+            self._zap.close()
+        if self._secure is not None:
+            self._secure.term()
+        self.context.term()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    # --- frames -----------------------------------------------------------------------------------
+
+    def send(
+        self, connection: Connection, header: bytes, body: bytes | memoryview | None = None
+    ) -> bool:
+        """Put one message on a connection; False if it is gone. A body of 64 KiB or more is sent
+        from its own memory: it must not change until the peer has it."""
+        if not connection.is_open:
+            return False
+        more = zmq.SNDMORE if body is not None else 0
+        try:
+            if connection.listener is not None:
+                connection.socket.send(connection.routing_id, zmq.SNDMORE | zmq.DONTWAIT)
+            connection.socket.send(header, more | zmq.DONTWAIT)
+            if body is not None:
+                connection.socket.send(body, zmq.DONTWAIT, copy=len(body) < 65536)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            self._gone(connection, "link")
+            return False
+        return True
+
+    def poll(self, timeout: float | None) -> Iterator[Event]:
+        """Wait for input, at most `timeout` seconds, and yield it: monitors first. A `Received`
+        body that is not taken when the next event is asked for is dropped."""
+        if self._doomed or self._leaving or self._ended:
+            timeout = min(LOOK_EVERY, LOOK_EVERY if timeout is None else timeout)
+        ready = dict(self._poller.poll(_milliseconds(timeout)))
+        if ready.pop(self._wake_out.fileno(), None):
+            self._drain_wake()
+        if self._zap is not None and ready.pop(self._zap.socket, None):
+            self._zap.answer()
+        for monitor in [m for m in self._monitors if m in ready]:
+            self._read_monitor(monitor)
+        self._end_doomed()
+        yield from self._take_pending()
+        leaving = {connection.socket for connection in (*self._leaving, *self._ended)}
+        drained = set()
+        for source in [s for s in self._sources if s in ready or s in leaving]:
+            if (yield from self._read(source)):
+                drained.add(source)
+            yield from self._take_pending()
+        yield from self._let_go(drained)
+
+    def _let_go(self, drained: set[zmq.Socket[bytes]]) -> Iterator[Event]:
+        """A connection's last words (STORED, BYE) come before its end: it is gone when all that
+        had come at its socket is read."""
+        now = time.monotonic()
+        for connection, (stage, until) in list(self._leaving.items()):
+            if connection.socket in drained or now >= until or not connection.is_open:
+                self._leaving.pop(connection, None)
+                self._gone(connection, stage)
+        for connection in self._ended:
+            if connection.socket in drained and connection.listener is not None:
+                connection.listener.ignored.discard(connection.routing_id)
+        self._ended = [c for c in self._ended if c.socket in self._sources.keys() - drained]
+        yield from self._take_pending()
+
+    def _take_pending(self) -> Iterator[Event]:
+        pending, self._pending = self._pending, []
+        yield from pending
+
+    def _drain_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while self._wake_out.recv(4096):
+                pass
+
+    def _read(self, source: zmq.Socket[bytes]) -> Generator[Event, None, bool]:
+        """Some of a socket's input; returns whether that was all of it."""
+        for _ in range(DRAIN):
+            owner = self._sources.get(source)
+            if owner is None:
+                return True
+            try:
+                first = source.recv(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return True
+            connection = self._accepted(owner, first) if isinstance(owner, Listener) else owner
+            header: bytes | None = first.bytes
+            if isinstance(owner, Listener):
+                header = source.recv(zmq.DONTWAIT) if source.getsockopt(zmq.RCVMORE) else None
+            rest = Body(source)
+            if connection is not None and connection.is_open and header is not None:
+                has_body = bool(source.getsockopt(zmq.RCVMORE))
+                yield Received(connection, header, rest if has_body else None)
+            if self._sources.get(source) is owner:
+                Body(source).drop()
+        return False
+
+    def _leave(self, connection: Connection, stage: str) -> None:
+        self._leaving.setdefault(connection, (stage, time.monotonic() + LAST_WORDS))
+
+    def _accepted(self, listener: Listener, first: zmq.Frame) -> Connection | None:
+        routing_id = first.bytes
+        key = user_key(first) if listener.curve else b""
+        connection = listener.by_id.get(routing_id)
+        if connection is not None and connection.key != key:
+            return None  # it has the routing id of another
+        if connection is not None or routing_id in listener.ignored:
+            return connection
+        fd = int(first.get(zmq.SRCFD))
+        # The monitor has told of this descriptor's ACCEPTED before its first message could come,
+        # and of the DISCONNECTED of an earlier connection that had the same one.
+        for monitor in [m for m, owner in self._monitors.items() if owner is listener]:
+            self._read_monitor(monitor)
+        if fd in listener.dead or (listener.curve and not key):
+            return None
+        listener.young.pop(fd, None)
+        connection = Connection(listener.socket, routing_id, fd, listener, greeted=True, key=key)
+        listener.by_id[routing_id] = listener.by_fd[fd] = connection
+        return connection
+
+    def _read_monitor(self, monitor: zmq.Socket[bytes]) -> None:
+        while monitor in self._monitors:
+            try:
+                parts = monitor.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            event = parse_monitor_message(parts)
+            owner = self._monitors[monitor]
+            if isinstance(owner, Listener):
+                self._listener_event(owner, event["event"], event["value"])
+            else:
+                self._dialled_event(owner, event["event"])
+
+    def _listener_event(self, listener: Listener, event: int, fd: int) -> None:
+        if event == zmq.EVENT_ACCEPTED:
+            listener.dead.discard(fd)
+            now = time.monotonic()
+            listener.young[fd] = now
+            oldest, since = next(iter(listener.young.items()))
+            many = MOST_YOUNG if now - since < YOUNG and not listener.curve else MAX_YOUNG
+            if len(listener.young) > many:  # a flood
+                del listener.young[oldest]
+                _shutdown(oldest, listener.port)
+        elif event == zmq.EVENT_DISCONNECTED:
+            listener.dead.add(fd)
+            listener.young.pop(fd, None)
+            connection = listener.by_fd.pop(fd, None)
+            if connection is not None and connection.is_open:
+                self._leave(connection, "link")
+            elif connection is not None:
+                self._ended.append(connection)
+        elif event & _FAILED:
+            logger.debug("a connection to port %d that is not ZeroMQ", listener.port)
+
+    def _dialled_event(self, connection: Connection, event: int) -> None:
+        if event == zmq.EVENT_CONNECTED:
+            connection.connected = True
+        elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            connection.greeted = True
+            self._pending.append(Connected(connection))
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            self._leave(connection, "refused")
+        elif event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED) or event & _FAILED:
+            stage = "link" if connection.greeted else "greeting"
+            self._leave(connection, stage if connection.connected else "connect")
+
+    def _gone(self, connection: Connection, stage: str) -> None:
+        if not connection.is_open:
+            return
+        connection.is_open = False
+        if connection.listener is None:
+            self._close(connection.socket, 0)
+        else:
+            connection.listener.by_id.pop(connection.routing_id, None)
+        self._pending.append(Closed(connection, stage))
+
+
+def _milliseconds(timeout: float | None) -> int | None:
+    """Rounded up: a poll that ends just before its deadline would spin."""
+    return None if timeout is None else max(0, math.ceil(timeout * 1000))
+
+
+def _endpoint(host: str, port: int) -> str:
+    return f"tcp://[{host}]:{port or '*'}" if ":" in host else f"tcp://{host}:{port or '*'}"
+
+
+def _is_every(host: str) -> bool:
+    return host in ("0.0.0.0", "::")
+
+
+def _bind_again(router: zmq.Socket[bytes], endpoint: str) -> None:
+    """Bind where this process may just have stopped listening.
+
+    Raises:
+        zmq.ZMQError: The system refuses the address.
+    """
+    for remaining in range(BIND_TRIES, -1, -1):
+        try:
+            router.bind(endpoint)
+            return
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EADDRINUSE or not remaining:
+                raise
+        time.sleep(BIND_EVERY)
+
+
+def _shutdown(fd: int, port: int) -> None:
+    """Shut down the connection under a descriptor that belongs to ZeroMQ, through a copy. By now
+    the number may be another's: so only one that ends at that port of this machine."""
+    try:
+        with socket.socket(fileno=os.dup(fd)) as copy:
+            if copy.getsockname()[1] == port:
+                copy.shutdown(socket.SHUT_RDWR)
+    except (OSError, IndexError) as error:  # IndexError: no socket of the internet
+        logger.debug("shutdown of descriptor %d: %s", fd, error)

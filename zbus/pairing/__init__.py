@@ -1,0 +1,1 @@
+"""Pairing: from an invitation to two trust stores that know each other."""

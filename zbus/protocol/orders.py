@@ -1,0 +1,133 @@
+"""Sans-IO: what `jobs` keeps of each job, on either side, and what it wants done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from ..errors import ZBusError
+from .messages import Message
+
+SUBMIT, RESULT, END = "submit", "result:", "end"  # the parts that a job's parcels carry
+
+SessionKey = bytes
+
+
+class State(Enum):
+    ARRIVING = "arriving"
+    SUBMITTED = "submitted"
+    CHECKING = "checking"
+    QUEUED = "queued"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+@dataclass(eq=False)
+class Order:
+    """A job that another peer runs for this one."""
+
+    id: str
+    what: Any  # the request; opaque here
+    peer: str  # its name
+    incarnation: bytes
+    title: str = ""
+    session: SessionKey | None = None
+    state: State = State.SUBMITTED
+    place: int = 0  # in the queue there
+    waits: tuple[str, ...] = ()
+    awaited: str = ""  # what waits for it here, in words; "": nothing does yet
+    results: dict[str, Any] = field(default_factory=dict)
+    end: dict[str, Any] | None = None  # as told; the results may still be on their way
+    lost_at: float = 0.0  # when its session ended, while it may come back
+
+
+@dataclass(eq=False)
+class Task:
+    """A job that this peer runs for another one."""
+
+    id: str
+    session: SessionKey | None
+    incarnation: bytes
+    client: str  # the peer's name
+    what: Any = None
+    title: str = ""
+    group: str = ""
+    state: State = State.ARRIVING
+    place: int = 0
+    told: tuple[str, int, tuple[str, ...]] | None = None
+    parts: dict[str, Any] = field(default_factory=dict)  # part -> value, until it is stored
+    gave: list[str] = field(default_factory=list)  # names of the results
+    stopping: bool = False
+    unwanted: bool = False  # its client has cancelled it, or is gone
+    why: str = ""  # it was stopped
+    spoiled: dict[str, Any] | None = None  # how it ends: a result of it cannot travel
+    kept_until: float | None = None
+
+
+# --- what is to be done -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Say:
+    """Put `message` on the session."""
+
+    session: SessionKey
+    message: Message
+
+
+@dataclass(frozen=True)
+class Deliver:
+    """Send that value as a parcel; say `delivered` or `undeliverable` in the end."""
+
+    session: SessionKey
+    job: str
+    part: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Whatever of that job is on its way, in either direction, is not wanted any more."""
+
+    job: str
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job has come: check it and queue it."""
+
+    task: Task
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Stop exactly that job, and say `ended` when it has."""
+
+    task: Task
+    why: str
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Its results are delivered or dropped: remove every trace of it."""
+
+    task: Task
+
+
+@dataclass(frozen=True)
+class Changed:
+    """Something about that order is new, for people."""
+
+    order: Order
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The order has come to its end: well, or for `error`."""
+
+    order: Order
+    error: ZBusError | None
+
+
+Event = Say | Deliver | Drop | Submitted | Stop | Forget | Changed | Ended

@@ -1,0 +1,88 @@
+"""Sans-IO: how a job ended, as it is told ("end") and as it is raised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import (
+    JobCancelled,
+    JobError,
+    JobFailed,
+    JobRefused,
+    NotPermitted,
+    RemoteProtocolError,
+    ZBusError,
+)
+from ..reasons import MAX_REASONS, Reason, lines
+from .orders import Order
+
+MAX_TOLD = 200_000  # characters of a text, a traceback above all
+
+PLAIN = "jobs are not permitted over this link: it is for values only"
+NOBODY = "it runs workflows for nobody"
+NOT_YOU = "it lets this computer pass values, and run no workflows"
+DENIALS = {  # what the side that denies says, and what the other can do
+    PLAIN: "Give the peer's name or the address of its own listener, not that of a Server",
+    NOBODY: "Start that ComfyUI without ZBUS_JOBS=0",
+    NOT_YOU: "Allow it there: zbus-pair permit NAME exchange,jobs (zbus-pair list shows the names)",
+}
+
+
+def refused(reasons: list[Reason]) -> dict[str, Any]:
+    """How a job ends that cannot run."""
+    return {"outcome": "refused", "reasons": [r.told() for r in reasons[:MAX_REASONS]]}
+
+
+def not_permitted(why: str) -> dict[str, Any]:
+    """How a job ends that may not be given: one of `DENIALS`."""
+    return refused([Reason("permission", text=why)])
+
+
+def stage(order: Order) -> str:
+    """What texts call it."""
+    return f"job {order.title}".strip()
+
+
+def outcome(order: Order, end: dict[str, Any]) -> ZBusError | None:
+    """How the order has ended, by what was told; None: well."""
+    kind, where = end.get("outcome"), {"peer": order.peer, "stage": stage(order)}
+    if kind == "done":
+        return None
+    if kind == "refused":
+        return _refused_error(end.get("reasons"), where)
+    if kind == "failed":
+        return _failed_error(end, where)
+    if kind == "cancelled":
+        return JobCancelled(_text(end.get("why")) or "stopped there", **where)
+    return RemoteProtocolError("the job ended in no known way", **where)
+
+
+def _refused_error(told: object, where: dict[str, str]) -> JobError:
+    given = told[:MAX_REASONS] if isinstance(told, list) else []
+    reasons = tuple(Reason.read(reason) for reason in given)
+    if any(reason.kind == "permission" for reason in reasons):
+        what = lines(reasons)
+        return NotPermitted(what, **where, remedy=DENIALS.get(what, ""))
+    text = lines(reasons) or "it does not say why"
+    error = JobRefused(f"cannot run there:\n{text}" if len(reasons) > 1 else text, **where)
+    error.reasons = reasons
+    return error
+
+
+def _failed_error(end: dict[str, Any], where: dict[str, str]) -> JobFailed:
+    names = ("node_id", "class_type", "exception_type", "message", "traceback")
+    told = {name: _text(end.get(name)) for name in names}
+    title = _text(end.get("title")) or told["class_type"] or "a node"
+    said = told["message"].strip() or told["exception_type"] or "it failed without a word"
+    kind, class_type = told["exception_type"].rpartition(".")[2], told["class_type"]
+    more = [] if kind in said else [kind]
+    more += [] if title.startswith(class_type) else [f"in {class_type}"]
+    of = f" ({' '.join(more)})" if more else ""
+    error = JobFailed(f"{title} failed there: {said}{of}", **where)
+    for name, value in told.items():
+        setattr(error, name, value)
+    return error
+
+
+def _text(value: object) -> str:
+    return value[:MAX_TOLD] if isinstance(value, str) else ""

@@ -1,0 +1,158 @@
+"""Values as bytes: a spec (what it is) and buffers (its tensors' own memory), and back.
+
+Sender::
+
+    flat = flatten(value)                 # NotTransferable, and nothing copied yet
+    check_choice(flat, eight_bit)         # CodecRefused
+    packed = pack(flat, "if exact")       # the heavy part: spec, buffers
+
+Receiver::
+
+    unpacker = Unpacker(packed.spec)      # checks everything, allocates nothing
+    for view in unpacker.allocate(): ...  # fill them, in order
+    value = unpacker.value()
+
+What travels: None, bool, int up to 4096 bits, float, complex, str, bytes, bytearray (arrives as
+bytes), list, tuple, dict, torch tensors, ComfyUI's NestedTensor, numpy arrays; and what is a
+plain subclass of these (an IntEnum arrives as int, an OrderedDict as dict, a Parameter as
+tensor). The spec's format is in :mod:`zbus.values.spec`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import CodecRefused, NotTransferable
+from . import spec as wire
+from .flatten import Flat, Leaf, flatten
+from .kinds import KINDS, describe, fits
+from .layout import PLAIN, Buffer, Layout, Map, picture
+from .quantise import exactly, quantise
+from .tensors import (
+    ARRAY_ITEMSIZE,
+    TENSOR_ITEMSIZE,
+    NestedTensor,
+    array_bytes,
+    plain,
+    tensor_bytes,
+)
+from .unpack import Unpacker
+
+__all__ = [
+    "KINDS",
+    "Buffer",
+    "EightBit",
+    "Flat",
+    "Layout",
+    "Map",
+    "NestedTensor",
+    "Packed",
+    "Unpacker",
+    "check_choice",
+    "describe",
+    "fits",
+    "flatten",
+    "pack",
+]
+
+EightBit = Literal["never", "always", "if exact"]
+
+
+def check_choice(flat: Flat, eight_bit: bool) -> None:
+    """That this value may be sent as 8 bits, where that was chosen.
+
+    A value without a tensor passes: there is nothing to quantise.
+
+    Raises:
+        CodecRefused: A tensor of it is no image and no mask.
+    """
+    for leaf in flat.leaves() if eight_bit else ():
+        if leaf.what:
+            raise CodecRefused(
+                f"{leaf.place} is {leaf.what}, and 8-bit is for images and masks only",
+                remedy="Choose exact, raw, lz4 or zlib.",
+            )
+
+
+@dataclass
+class Packed:
+    """A value ready to travel.
+
+    Attributes:
+        spec: What the receiver's Unpacker reads.
+        buffers: The bytes, in order; offsets mean their concatenation. None is empty.
+        total: The sum of their lengths.
+        kind: What :func:`describe` says of the value.
+        notes: What was changed on the way, as sentences for the user.
+    """
+
+    spec: bytes
+    buffers: list[Buffer]
+    total: int
+    kind: str
+    notes: tuple[str, ...] = ()
+
+
+def pack(flat: Flat, eight_bit: EightBit) -> Packed:
+    """Makes the bytes: copies to the CPU what is not there, and quantises.
+
+    Args:
+        flat: From :func:`flatten`. Its tensors must not change until the buffers are sent: where
+            they are contiguous in CPU memory, the buffers are views of them.
+        eight_bit: "always" sends images and masks as 8 bits, clipped to 0..1; "if exact" only
+            those that come back bit for bit; "never" sends all as they are.
+
+    Raises:
+        CodecRefused: "always", and an image holds NaN.
+        NotTransferable: The spec would be too long.
+    """
+    packer = _Packer(eight_bit)
+    for leaf in flat.leaves():
+        packer.add(leaf)
+    spec = flat.spec(packer.tags)
+    if len(spec) > wire.MAX_SPEC:
+        raise NotTransferable("value has too many small parts", remedy="Send it in several.")
+    total = sum(len(buffer.view) for buffer in packer.buffers)
+    return Packed(spec, packer.buffers, total, flat.kind, packer.notes())
+
+
+class _Packer:
+    def __init__(self, eight_bit: EightBit) -> None:
+        self._eight_bit = eight_bit
+        self._low, self._high = 0.0, 1.0
+        self.tags: list[str] = []
+        self.buffers: list[Buffer] = []
+
+    def add(self, leaf: Leaf) -> None:
+        quantised = self._quantised(leaf) if leaf.is_picture and leaf.nbytes else None
+        self.tags.append(leaf.tag if quantised is None else "q")
+        if not leaf.nbytes:
+            return
+        if quantised is not None:
+            self.buffers.append(Buffer(quantised, picture(leaf.shape)))
+        elif leaf.tag == "t":
+            view = tensor_bytes(plain(leaf.source))
+            self.buffers.append(Buffer(view, Layout(TENSOR_ITEMSIZE[leaf.dtype])))
+        elif leaf.tag == "a":
+            view = array_bytes(leaf.source)
+            self.buffers.append(Buffer(view, Layout(ARRAY_ITEMSIZE[leaf.dtype])))
+        else:
+            self.buffers.append(Buffer(memoryview(leaf.source), PLAIN))
+
+    def notes(self) -> tuple[str, ...]:
+        if self._low >= 0 and self._high <= 1:
+            return ()
+        span = f"min {self._low:.4g}, max {self._high:.4g}"
+        return (f"values outside 0..1 were clipped ({span})",)
+
+    def _quantised(self, leaf: Leaf) -> memoryview | None:
+        if self._eight_bit == "always":
+            q, low, high = quantise(leaf.source, leaf.place)
+            self._low, self._high = min(self._low, low), max(self._high, high)
+            return tensor_bytes(q)
+        # A dtype of one byte is no longer than q.
+        if self._eight_bit == "if exact" and TENSOR_ITEMSIZE[leaf.dtype] > 1:
+            exact = exactly(leaf.source)
+            return None if exact is None else tensor_bytes(exact)
+        return None

@@ -1,0 +1,104 @@
+"""Float pictures as 8 bits: q = round(255 x), and back x = q / 255 computed in float32.
+
+That is how ComfyUI's LoadImage makes floats from a file (uint8 -> float32, / 255), so a picture
+that came from a file and was not changed comes back bit for bit: :func:`exactly` finds those.
+
+All of it goes block by block: a picture of gigabytes needs one block of extra memory.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..errors import CodecRefused
+from .tensors import plain, torch_module
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+_BLOCK = 256 * 1024  # elements: 1 MiB of float32, which stays in the cache
+_SAMPLE = 4096  # elements looked at before the whole
+
+
+class Quantised(NamedTuple):
+    """A tensor as 8 bits: q is uint8 and one-dimensional; low and high are what it held."""
+
+    q: torch.Tensor
+    low: float
+    high: float
+
+
+def quantise(tensor: torch.Tensor, place: str) -> Quantised:
+    """Rounds to the nearest of 256 steps, after clipping to 0..1.
+
+    Raises:
+        CodecRefused: It holds NaN.
+    """
+    torch = torch_module()
+    flat = plain(tensor).reshape(-1)
+    q = torch.empty(flat.numel(), dtype=torch.uint8)
+    low, high = float("inf"), float("-inf")
+    for span in _blocks(flat.numel()):
+        block = flat[span].to(torch.float32)
+        least, most = (float(end) for end in torch.aminmax(block))
+        if least != least:  # aminmax passes NaN on
+            raise _nan(flat, place)
+        low, high = min(low, least), max(high, most)
+        q[span] = _round(block)
+    return Quantised(q, low, high)
+
+
+def exactly(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The 8-bit form (uint8, one-dimensional) if it gives every bit back, else None."""
+    torch = torch_module()
+    flat = plain(tensor).reshape(-1)
+    # Anything but a picture from a file shows it in the first few elements.
+    if _exact_block(flat[:: max(1, flat.numel() // _SAMPLE)]) is None:
+        return None
+    q = torch.empty(flat.numel(), dtype=torch.uint8)
+    for span in _blocks(flat.numel()):
+        part = _exact_block(flat[span])
+        if part is None:
+            return None
+        q[span] = part
+    return q  # type: ignore[no-any-return]
+
+
+def dequantise(q: torch.Tensor, into: torch.Tensor) -> None:
+    """Fills ``into`` (contiguous, any float dtype) with q / 255; both hold as many elements."""
+    flat = into.view(-1)
+    for span in _blocks(flat.numel()):
+        flat[span] = _restore(q[span], into.dtype)
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    return (slice(at, min(at + _BLOCK, count)) for at in range(0, count, _BLOCK))
+
+
+def _round(block: torch.Tensor) -> torch.Tensor:
+    return block.clamp(0, 1).mul_(255).round_().to(torch_module().uint8)
+
+
+def _restore(q: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return q.to(torch_module().float32).div_(255).to(dtype)
+
+
+def _exact_block(block: torch.Tensor) -> torch.Tensor | None:
+    torch = torch_module()
+    block = block.contiguous()
+    q = _round(block.to(torch.float32))  # any byte for NaN, which no byte gives back
+    # Compared as integers: equal floats are not always equal bits (-0.0, NaN).
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[block.element_size()]
+    return q if torch.equal(_restore(q, block.dtype).view(bits), block.view(bits)) else None
+
+
+def _nan(flat: torch.Tensor, place: str) -> CodecRefused:
+    torch = torch_module()
+    spans = _blocks(flat.numel())
+    count = sum(int(torch.isnan(flat[span].to(torch.float32)).sum()) for span in spans)
+    return CodecRefused(
+        f"{place} holds {count} NaN value{'s' * (count != 1)}, which 8 bits cannot carry",
+        remedy="Choose exact, raw, lz4 or zlib, or find the node that made them.",
+    )
