@@ -24,7 +24,7 @@ import pytest
 from children import ROOT, until
 
 from zbus import discovery, keys, lan
-from zbus.cli import discover
+from zbus.cli.pinging import discover
 from zbus.lan import Announcement, Announcer, Browser
 from zbus.resolver import Resolver
 from zbus.trust import EXCHANGE, Principal, Trust
@@ -241,7 +241,7 @@ def test_without_zeroconf_there_is_a_line_in_the_log_and_nothing_else(
 
 
 def test_importing_it_imports_no_zeroconf() -> None:
-    code = "import sys, zbus.lan, zbus.cli.discover; print('zeroconf' in sys.modules)"
+    code = "import sys, zbus.lan, zbus.cli.pinging.discover; print('zeroconf' in sys.modules)"
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -552,7 +552,7 @@ def test_jobs_at_an_address_for_values_only(ping: Run) -> None:
 
 
 def test_jobs_that_the_own_listener_of_a_peer_refuses() -> None:
-    from zbus.cli.jobs_ping import refusal
+    from zbus.cli.pinging.jobs import refusal
 
     with Peer("desk") as peer:
         error = refusal(replace(peer.own, listener="own"))

@@ -220,7 +220,10 @@ def test_what_zbus_ping_lists(two: Two, on: Callable[..., Child]) -> None:
     announces = on(two.a, ANNOUNCES)
     announces.tell(f"desk-8188 18188 {SHORT}")
     announces.line("announced on the LAN", 30)
-    code = "import sys; from zbus.cli import discover; discover.discover(3.0, False, sys.stdout)"
+    code = (
+        "import sys; from zbus.cli.pinging.discover import discover; "
+        "discover(3.0, False, sys.stdout)"
+    )
     listed = on(two.b, code).rest(60).splitlines()
     there = listed.index("In the local network:") + 1
     assert listed[there] == f"  desk-8188  {two.a.address}:18188  {SHORT}  not paired"

@@ -34,6 +34,7 @@ from typing import Any
 from ..errors import ConnectError, InputError, LinkError, NotPermitted, ZBusError
 from ..job import Request
 from ..peer import Peer
+from ..printable import printable
 from ..remote import Remote
 from ..resolver import looking_around
 from ..trust import Trust
@@ -42,7 +43,6 @@ from .farming.board import MAX_IN_A_ROW, Board, Task
 from .farming.config import Config, read_config
 from .farming.pictures import Folder, pixels
 from .farming.workflow import Recipe, read_recipe
-from .report import printable
 
 NAME = "farm"
 HELP = "run a workflow many times, on every ComfyUI that is free"

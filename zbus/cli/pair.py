@@ -27,8 +27,8 @@ from ..pairing.inviting import Inviting
 from ..pairing.offers import Offer, as_json, own_as_json, own_name, shown
 from ..pairing.tokens import Token
 from ..principals import EVERY_HOST
+from ..printable import printable
 from ..trust import EXCHANGE, JOBS, PERMISSIONS, Peers, Principal, Trust
-from .report import printable
 
 NAME = "pair"
 HELP = "pair two computers, and say what each may do on the other"

@@ -14,57 +14,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
 import sys
-import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import TimeoutError as FutureTimeout  # not the builtin one before 3.11
-from dataclasses import replace
-from typing import Any, TypeVar
 
-from .. import probe
 from ..address import EXAMPLE, Address
-from ..card import PATIENCE, Page
-from ..cli import jobs_ping
-from ..errors import (
-    ConnectError,
-    InputError,
-    NobodyBehind,
-    NotPaired,
-    NotZBus,
-    TimedOut,
-    TrustError,
-    Unreachable,
-    VersionMismatch,
-    ZBusError,
-)
-from ..net.websocket import Lane, open_lane
-from ..operation import size_text
-from ..peer import Peer, Probe
-from ..printable import shown
-from ..protocol.messages import VERSION, Hello
+from ..card import Page
+from ..errors import InputError, TrustError
+from ..peer import Peer
+from ..printable import printable
+from ..protocol.messages import Hello
 from ..remote import Remote
 from ..resolver import Resolver, looking_around
 from ..trust import Trust
-from ..wrong import wrong_peer
-from .discover import SECONDS, discover
-from .report import Failed, Leg, Report, printable, try_leg
+from .pinging import jobs as asking
+from .pinging.discover import SECONDS, discover
+from .pinging.measuring import throughput, trips
+from .pinging.meeting import described, meet
+from .pinging.reaching import asked, reach
+from .pinging.report import Failed, Report, try_leg
 
 NAME = "ping"
 HELP = "say which leg of a link works, and how fast it is"
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-NOT_RUNNING = (
-    "Look whether that ComfyUI still runs, with zbus in it, and whether the tunnel to it stands"
-)
-MOVE = "Say where it is: zbus-pair move NAME HOST:PORT"
-PAIRED_ONLY = (
-    "Give its name (zbus-ping alone lists those known here) or its page's URL. If the two are not "
-    "paired yet: zbus-pair invite on one of them, zbus-pair accept TOKEN on the other. For a plain "
-    "exchange give the Server node's addr (8282)"
-)
-LOOK_EVERY = 0.25  # seconds between pings while a block is under way
-T = TypeVar("T")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -139,224 +109,26 @@ def _place(target: Address | Remote | Page) -> str:
     return str(target.routes()[0]) if isinstance(target, Remote) and target.address else str(target)
 
 
-# --- the legs -----------------------------------------------------------------------------------
-
-
 def _look(
     wanted: Address | Remote | Page, resolver: Resolver, given: argparse.Namespace, report: Report
 ) -> None:
     try:
-        meant = _asked(wanted, resolver, given, report) if isinstance(wanted, Page) else wanted
-        target = _reach(meant, resolver, given, report)
+        meant = asked(wanted, resolver, given, report) if isinstance(wanted, Page) else wanted
+        target = reach(meant, resolver, given, report)
         with Peer("zbus-ping") as peer:
             where = target if isinstance(target, Remote) else str(target)
             link = peer.probe(where)
-            hello = _meet(link, target, given.timeout, report)
-            report.peer = _described(hello)
-            _trips(link, hello.name, given, report)
+            hello = meet(link, target, given.timeout, report)
+            report.peer = described(hello)
+            trips(link, hello.name, given, report)
             if given.size:
                 report.throughput = {"size": given.size, "up": None, "down": None}
                 for direction in ("up", "down"):
-                    _throughput(link, hello.name, direction, given, report)
+                    throughput(link, hello.name, direction, given, report)
             if given.jobs:
                 _jobs(peer, target, hello, given.timeout, report)
     except Failed:
         pass
-
-
-def _asked(page: Page, resolver: Resolver, given: argparse.Namespace, report: Report) -> Remote:
-    report.begin("page", "asking for its zbus")
-    card = try_leg(
-        report,
-        "page",
-        lambda: page.ask(min(PATIENCE, given.timeout)),
-        lambda card, _: f"{card.name or 'a zbus peer'}, zbus {card.version or '?'}",
-    )
-    return try_leg(
-        report,
-        "paired",
-        lambda: resolver.of_card(page, card),
-        lambda remote, _: f"its key is trusted here; the way there: {remote.routes()[0]}",
-    )
-
-
-def _reach(
-    meant: Address | Remote, resolver: Resolver, given: argparse.Namespace, report: Report
-) -> Address | Remote:
-    """Down to ZMTP, with bare sockets: the first way there on which it answers."""
-    if isinstance(meant, Address):
-        _reach_one(meant, b"", given.timeout, report)
-        return meant
-    ways = meant.routes()
-    if not ways:
-        report.add(_no_way(meant, resolver))
-        raise Failed
-    for way, following in zip(ways, [*ways[1:], None], strict=True):
-        try:
-            report.address = str(way)
-            _reach_one(way, meant.key, given.timeout, report)
-            return replace(meant, address=way.url or str(way), others=(), hints=())
-        except Failed:
-            if following is None:
-                raise
-            report.legs[-1].ok = True  # of no account if another way leads there
-            report.note([f"Another way is tried: {following}"])
-    raise AssertionError
-
-
-def _no_way(meant: Remote, resolver: Resolver) -> Leg:
-    what, remedy = "no address of it is known here: it can only come by itself", MOVE
-    its = ", ".join(one.name for one in resolver.paired() if one.key == meant.key)
-    if its and meant.peer:
-        what, remedy = f"no address of it is known here; known: {its}", MOVE
-    elif its:
-        what, remedy = f"which of its ComfyUIs? Known here: {its}", "Give one of these names"
-    return Leg("name", False, what, None, remedy, "Unreachable")
-
-
-def _reach_one(address: Address, key: bytes, timeout: float, report: Report) -> None:
-    def own(work: Callable[[], T]) -> T:
-        try:
-            return work()
-        except (Unreachable, NobodyBehind) as error:
-            if key:  # a peer's own listener waits for no Server node
-                raise type(error)(error.what, peer=error.peer, remedy=NOT_RUNNING) from error
-            raise
-        except NotPaired as error:
-            raise NotPaired(error.what, peer=error.peer, remedy=PAIRED_ONLY) from error
-
-    if address.url:
-        report.begin("websocket", "connecting")
-        lane = try_leg(
-            report,
-            "websocket",
-            lambda: _through(address, timeout),
-            lambda *_: "stands, speaks ZMTP",
-        )
-        lane.close()
-        return
-    numeric = try_leg(report, "name", lambda: probe.resolve(address), lambda n, _: n)
-    try_leg(
-        report,
-        "tcp",
-        lambda: own(lambda: probe.connect(address, numeric, timeout)).close(),
-        lambda _, took: _time(took),
-    )
-    report.begin("greeting", "waiting")
-    try_leg(
-        report,
-        "greeting",
-        lambda: own(lambda: probe.greeting(address, numeric, key, timeout)),
-        lambda _, took: "speaks ZMTP, encrypted" if key else "speaks ZMTP",
-    )
-
-
-def _through(address: Address, timeout: float) -> Lane:
-    """The WebSocket lane, with ZMTP at its far end."""
-    lane = open_lane(address.url)
-    first = _answer(lane.port, timeout)
-    if first == b"\xff":
-        return lane
-    if first == b"":
-        time.sleep(LOOK_EVERY)  # the code of its end, which tells more, comes after it
-    problem = lane.problem if first == b"" else None
-    lane.close()
-    if first is None:
-        what, remedy = f"no answer in {timeout:g} s", "Look at that ComfyUI's console, or try again"
-        raise TimedOut(what, peer=str(address), remedy=remedy)
-    what = "what is behind it does not speak ZMTP"
-    raise problem or NotZBus(what, peer=str(address), remedy=NOT_RUNNING)
-
-
-def _answer(port: int, timeout: float) -> bytes | None:
-    """The first byte through a lane; none if it closes, None if nothing comes. Unlike at a plain
-    port it is for this side to speak first: the far end connects no further before that."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout) as link:
-            link.sendall(probe.VERSION)
-            return link.recv(1)
-    except TimeoutError:
-        return None
-    except OSError:
-        return b""  # reset: the same as closed
-
-
-def _meet(link: Probe, target: Address | Remote, timeout: float, report: Report) -> Hello:
-    report.begin("handshake", "waiting")
-    met = try_leg(
-        report,
-        "handshake",
-        lambda: _hello(link, report.address, timeout),
-        lambda met, _: _who(met) if isinstance(met, Hello) else "a zbus peer answers",
-    )
-    hello = try_leg(report, "version", lambda: _agreed(met), lambda *_: f"both speak {VERSION}")
-    if isinstance(target, Remote):
-        what = "the one meant, by its key"
-        try_leg(report, "identity", lambda: _demand(target, hello), lambda *_: what)
-    return hello
-
-
-def _demand(target: Remote, hello: Hello) -> None:
-    if not target.is_met_by(target.key, hello.instance, hello.name):
-        raise wrong_peer(target, hello.name)
-
-
-def _hello(link: Probe, address: str, timeout: float) -> Hello | VersionMismatch:
-    try:
-        return link.hello(timeout)
-    except VersionMismatch as error:
-        return error  # the handshake works, or the versions would not be known
-    except (FutureTimeout, TimeoutError) as error:
-        raise ConnectError(
-            f"no answer to HELLO in {timeout:g} s ({link.problem()})",
-            peer=address,
-            remedy="That ComfyUI hangs or is very busy: look at its console, then try again",
-        ) from error
-
-
-def _agreed(met: Hello | VersionMismatch) -> Hello:
-    if isinstance(met, VersionMismatch):
-        raise met
-    return met
-
-
-def _trips(link: Probe, name: str, given: argparse.Namespace, report: Report) -> None:
-    def work() -> list[float]:
-        trips = []
-        for _ in range(given.n):
-            try:
-                trips.append(link.ping(given.timeout))
-            except (FutureTimeout, TimeoutError) as error:
-                raise _stopped(link, name, f"after {len(trips)} pings", given.timeout) from error
-        return sorted(trips)
-
-    def say(trips: list[float], _: float) -> str:
-        low, middle, high = (_time(_quantile(trips, q)) for q in (0.0, 0.5, 0.99))
-        return f"min {low}, median {middle}, p99 {high} ({len(trips)} pings)"
-
-    report.begin("round trip", f"{given.n} pings")
-    trips = try_leg(report, "round trip", work, say)
-    report.round_trip = {
-        "count": len(trips),
-        "min": trips[0],
-        "median": _quantile(trips, 0.5),
-        "p99": _quantile(trips, 0.99),
-    }
-
-
-def _throughput(
-    link: Probe, name: str, direction: str, given: argparse.Namespace, report: Report
-) -> None:
-    size = given.size
-    report.begin(direction, f"{size_text(size)} under way")
-    took = try_leg(
-        report,
-        direction,
-        lambda: _Block(link, name, direction, size).wait(given.timeout),
-        lambda took, _: f"{size_text(size)} in {_time(took)}, {_rate(size / took)}, verified",
-    )
-    assert report.throughput is not None
-    report.throughput[direction] = {"seconds": took, "bytes_per_second": size / took}
 
 
 def _jobs(
@@ -364,100 +136,18 @@ def _jobs(
 ) -> None:
     def work() -> list[str]:
         if isinstance(target, Address):
-            report.jobs = jobs_ping.checked({}, hello)
+            report.jobs = asking.checked({}, hello)
         else:
-            report.jobs = jobs_ping.ask(peer, target, hello, timeout)
+            report.jobs = asking.ask(peer, target, hello, timeout)
         if not report.jobs["permitted"]:
-            raise jobs_ping.refusal(hello)
-        return jobs_ping.lines(report.jobs)
+            raise asking.refusal(hello)
+        return asking.lines(report.jobs)
 
     report.begin("jobs", "asking")
     report.note(try_leg(report, "jobs", work, lambda lines, _: lines[0])[1:])
 
 
-class _Block:
-    """A block under way: it may take as long as it likes, while the peer answers pings."""
-
-    def __init__(self, link: Probe, name: str, direction: str, size: int) -> None:
-        self._link, self._name, self._direction, self._size = link, name, direction, size
-        self._result: float | ZBusError | None = None
-        self._ended = threading.Event()
-        # It ends at the latest when the peer is closed.
-        threading.Thread(target=self._move, name="zbus-block", daemon=True).start()
-
-    def _move(self) -> None:
-        try:
-            self._result = self._link.block(self._direction, self._size, threading.TIMEOUT_MAX)
-        except ZBusError as error:
-            self._result = error
-        finally:
-            self._ended.set()
-
-    def wait(self, timeout: float) -> float:
-        """Seconds it took.
-
-        Raises:
-            ZBusError: It failed, or the peer has not answered for `timeout` seconds.
-        """
-        heard = time.monotonic()
-        while not self._ended.wait(LOOK_EVERY):
-            left = heard + timeout - time.monotonic()
-            if left <= 0:
-                stage = f"in the middle of the block ({self._direction})"
-                raise _stopped(self._link, self._name, stage, timeout)
-            try:
-                self._link.ping(min(left, 1.0))  # one that a cut swallows is not waited for long
-                heard = time.monotonic()
-            except (FutureTimeout, TimeoutError):
-                pass
-            except ZBusError:
-                self._ended.wait(1.0)  # the block has failed with it, and says so itself
-        if isinstance(self._result, float):
-            return max(self._result, 1e-9)
-        error = self._result or ZBusError("the block came to nothing")
-        raise error.at(peer=self._name)
-
-
-def _stopped(link: Probe, name: str, when: str, timeout: float) -> TimedOut:
-    why = link.problem()
-    tail = "" if "has accepted" in why or why.startswith("dialling") else f" ({why})"
-    return TimedOut(
-        f"stopped answering {when}: nothing for {timeout:g} s{tail}",
-        peer=name,
-        remedy="Look whether that ComfyUI or the tunnel to it hangs, or give a longer --timeout",
-    )
-
-
-# --- for people -------------------------------------------------------------------------------
-
-
-def _described(hello: Hello) -> dict[str, Any]:
-    return {
-        "name": shown(hello.name),
-        "software": shown(hello.software),
-        "protocol": list(hello.versions),
-        "codecs": [shown(codec) for codec in hello.codecs],
-        "pid": hello.pid,
-    }
-
-
-def _who(hello: Hello) -> str:
-    who = (shown(hello.name), shown(hello.software), f"pid {hello.pid}")
-    return ", ".join(part for part in who if part)
-
-
-def _quantile(ordered: list[float], q: float) -> float:
-    return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
-
-
-def _time(seconds: float) -> str:
-    if seconds < 0.1:
-        return f"{seconds * 1000:.2f} ms"
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
-
-
-def _rate(rate: float) -> str:
-    return f"{rate / 1e9:.2f} GB/s" if rate >= 1e9 else f"{rate / 1e6:.1f} MB/s"
+# --- arguments --------------------------------------------------------------------------------
 
 
 def _size(written: str) -> int:

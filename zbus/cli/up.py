@@ -33,8 +33,8 @@ from ..errors import InputError, ZBusError
 from ..job import Remote
 from ..operation import size_text
 from ..peer import Peer
-from .jobs_ping import _memory
-from .report import printable
+from ..printable import printable
+from .pinging.jobs import told_memory
 from .starting import keeper, places
 from .starting.devices import ALL, CPU, Device, gpus
 from .starting.worker import Worker
@@ -333,7 +333,7 @@ def _row(worker: Worker) -> tuple[str, ...]:
 def _device(worker: Worker) -> dict[str, Any] | None:
     """The device as it has told it itself."""
     told = (worker.facts or {}).get("devices")
-    return _memory(told[0]) if isinstance(told, list) and told else None
+    return told_memory(told[0]) if isinstance(told, list) and told else None
 
 
 def _plural(count: int) -> str:

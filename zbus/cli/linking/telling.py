@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import ZBusError
-from ...printable import shown
-from ..report import printable
+from ...printable import printable, shown
 
 ERASE = "\r\x1b[K"
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 from concurrent.futures import TimeoutError as FutureTimeout  # not the builtin one before 3.11
 from typing import Any
 
-from ..errors import NotPermitted, TimedOut
-from ..job import Remote
-from ..net.places import OWN
-from ..operation import size_text
-from ..peer import Peer
-from ..printable import shown
-from ..protocol.messages import MAX_TOTAL, Hello
+from ...errors import NotPermitted, TimedOut
+from ...job import Remote
+from ...net.places import OWN
+from ...operation import size_text
+from ...peer import Peer
+from ...printable import shown
+from ...protocol.messages import MAX_TOTAL, Hello
 
 MAX_DEVICES = 16  # shown
 MAX_WORDS = 100  # characters of one fact
@@ -51,12 +51,12 @@ def checked(told: dict[str, Any], hello: Hello) -> dict[str, Any]:
     """The facts that are of their kind, with the same keys whatever was told; the others None."""
     queue = told.get("queue")
     devices = told.get("devices")
-    found = map(_memory, devices[:MAX_DEVICES] if isinstance(devices, list) else [])
+    found = map(told_memory, devices[:MAX_DEVICES] if isinstance(devices, list) else [])
     return {
         "permitted": told.get("jobs") is True,
         "queue": _queue(queue) if isinstance(queue, dict) else None,
         "devices": [device for device in found if device is not None],
-        "ram": _memory(told.get("ram")),
+        "ram": told_memory(told.get("ram")),
         "comfyui": _words(told.get("comfyui")),
         "zbus": _words(hello.software.removeprefix("zbus ")),
         "torch": _words(told.get("torch")),
@@ -97,7 +97,7 @@ def _queue(told: dict[str, Any]) -> dict[str, int] | None:
     return {"running": running, "pending": pending}
 
 
-def _memory(told: object) -> dict[str, Any] | None:
+def told_memory(told: object) -> dict[str, Any] | None:
     """A device and its memory in bytes."""
     if not isinstance(told, dict):
         return None

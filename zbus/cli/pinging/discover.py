@@ -10,14 +10,14 @@ import json
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from .. import discovery, lan
-from ..address import parse_route
-from ..discovery import Entry
-from ..errors import ZBusError
-from ..keys import fingerprint, short
-from ..lan import Announcement
-from ..trust import Principal, Trust
-from .report import printable
+from ... import discovery, lan
+from ...address import parse_route
+from ...discovery import Entry
+from ...errors import ZBusError
+from ...keys import fingerprint, short
+from ...lan import Announcement
+from ...printable import printable
+from ...trust import Principal, Trust
 
 SECONDS = 3.0  # in which whoever is there has answered
 TO_PAIR = (

@@ -6,10 +6,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
-from ..errors import ZBusError
-from ..printable import shown
+from ...errors import ZBusError
+from ...printable import printable, shown
 
 T = TypeVar("T")
 
@@ -97,8 +97,7 @@ def try_leg(report: Report, name: str, work: Callable[[], T], say: Callable[[T, 
     return result
 
 
-def printable(text: str, file: TextIO) -> str:
-    """A text as that file can take it; an error may hold words of the other side."""
-    clean = "\n".join("".join(c for c in line if c.isprintable()) for line in text.split("\n"))
-    encoding = file.encoding or "utf-8"
-    return clean.encode(encoding, "backslashreplace").decode(encoding)
+def duration(seconds: float) -> str:
+    if seconds < 0.1:
+        return f"{seconds * 1000:.2f} ms"
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

@@ -1,0 +1,1 @@
+"""What zbus-ping does: each leg of a link tried, and reported."""
