@@ -12,6 +12,7 @@ from zbus.errors import ZBusError
 
 from . import host
 from .aside import aside
+from .jobs.cutting import THIS
 from .peers import ALL, ANY, resolver
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ async def handle(_: web.Request) -> web.Response:
         return web.json_response({"error": "ComfyUI's log says why"}, status=503)
     # Not kept by the browser: a peer may start at any time.
     headers = {"Cache-Control": "no-store"}
-    return web.json_response({"peers": names, "words": [ANY, ALL]}, headers=headers)
+    return web.json_response({"peers": names, "words": [ANY, ALL, THIS]}, headers=headers)
 
 
 def _names() -> list[dict[str, Any]]:

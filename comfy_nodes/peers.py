@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import re
 from typing import Any
 
+from zbus.address import several
 from zbus.errors import UnknownPeer, ZBusError
 from zbus.remote import Remote
 from zbus.resolver import Resolver
@@ -89,8 +89,7 @@ async def chosen(text: str) -> list[Remote]:
                 "here), or give the URL of its page",
             )
         return await everybody(others) if text.lower() == ALL else [await freest(others)]
-    names = [name for name in re.split(r"[,\n]", text) if name.strip()]
-    found = [await resolve(name) for name in names]
+    found = [await resolve(name) for name in several(text)]
     return list({remote.instance or remote.where: remote for remote in found}.values())
 
 

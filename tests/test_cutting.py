@@ -270,6 +270,13 @@ def test_nothing_is_stood_in_for_what_also_runs_here(here):
     assert stand_in(prompt, lambda i, n: True) is prompt
 
 
+@pytest.mark.parametrize("peer", ["this computer", "desk-8189, This Computer"])
+def test_nothing_is_stood_in_where_this_computer_is_named(peer):
+    prompt = picture()
+    prompt["7"]["inputs"]["peer"] = peer
+    assert stand_in(prompt, lambda i, n: True) is prompt
+
+
 def test_one_of_two_runs_also_here():
     prompt = picture() | {"10": node("ZBusRun", value=["4", 0], here="also run here")}
     assert changed(prompt, stand_in(prompt, lambda i, n: True)) == {"2", "5", "6"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit, urlunsplit
 
@@ -37,6 +38,11 @@ class Address:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+
+def several(written: str) -> list[str]:
+    """What is written with commas or on lines of its own: "desk-8189, gpu-pc" are two."""
+    return [one.strip() for one in re.split(r"[,\n]", written) if one.strip()]
 
 
 def is_loopback_host(host: str) -> bool:

@@ -20,12 +20,12 @@ from .. import host
 from ..graph import Link, title
 from ..lists import unwrap, wrap
 from ..single import only
+from .cutting import THIS
 from .giving import Given, Share
 from .joining import join
 
 START, COLLECT = "ZBusStart", "ZBusCollect"
 INTERNAL = "zbus/internal"
-HERE = "this computer"
 
 # Nodes get numbers for live objects; those live as long as the run that gave the jobs.
 _GIVEN: weakref.WeakValueDictionary[str, Given] = weakref.WeakValueDictionary()
@@ -136,7 +136,7 @@ class Collect(io.ComfyNode):
 
 
 def _report(given: Given, at_home: float | None) -> str:
-    lines = [] if at_home is None else [f"{HERE}: done in {at_home:.2f} s"]
+    lines = [] if at_home is None else [f"{THIS}: done in {at_home:.2f} s"]
     for share in sorted((*given.shares, *given.lost), key=lambda share: share.position):
         lines += [f"failed: {text}" for text in share.failures]
         if share not in given.lost:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from zbus.address import several
 from zbus.errors import InputError
 
 from ..graph import (
@@ -28,6 +29,8 @@ from ..graph import (
 )
 
 RUN, THERE = "ZBusRun", "ZBusThere"
+NO, ALSO = "no", "also run here"  # `here` of a ZBusRun
+THIS = "this computer"  # in its `peer`
 VALUE, RESULT = "ZBusValue", "ZBusResult"
 VARY, VARY_AT = "ZBusVary", "ZBusVaryAt"
 FETCH = "FetchRemote"
@@ -42,6 +45,13 @@ HERE = frozenset(
 )
 # NetDist's nodes too: on the peer they would queue its prompt on yet another machine.
 BOUNDARIES = HERE | {FETCH, *QUEUES, *CHAIN}
+
+
+def elsewhere(peer: str) -> tuple[list[str], bool]:
+    """The names in a ZBusRun's `peer` but for `THIS`, and whether that is among them."""
+    names = several(peer)
+    others = [name for name in names if name.lower() != THIS]
+    return others, len(others) < len(names)
 
 
 class Part(NamedTuple):
@@ -212,25 +222,26 @@ def _only_elsewhere(prompt: Prompt) -> list[str]:
     """The nodes that nothing on this side needs, in the order of the prompt."""
     after = consumers(prompt)
     runs = {
-        i
-        for i in prompt
-        if class_of(prompt[i]) == RUN and inputs_of(prompt[i]).get("here", "no") == "no"
+        i for i in prompt if class_of(prompt[i]) == RUN and not _runs_here_too(inputs_of(prompt[i]))
     }
     values = [s[0] for i in runs for name, s in sources(prompt, i) if name == "value"]
-    elsewhere = up_to(prompt, values, boundary_nodes(prompt, BOUNDARIES, ()))
+    there = up_to(prompt, values, boundary_nodes(prompt, BOUNDARIES, ()))
 
     def is_needed_here(node: str) -> bool:
-        return not all(
-            to in elsewhere or (to in runs and name == "value") for to, name in after[node]
-        )
+        return not all(to in there or (to in runs and name == "value") for to, name in after[node])
 
-    left = list(elsewhere)
+    left = list(there)
     while left:  # what a node that is needed here needs is needed here
         node = left.pop()
-        if node in elsewhere and is_needed_here(node):
-            elsewhere.discard(node)
+        if node in there and is_needed_here(node):
+            there.discard(node)
             left += [source for _, (source, _) in sources(prompt, node)]
-    return [i for i in prompt if i in elsewhere and class_of(prompt[i]) != THERE]
+    return [i for i in prompt if i in there and class_of(prompt[i]) != THERE]
+
+
+def _runs_here_too(inputs: Mapping[str, Any]) -> bool:
+    peer = inputs.get("peer")
+    return inputs.get("here", NO) != NO or (isinstance(peer, str) and elsewhere(peer)[1])
 
 
 def _stood_in(node: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from zbus import codecs
-from zbus.errors import InputError
+from zbus.errors import InputError, UnknownPeer
+from zbus.remote import Remote
 
 from .. import host, peers
 from ..exchange import CATEGORY, QUALITY
@@ -21,10 +22,9 @@ from ..single import only
 from ..waiting import interruptible
 from ..watcher import WATCHER
 from .collecting import INTERNAL, expand
-from .cutting import RUN, VARY, VARY_AT, cut, loaders
+from .cutting import ALSO, NO, RUN, THIS, VARY, VARY_AT, Part, cut, elsewhere, loaders
 from .giving import ON_FAILURE, Given, Plan
 
-NO, ALSO = "no", "also run here"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
 
@@ -34,7 +34,7 @@ class RunOnPeers(io.ComfyNode):
         peer = (
             '"any free": the one with the shortest queue. "all": every one. Or the name '
             'of one on this computer or a paired one ("desk-8189"), several ("desk-8189,gpu-pc"), '
-            "or the URL of its page."
+            f'or the URL of its page. "{THIS}" runs the part here, alone or with others.'
         )
         here = '"no" keeps this GPU free; "also run here" runs the part on this machine as well.'
         failure = (
@@ -91,11 +91,17 @@ class RunOnPeers(io.ComfyNode):
         wired = link(node.node.get("inputs", {}).get("value"))
         if wired is None:
             raise InputError("nothing is wired to value", remedy="Wire the part to run there to it")
-        how, takes_part = only("quality", quality), only("here", here) == ALSO
+        how = only("quality", quality)
         codecs.check(how)
-        remotes = await interruptible(peers.chosen(str(only("peer", peer))))
+        others, is_named = elsewhere(str(only("peer", peer)))
+        takes_part = is_named or only("here", here) == ALSO
+        if others or not is_named:
+            remotes = await _chosen(",".join(others))
+            piece = cut(graph, wired, attach=loaders(graph, host.Classes().is_file_input))
+        else:  # as if this node were not there
+            remotes, piece = [], Part({}, (), {}, False)
         plan = Plan(
-            cut(graph, wired, attach=loaders(graph, host.Classes().is_file_input)),
+            piece,
             title(node.node_id, node.node),
             remotes,
             first=int(takes_part),
@@ -109,6 +115,14 @@ class RunOnPeers(io.ComfyNode):
         assert made.collected is not None
         collect = made.collected[0]
         return io.NodeOutput([collect, 0], [collect, 1], expand=made.nodes)
+
+
+async def _chosen(text: str) -> list[Remote]:
+    try:
+        return await interruptible(peers.chosen(text))
+    except UnknownPeer as error:
+        remedy = f'{error.remedy}; or choose "{THIS}"'
+        raise UnknownPeer(error.what, peer=error.peer, remedy=remedy) from error
 
 
 def _vary_inputs() -> list[Any]:

@@ -443,6 +443,21 @@ def test_an_unknown_name_is_told_with_the_known_ones(trio):
     assert trio.c.peer in error["exception_message"]
 
 
+    assert 'or choose "this computer"' in error["exception_message"]
+
+
+@pytest.mark.parametrize("with_another", [False, True])
+def test_this_computer(pair, with_another):
+    """Alone it is as if the node were not there; named with others it takes part."""
+    peer = f"{pair.b.peer}, This computer" if with_another else "this computer"
+    took = good(pair.a, spans_of(peer))
+    ports = [json.loads(text)["port"] for text in texts(took, "spans")]
+    assert ports == [pair.a.port, *([pair.b.port] if with_another else [])]
+    lines = texts(took, "report")[0].splitlines()
+    assert lines[0].startswith("this computer: done in")
+    assert len(lines) == len(ports)
+
+
 @pytest.mark.parametrize("name", ["peer", "url", "address"])
 def test_itself_is_no_peer(pair, name):
     own = {"peer": pair.a.peer, "url": pair.a.url, "address": address(pair.a)}[name]
