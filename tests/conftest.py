@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
     home = tempfile.TemporaryDirectory(prefix="zbus-tests-", ignore_cleanup_errors=True)
     config.add_cleanup(home.cleanup)
     os.environ["ZBUS_HOME"] = str(Path(home.name) / "zbus")
-    for name in ("ZBUS_TRUST", "ZBUS_LISTEN", "ZBUS_REQUIRE_PAIRING"):
+    for name in ("ZBUS_TRUST", "ZBUS_LISTEN", "ZBUS_REQUIRE_PAIRING", "ZBUS_SHARE_MEMORY"):
         os.environ.pop(name, None)
     spilled.watch()
 
@@ -83,6 +83,12 @@ def comfyui_dir() -> Path:
     if os.environ.get("ZBUS_REQUIRE_COMFYUI") == "1":
         pytest.fail(f"no ComfyUI: {why}", pytrace=False)
     pytest.skip(f"no ComfyUI: {why}")
+
+
+@pytest.fixture
+def by_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of the wire: no value goes around it, through memory."""
+    monkeypatch.setenv("ZBUS_SHARE_MEMORY", "0")
 
 
 @pytest.fixture

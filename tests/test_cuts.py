@@ -17,6 +17,8 @@ from proxy import Proxy
 from zbus import Channel, Operation, Peer, Settings
 from zbus.errors import LinkError, LinkLost, PeerGone
 
+pytestmark = pytest.mark.usefixtures("by_socket")
+
 MIB = 1 << 20
 
 

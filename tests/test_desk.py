@@ -58,6 +58,8 @@ from zbus.protocol.messages import (
 )
 from zbus.values import payload
 
+pytestmark = pytest.mark.usefixtures("by_socket")
+
 MIB = 1 << 20
 PROMPT: dict[str, Any] = {"1": {"class_type": "Number", "inputs": {"value": 3}}}
 

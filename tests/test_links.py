@@ -39,6 +39,8 @@ from zbus.errors import (
 )
 from zbus.protocol import handshake, messages
 
+pytestmark = pytest.mark.usefixtures("by_socket")
+
 MIB = 1 << 20
 
 

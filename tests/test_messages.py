@@ -39,6 +39,8 @@ EXAMPLES: list[m.Message] = [
     m.Refused(2, "no memory"),
     m.Cancel(2, "cancelled"),
     m.Close(1, "failed", "ValueError: x"),
+    m.Shared(3, ((1 << 46, 1 << 30), (4096, 1)), bytes(32)),
+    m.Unshared(3, True),
     m.Measure(2, "up", 1 << 30),
     m.JobProgress("job", "57:8", "KSampler #57:8", 14, 20),
     m.JobPreview("job", "57:8", "image/jpeg"),

@@ -28,6 +28,7 @@ from .engine.meetings import endpoint
 from .errors import Cancelled, PeerClosed, PortInUse
 from .job import Job, JobHost, Request
 from .machine import boot_id
+from .net import memory
 from .net.places import Place, Settings
 from .operation import Operation
 from .protocol.fields import clip
@@ -67,6 +68,7 @@ class Peer:
         host = socket.gethostname().split(".")[0]
         self.name = clip(name or f"{host}-{os.getpid()}", 80)
         unique = instance or os.urandom(16).hex()
+        settings = settings or Settings()
         self.own = Hello(
             versions=(VERSION, VERSION),
             incarnation=os.urandom(16),
@@ -76,11 +78,12 @@ class Peer:
             pid=os.getpid(),
             boot=boot_id(),
             codecs=codecs.available(),
+            lanes=_lanes(settings),
             limits=(("chunk", MAX_CHUNK),),
             software=f"zbus {__version__}",
         )
         self.trust = trust or Trust()
-        self._engine = Engine(self.own, settings or Settings(), self.trust)
+        self._engine = Engine(self.own, settings, self.trust)
         atexit.register(self.close, "the process ends")
 
     def listen(
@@ -318,3 +321,8 @@ class Probe:
     def close(self) -> None:
         """Done with it."""
         self._engine.post(lambda: self._engine.links.placing.release(self._place, time.monotonic()))
+
+
+def _lanes(settings: Settings) -> tuple[str, ...]:
+    shares = settings.share_memory and os.environ.get("ZBUS_SHARE_MEMORY") != "0"
+    return ("tcp", memory.LANE) if shares and memory.is_possible() else ("tcp",)

@@ -442,7 +442,6 @@ def test_an_unknown_name_is_told_with_the_known_ones(trio):
     assert trio.b.peer in error["exception_message"]
     assert trio.c.peer in error["exception_message"]
 
-
     assert 'or choose "this computer"' in error["exception_message"]
 
 

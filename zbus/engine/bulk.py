@@ -7,8 +7,9 @@ the sender's tensor, and land at their offset in the receiver's.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,12 +18,16 @@ import xxhash
 
 from ..codecs import Codec
 from ..errors import DigestMismatch, RemoteProtocolError, TransferError, ZBusError
+from ..net import memory
 from ..net.frames import Body
 from ..net.places import Peering
 from ..net.transport import Transport
-from ..protocol.messages import Chunk, Finish, Grant, encode
+from ..protocol.messages import Chunk, Finish, Grant, Shared, Unshared, encode
 from ..protocol.transfer import Incoming, Outgoing
 from ..values.layout import Layout
+from .sharing import Sharing, Unreadable, digest
+
+logger = logging.getLogger(__name__)
 
 ENCODES_AHEAD = 8  # chunks of one transfer in the pool at once
 TURN = 8 << 20  # bytes that one turn sends before it looks at its input again
@@ -32,6 +37,10 @@ class Source(Protocol):
     """The plain bytes of a value to send."""
 
     total: int
+
+    @property
+    def pieces(self) -> Sequence[memoryview]:
+        """The memory itself, in order; none where there is none."""
 
     def read(self, offset: int, size: int) -> memoryview: ...
     def layout(self, offset: int, size: int) -> Layout: ...
@@ -66,6 +75,9 @@ class Outflow:
     hashed: int = 0
     finished: bool = False  # FINISH is said
     wire: int = 0  # bytes sent
+    may_share: bool = True  # not once the peer could not read it
+    shared: bool = False  # the peer reads it itself
+    dropped: bool = False
     encoding: deque[_Encoding] = field(default_factory=deque)
 
 
@@ -92,6 +104,8 @@ class Inflow:
     digest: bytes | None = None
     head: int = 0  # bytes of a spec in front; then `on_head` opens the rest
     on_head: Callable[[], None] | None = None
+    reading: bool = False  # it is, or was, read out of the sender's memory
+    dropped: bool = False
 
 
 class Bulk:
@@ -101,12 +115,18 @@ class Bulk:
         transport: Sends the chunks.
         pool: Runs the codecs.
         post: Hands a call to the I/O thread, from any thread.
+        sharing: The same-host lane.
     """
 
     def __init__(
-        self, transport: Transport, pool: Executor, post: Callable[[Callable[[], None]], None]
+        self,
+        transport: Transport,
+        pool: Executor,
+        post: Callable[[Callable[[], None]], None],
+        sharing: Sharing,
     ) -> None:
         self._transport, self._pool, self._post = transport, pool, post
+        self._sharing = sharing
         self._out: dict[tuple[bytes, int], Outflow] = {}
         self._in: dict[tuple[bytes, int], Inflow] = {}
         self._due: dict[Inflow, None] = {}  # those that may have a GRANT to say
@@ -134,9 +154,14 @@ class Bulk:
         """Forget a transfer, in either direction. Its late chunks are ignored."""
         out = self._out.pop((peering.key, transfer), None)
         if out is not None:
+            out.dropped = True
             out.outgoing.abandon()
             peering.transfers -= 1
-        if self._in.pop((peering.key, transfer), None) is not None:
+            if out.shared:
+                self._permit()
+        into = self._in.pop((peering.key, transfer), None)
+        if into is not None:
+            into.dropped = True
             peering.transfers -= 1
 
     def knows(self, peering: Peering, transfer: int) -> bool:
@@ -169,9 +194,15 @@ class Bulk:
     def grant(self, peering: Peering, grant: Grant, now: float) -> None:
         """The peer says what it has and takes."""
         flow = self._out.get((peering.key, grant.transfer))
-        if flow is not None:
-            flow.outgoing.grant(grant, now)
-            flow.on_progress(flow.outgoing.received)
+        if flow is None:
+            return
+        if flow.shared and grant.received:  # by another way than chunks
+            flow.on_progress(min(grant.received, flow.source.total))
+            return
+        flow.outgoing.grant(grant, now)
+        if flow.may_share and not flow.shared and grant.limit == flow.source.total:
+            self._share(flow)
+        flow.on_progress(flow.outgoing.received)
 
     def stored(self, peering: Peering, transfer: int) -> None:
         """The peer has the value."""
@@ -196,6 +227,8 @@ class Bulk:
         return more
 
     def _pump(self, flow: Outflow, now: float) -> bool:
+        if flow.shared:
+            return False
         left = TURN
         while left > 0 and len(flow.encoding) < ENCODES_AHEAD:
             planned = flow.outgoing.plan()
@@ -241,6 +274,40 @@ class Bulk:
         flow.outgoing.sent(offset, size, len(body), now)
         flow.wire += len(body)
 
+    # --- sending: the peer reads it itself ----------------------------------------------------
+
+    def _share(self, flow: Outflow) -> None:
+        pieces = flow.source.pieces
+        if not flow.peering.shares or flow.outgoing.next or flow.codec.name != "raw":
+            return
+        shared = self._sharing.shared(flow.peering, flow.outgoing.id, pieces)
+        if shared is None:
+            return
+        flow.shared = True
+        self._permit()
+        flow.peering.session.send(shared)
+
+        def done(future: Future[bytes | None]) -> None:
+            self._post(lambda: self._digested(flow, future.result()))
+
+        self._pool.submit(digest, pieces, lambda: not flow.dropped).add_done_callback(done)
+
+    def _digested(self, flow: Outflow, digest: bytes | None) -> None:
+        if digest is not None and not flow.dropped and not flow.finished:
+            flow.finished = True
+            flow.peering.session.send(Finish(flow.outgoing.id, digest))
+
+    def _permit(self) -> None:
+        memory.permit({f.peering.session.peer.pid for f in self._out.values() if f.shared})
+
+    def unshared(self, peering: Peering, message: Unshared) -> None:
+        """The peer cannot read it: it gets chunks."""
+        peering.shares = peering.shares and not message.for_good
+        flow = self._out.get((peering.key, message.transfer))
+        if flow is not None:
+            flow.shared = flow.may_share = False
+            self._permit()
+
     # --- receiving ----------------------------------------------------------------------------
 
     def chunk(self, peering: Peering, chunk: Chunk, body: Body | None) -> None:
@@ -254,6 +321,8 @@ class Bulk:
             return  # of a cancelled transfer
         if body is None:
             raise RemoteProtocolError("a CHUNK without a body")
+        if flow.reading:
+            raise RemoteProtocolError("a CHUNK of what is SHARED")
         if not flow.incoming.arrive(chunk):
             return
         if chunk.encoded:
@@ -316,8 +385,12 @@ class Bulk:
     def _look_complete(self, flow: Inflow) -> None:
         if flow.digest is None or flow.on_head is not None or not flow.incoming.complete:
             return
+        is_right = flow.hasher.digest() == flow.digest
+        if flow.reading and not is_right:  # it was let go of meanwhile, or written to
+            self._unshare(flow, for_good=False)
+            return
         self.drop(flow.peering, flow.incoming.id)
-        if flow.hasher.digest() == flow.digest:
+        if is_right:
             flow.on_complete()
         else:
             flow.on_failed(
@@ -325,6 +398,67 @@ class Bulk:
                     "what arrived is not what was sent", remedy="Send it again; check the memory"
                 )
             )
+
+    # --- receiving: read out of the sender's memory -------------------------------------------
+
+    def shared(self, peering: Peering, message: Shared) -> None:
+        """The peer says where a value lies.
+
+        Raises:
+            RemoteProtocolError: It is not one that could be read so.
+        """
+        flow = self._in.get((peering.key, message.transfer))
+        if flow is None:
+            return  # of a cancelled transfer
+        if flow.reading or flow.incoming.arrived or flow.head or flow.codec.name != "raw":
+            raise RemoteProtocolError("a SHARED where chunks are due")
+        flow.reading = True
+        if not peering.shares:
+            self._unshare(flow, for_good=True)
+            return
+
+        def progress(read: int) -> None:
+            self._post(lambda: self._is_read(flow, read))
+
+        def work() -> Any:
+            total, is_wanted = flow.incoming.total, lambda: not flow.dropped
+            return self._sharing.read(peering, message, total, flow.sink, is_wanted, progress)
+
+        def done(future: Future[Any]) -> None:
+            self._post(lambda: self._was_read(flow, future))
+
+        self._pool.submit(work).add_done_callback(done)
+
+    def _is_read(self, flow: Inflow, read: int) -> None:
+        if not flow.dropped:
+            flow.incoming.reach(read)
+            flow.on_progress(read)
+            self._due[flow] = None
+
+    def _was_read(self, flow: Inflow, future: Future[Any]) -> None:
+        if flow.dropped:
+            return
+        try:
+            flow.hasher = future.result()
+        except Unreadable as error:
+            name = flow.peering.name
+            logger.info("a value of %s comes over the socket: its memory is %s", name, error)
+            self._unshare(flow, error.for_good)
+        except Exception:
+            logger.exception("a fault in the same-host lane; please report it")
+            self._unshare(flow, for_good=True)
+        else:
+            flow.incoming.reach(flow.incoming.total)
+            flow.on_progress(flow.incoming.total)
+            self._look_complete(flow)
+
+    def _unshare(self, flow: Inflow, for_good: bool) -> None:
+        flow.reading = False
+        flow.peering.shares = flow.peering.shares and not for_good
+        flow.hasher = xxhash.xxh3_128()
+        flow.incoming.restart()
+        flow.peering.session.send(Unshared(flow.incoming.id, for_good))
+        self._due[flow] = None
 
     def grants(self) -> None:
         """Say the GRANTs that are due: once after each batch of input."""

@@ -34,8 +34,10 @@ from ..protocol.messages import (
     Message,
     Pong,
     Refused,
+    Shared,
     Status,
     Stored,
+    Unshared,
 )
 from ..protocol.seats import Endpoint, Failed, Link, Matched, RunBroken, Seat, SeatBound, Send
 from ..protocol.seats import Event as ChannelEvent
@@ -47,6 +49,7 @@ from .desk import Desk
 from .measure import Measuring
 from .meetings import Meetings
 from .parts import Parts
+from .sharing import Sharing
 from .steps import Steps
 
 logger = logging.getLogger(__name__)
@@ -68,7 +71,8 @@ class Engine:
         self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="zbus-work")
         self.links = Links(self.transport, own, settings, self, trust)
         self.channels = Channels()
-        self.bulk = Bulk(self.transport, self.pool, self.post)
+        self.sharing = Sharing(own, trust)
+        self.bulk = Bulk(self.transport, self.pool, self.post, self.sharing)
         self.budget = Budget(self._memory)
         self.parts = Parts(
             settings, self.links, self.channels, self.bulk, self.budget, self.in_pool
@@ -275,6 +279,7 @@ class Engine:
 
     def session_up(self, peering: Peering) -> None:
         place, peer = peering.place, peering.session.peer
+        peering.shares = self.sharing.serves(peering)
         link = Link(peering.key, place.kind, str(place.address), peer.name, peer.incarnation)
         link.permitted = EXCHANGE in peering.permissions
         if peering.principal:
@@ -341,6 +346,10 @@ class Engine:
                 self.bulk.chunk(peering, message, body)
             case Grant():
                 self.bulk.grant(peering, message, time.monotonic())
+            case Shared():
+                self.bulk.shared(peering, message)
+            case Unshared():
+                self.bulk.unshared(peering, message)
             case Finish():
                 self.bulk.finish(peering, message)
             case Stored():

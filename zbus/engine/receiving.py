@@ -178,6 +178,7 @@ class Receiving:
             if error is not None:
                 self._refuse(error)
                 return
+            self._let_go()
             self._peering.session.send(Stored(self._offer.operation))
             self._on_value(value)
 
@@ -186,9 +187,15 @@ class Receiving:
         else:
             self._parts.in_pool(work, then)
 
+    def _let_go(self) -> None:
+        """The memory is the caller's alone: it is free when that lets go of it, and not when the
+        garbage collector comes round to this."""
+        self._flow, self._sink = None, ValueSink()
+
     def _refuse(self, error: ZBusError) -> None:
         if self._holder.ended:
             return
+        self._let_go()
         if self._peering.error is None:
             self._peering.session.send(Refused(self._offer.operation, clip(str(error))))
         self._on_failed(error)

@@ -53,7 +53,8 @@ def wrap(
     then: Callable[[Wrapped | ZBusError], None],
 ) -> None:
     """Pack a value for that link, and call `then` here; at once if it is small."""
-    rate, local = peering.pace.rate, peering.is_local
+    # What the peer reads out of this process's memory is there sooner than any codec has begun.
+    rate, local = None if peering.shares else peering.pace.rate, peering.is_local
     theirs = peering.session.peer.codecs
 
     def pack() -> Wrapped | ZBusError:

@@ -30,12 +30,15 @@ class Settings:
             closed at once, or refused by another machine.
         memory: Bytes that values on their way in may take, all together; None: 80 % of what is
             free when the first one comes.
+        share_memory: Whether this user's peers on this machine read large values out of each
+            other's memory, where the system lets them (Linux); else they take the socket.
     """
 
     reconnect_wait: float = 300.0
     linger: float = 30.0
     nobody_wait: float = 15.0
     memory: int | None = None
+    share_memory: bool = True
 
 
 @dataclass(eq=False)
@@ -122,6 +125,7 @@ class Peering:
     permissions: frozenset[str] = frozenset()  # what the peer may do here
     faults: int = 0  # protocol errors
     jobs: bool = False  # some job needs it
+    shares: bool = False  # large values are read out of the sender's memory, either way
 
     @property
     def key(self) -> bytes:

@@ -50,6 +50,13 @@ def size(value: Any) -> tuple[str, int]:
     return text(20)(value[0]), number()(value[1])
 
 
+def piece(value: Any) -> tuple[int, int]:
+    """A piece of memory: its address and its length."""
+    if type(value) not in (list, tuple) or len(value) != 2:
+        raise ValueError("not an address and a length")
+    return number(1)(value[0]), number(1)(value[1])
+
+
 def one_of(*allowed: str) -> Check:
     def check(value: Any) -> str:
         if type(value) is not str or value not in allowed:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import msgpack
 
 from ..errors import LocalProtocolError, RemoteProtocolError
-from .fields import Check, blob, each, flag, number, one_of, optional, size, text
+from .fields import Check, blob, each, flag, number, one_of, optional, piece, size, text
 
 VERSION = 1  # of the protocol; HELLO carries the span that a peer speaks
 MAX_HEADER = 64 * 1024
@@ -30,6 +30,7 @@ MAX_CHUNK = 1024 * 1024
 DIGEST = "xxh3-128"  # of a value's plain bytes
 MAX_FRAME = MAX_CHUNK + 64 * 1024  # what a socket accepts in one frame, with slack
 MAX_TOTAL = 1 << 46  # bytes of one value
+MAX_PIECES = 256  # of memory that one value lies in
 MAX_PLANNED = 256  # operations in one manifest
 MAX_PREVIEW = 1 << 20  # bytes of one preview picture
 MAX_WAITS = 64  # jobs that a running prompt waits for, as far as they are told
@@ -330,6 +331,30 @@ class Close(Message):
 
 
 @dataclass(frozen=True)
+class Shared(Message):
+    """The bytes of a granted transfer lie in the sender's memory: the receiver may read them.
+
+    `proof` is keyed with the secret key of the user whose processes both are.
+    """
+
+    KIND = 44
+    SEQUENCED = True
+    transfer: int = _is(number())
+    pieces: tuple[tuple[int, int], ...] = _is(each(piece, MAX_PIECES))  # (address, length)
+    proof: bytes = _is(blob(32, 32))
+
+
+@dataclass(frozen=True)
+class Unshared(Message):
+    """The receiver cannot read them: they are to come as chunks, and `for_good` all others too."""
+
+    KIND = 45
+    SEQUENCED = True
+    transfer: int = _is(number())
+    for_good: bool = _is(flag)
+
+
+@dataclass(frozen=True)
 class Measure(Message):
     """zbus-ping: "down" asks for a made-up block of `size` bytes, "up" announces one to drop."""
 
@@ -410,7 +435,7 @@ KINDS: dict[int, type[Message]] = {
     for cls in (
         *(Hello, Ready, Reject, Ack, Ping, Pong, Bye, Status, Chunk, Grant),
         *(Announce, Withdraw, Bound, BoundOk, NotBound, Await, Offer),
-        *(Finish, Stored, Refused, Cancel, Close, Measure),
+        *(Finish, Stored, Refused, Cancel, Close, Shared, Unshared, Measure),
         *(JobProgress, JobPreview, Parcel, JobState, JobCancel, Enquire, Facts),
     )
 }

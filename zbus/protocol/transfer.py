@@ -163,6 +163,15 @@ class Incoming:
         self._granted = self.received
         return Grant(self.id, self.received, self._limit)
 
+    def reach(self, received: int) -> None:
+        """So much of it is there, without a gap, by another way than chunks."""
+        self.arrived = self.received = received
+
+    def restart(self) -> None:
+        """Nothing of it is there after all: chunks are to bring it."""
+        self.reach(0)
+        self._granted = -1
+
     def linked(self) -> None:
         """A new connection stands: repeat the GRANT, once everything that came is decoded."""
         self._granted, self._waiting = -1, True

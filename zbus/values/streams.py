@@ -32,6 +32,11 @@ class PackedSource:
         self._buffers, self._map, self._rows = buffers, Map(parts), rows
         self.total = self._map.total
 
+    @property
+    def pieces(self) -> Sequence[memoryview]:
+        """The memory itself, in order."""
+        return self._buffers
+
     def read(self, offset: int, size: int) -> memoryview:
         view = _view(self._buffers, self._map, offset, size)
         return view if view is not None else memoryview(self._joined(offset, size))
@@ -115,6 +120,8 @@ PATTERN = bytes((i * 167 + (i >> 8) * 59) & 0xFF for i in range(1 << 16)) * (MAX
 
 class PatternSource:
     """A made-up block of any size, for measuring: one MiB over and over."""
+
+    pieces = ()  # nothing of it lies anywhere
 
     def __init__(self, total: int) -> None:
         self.total = total

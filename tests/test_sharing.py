@@ -1,0 +1,547 @@
+"""The same-host lane: large values are read out of the sender's memory, or else take the socket."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from children import child, until
+from proxy import Proxy
+
+from zbus import Channel, Peer, Settings, ZBusError
+from zbus.engine import sharing
+from zbus.engine.sharing import Sharing, Unreadable
+from zbus.errors import PeerGone, RemoteProtocolError
+from zbus.net import memory
+from zbus.protocol.messages import Shared, Unshared
+from zbus.trust import Trust
+
+MIB = 1 << 20
+LARGE = 8 * MIB
+
+pytestmark = pytest.mark.skipif(
+    not memory.is_possible(), reason="this system lets no process read another's memory"
+)
+
+
+class Ends(NamedTuple):
+    """A channel at each end of a link, and what carries it."""
+
+    listening: Channel
+    dialled: Channel
+    proxy: Proxy
+    server: Peer
+    client: Peer
+
+
+@contextlib.contextmanager
+def linked(
+    server: Settings | None = None, client: Settings | None = None, other: Trust | None = None
+) -> Iterator[Ends]:
+    with contextlib.ExitStack() as stack:
+        there = stack.enter_context(Peer("server", settings=server))
+        listening = stack.enter_context(there.listen("127.0.0.1:0"))
+        proxy = stack.enter_context(Proxy(listening.address))
+        here = stack.enter_context(Peer("client", settings=client, trust=other))
+        dialled = stack.enter_context(here.connect(proxy.address))
+        yield Ends(listening, dialled, proxy, there, here)
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    with linked() as made:
+        yield made
+
+
+def passed(ends: Ends, value: Any, quality: str = "exact", up: bool = True) -> tuple[Any, int]:
+    """The value as it arrives, and the bytes that went through the socket for it."""
+    sender, receiver = (ends.dialled, ends.listening) if up else (ends.listening, ends.dialled)
+    before = ends.proxy.forwarded
+    send = sender.start_send(value, quality=quality, timeout=30)
+    got = receiver.receive(timeout=30)
+    send.result()
+    return got, ends.proxy.forwarded - before
+
+
+def noise(nbytes: int = LARGE, seed: int = 1) -> torch.Tensor:
+    return torch.rand(nbytes // 4, generator=torch.Generator().manual_seed(seed))
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return a.dtype == b.dtype and np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
+
+
+def shares(ends: Ends) -> list[bool]:
+    return [p.shares for end in (ends.server, ends.client) for p in end._engine.links.peerings]
+
+
+def settled(ends: Ends) -> None:
+    """Nothing is left of any transfer."""
+    for end in (ends.server, ends.client):
+        until(lambda e=end: not e._engine.bulk._in and not e._engine.bulk._out)
+        assert end._engine.budget._taken == 0
+
+
+# --- what goes through memory ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_a_large_value_is_exact_and_the_socket_carries_words_only(ends: Ends, up: bool) -> None:
+    for seed in range(3):
+        got, wire = passed(ends, noise(seed=seed), up=up)
+        assert torch.equal(got, noise(seed=seed)) and wire < 4096
+    assert shares(ends) == [True, True]
+    settled(ends)
+
+
+CODE = """
+    import sys
+    import torch
+    from zbus import Peer
+    with Peer("child") as peer, peer.connect(sys.argv[1]) as channel:
+        value = channel.receive(timeout=60)
+        value += 1
+        channel.send(value, timeout=60)
+"""
+
+
+def test_between_two_processes() -> None:
+    with Peer("here") as here, here.listen("127.0.0.1:0") as channel:
+        with Proxy(channel.address) as proxy, child(CODE, proxy.address) as other:
+            channel.send(noise(), timeout=60)
+            assert torch.equal(channel.receive(timeout=60), noise() + 1)
+            assert other.process.wait(20) == 0
+            assert proxy.forwarded < 16384
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"samples": noise(), "mask": torch.ones(3, 7, dtype=torch.bool), "note": "x" * 100_000},
+        [noise(MIB, seed) for seed in range(9)],
+        (np.arange(MIB), b"\x01" * MIB, "é" * MIB),
+        noise().to(torch.bfloat16),
+        torch.zeros(2 * MIB, dtype=torch.bool),
+    ],
+    ids=["dict", "list", "arrays", "bfloat16", "bool"],
+)
+def test_values_of_many_pieces(ends: Ends, value: Any) -> None:
+    got, wire = passed(ends, value)
+    assert same(got, value) and wire < 16384
+
+
+def test_8_bit(ends: Ends) -> None:
+    picture = noise().reshape(1, 1024, 512, 4)
+    got, wire = passed(ends, picture, "8-bit")
+    assert wire < 4096 and (got - picture).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_its_progress_is_told_on_both_sides(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "STEP", MIB)
+    monkeypatch.setattr(sharing, "TELL", MIB)
+    true = memory.read
+
+    def slow(*read: Any) -> None:
+        threading.Event().wait(0.03)  # as a large value would take
+        true(*read)
+
+    monkeypatch.setattr(memory, "read", slow)
+    seen: list[list[int]] = [[], []]
+    send = ends.dialled.start_send(
+        noise(), timeout=30, progress=lambda done, total: seen[0].append(done)
+    )
+    receive = ends.listening.start_receive(
+        timeout=30, progress=lambda done, total: seen[1].append(done)
+    )
+    assert torch.equal(receive.result(), noise())
+    send.result()
+    for calls in seen:
+        assert calls == sorted(calls) and calls[-1] == LARGE and len(calls) > 2
+
+
+def test_what_came_is_the_receivers_own(ends: Ends) -> None:
+    value = noise()
+    got, _ = passed(ends, value)
+    value.zero_()
+    assert torch.equal(got, noise())
+
+
+@pytest.mark.parametrize("lane", ["memory", "socket"])
+def test_memory_is_free_when_the_value_is(lane: str) -> None:
+    """And not when the garbage collector comes round to it."""
+    settings = Settings(share_memory=lane == "memory")
+    with linked(settings, settings) as ends:
+        passed(ends, noise())
+        gc.collect()
+        gc.disable()
+        try:
+            got, wire = passed(ends, noise())
+            assert (wire < LARGE) is (lane == "memory")
+            ref = weakref.ref(got)
+            del got
+            until(lambda: ref() is None, what="no reference to the value")
+        finally:
+            gc.enable()
+
+
+# --- what takes the socket ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "quality"),
+    [
+        (noise(sharing.LEAST // 2), "raw"),
+        (noise(), "lz4"),
+        ([torch.full((16384,), float(i)) for i in range(300)], "raw"),
+    ],
+    ids=["small", "a codec by name", "too many pieces"],
+)
+def test_what_is_not_for_it_takes_the_socket(ends: Ends, value: Any, quality: str) -> None:
+    got, wire = passed(ends, value, quality)
+    assert same(got, value) and wire > 100_000
+    assert shares(ends) == [True, True]
+
+
+@pytest.mark.parametrize("who", ["server", "client"])
+def test_who_does_not_want_it(who: str) -> None:
+    with linked(**{who: Settings(share_memory=False)}) as ends:
+        for up in (True, False):
+            got, wire = passed(ends, noise(), up=up)
+            assert torch.equal(got, noise()) and wire > LARGE
+
+
+def test_it_can_be_turned_off_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZBUS_SHARE_MEMORY", "0")
+    with linked() as ends:
+        got, wire = passed(ends, noise())
+        assert torch.equal(got, noise()) and wire > LARGE
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_another_users_process_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, up: bool
+) -> None:
+    """Another user has another key. Nothing is read for it, whatever the system would allow."""
+    monkeypatch.setattr(memory, "read", lambda *_: pytest.fail("memory was read"))
+    with linked(other=Trust(tmp_path)) as ends:
+        for _ in range(2):
+            got, wire = passed(ends, noise(), up=up)
+            assert torch.equal(got, noise()) and wire > LARGE
+        assert shares(ends) == [False, False]
+
+
+def refusing(number: int, true: Callable[..., None] = memory.read) -> Callable[..., None]:
+    """`memory.read` that fails once, after a piece of it has been read."""
+    left = [1]
+
+    def read(pid: int, address: int, into: memoryview) -> None:
+        true(pid, address, into[: len(into) // 2])
+        if left[0]:
+            left[0] -= 1
+            raise OSError(number, os.strerror(number))
+        true(pid, address, into)
+
+    return read
+
+
+def test_what_the_system_forbids_is_not_tried_again(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "read", refusing(errno.EPERM))
+    for _ in range(2):
+        got, wire = passed(ends, noise())
+        assert torch.equal(got, noise()) and wire > LARGE
+    assert shares(ends) == [False, False]
+    settled(ends)
+
+
+def test_what_was_let_go_of_comes_by_the_socket_and_the_next_does_not(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "read", refusing(errno.EFAULT))
+    got, wire = passed(ends, noise())
+    assert torch.equal(got, noise()) and wire > LARGE
+    got, wire = passed(ends, noise())
+    assert torch.equal(got, noise()) and wire < 4096
+
+
+def test_a_fault_of_our_own_costs_only_its_saving(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ValueError("a mistake")
+
+    monkeypatch.setattr(memory, "read", broken)
+    got, wire = passed(ends, noise())
+    assert torch.equal(got, noise()) and wire > LARGE
+    assert "please report it" in caplog.text
+
+
+def test_bytes_that_are_not_what_was_sent_are_sent_again(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = memory.read
+
+    def spoilt(pid: int, address: int, into: memoryview) -> None:
+        true(pid, address, into)
+        into[len(into) // 2] ^= 1
+
+    monkeypatch.setattr(memory, "read", spoilt)
+    got, wire = passed(ends, noise())
+    assert torch.equal(got, noise()) and wire > LARGE
+    settled(ends)
+
+
+# --- ends, and cuts, in mid-read ------------------------------------------------------------------
+
+
+class Gate:
+    """`memory.read` that waits at its first piece until it is let through."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+        self._read = memory.read
+        monkeypatch.setattr(memory, "read", self._waiting)
+
+    def _waiting(self, pid: int, address: int, into: memoryview) -> None:
+        self.reached.set()
+        assert self.opened.wait(20)
+        self._read(pid, address, into)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    made = Gate(monkeypatch)
+    yield made
+    made.opened.set()
+
+
+@pytest.mark.parametrize("which", ["send", "receive"])
+def test_cancel_in_mid_read(ends: Ends, gate: Gate, which: str) -> None:
+    send = ends.dialled.start_send(noise(), timeout=30)
+    receive = ends.listening.start_receive(timeout=30)
+    assert gate.reached.wait(10)
+    (send if which == "send" else receive).cancel()
+    for operation in (send, receive):
+        until(operation.done)
+        with pytest.raises(ZBusError, match="cancelled"):
+            operation.result()
+    gate.opened.set()
+    got, wire = passed(ends, noise(seed=2))
+    assert torch.equal(got, noise(seed=2)) and wire < 4096
+    settled(ends)
+
+
+def test_a_sender_that_lets_go_and_writes_there_spoils_nothing(ends: Ends, gate: Gate) -> None:
+    """Cancelled, it may do with its memory what it likes, while the other side still reads."""
+    value = noise()
+    send = ends.dialled.start_send(value, timeout=30)
+    receive = ends.listening.start_receive(timeout=30)
+    assert gate.reached.wait(10)
+    send.cancel()
+    value.fill_(7)
+    gate.opened.set()
+    until(receive.done)
+    with pytest.raises(ZBusError, match="cancelled"):
+        receive.result()
+    settled(ends)
+
+
+def test_cuts_in_mid_read(ends: Ends, gate: Gate) -> None:
+    send = ends.dialled.start_send(noise(), timeout=30)
+    receive = ends.listening.start_receive(timeout=30)
+    assert gate.reached.wait(10)
+    for _ in range(3):
+        accepted = ends.proxy.accepted
+        assert ends.proxy.cut()
+        until(lambda a=accepted: ends.proxy.accepted > a)
+        until(lambda: all(p.connection for p in ends.server._engine.links.peerings))
+    gate.opened.set()
+    assert torch.equal(receive.result(), noise())
+    send.result()
+    settled(ends)
+
+
+def test_a_cut_before_the_socket_takes_over(ends: Ends, gate: Gate) -> None:
+    """The word that it cannot be read is under way when the link goes."""
+    gate._read = refusing(errno.EFAULT, gate._read)
+    send = ends.dialled.start_send(noise(), timeout=30)
+    receive = ends.listening.start_receive(timeout=30)
+    assert gate.reached.wait(10)
+    ends.proxy.black_hole = True
+    gate.opened.set()
+    until(lambda: not any(f.reading for f in ends.server._engine.bulk._in.values()))
+    ends.proxy.black_hole = False
+    ends.proxy.cut()
+    assert torch.equal(receive.result(), noise())
+    send.result()
+    settled(ends)
+
+
+SENDER = """
+    import sys
+    import torch
+    from zbus import Peer
+    with Peer("child") as peer, peer.connect(sys.argv[1]) as channel:
+        channel.send(torch.ones(2 << 20), timeout=60)
+"""
+
+
+def test_the_sender_is_killed_in_mid_read(gate: Gate) -> None:
+    with Peer("here") as here, here.listen("127.0.0.1:0") as channel:
+        with child(SENDER, channel.address) as other:
+            receive = channel.start_receive(timeout=60)
+            assert gate.reached.wait(30)
+            other.kill()
+            gate.opened.set()
+            with pytest.raises(PeerGone):
+                receive.result()
+        until(lambda: not here._engine.bulk._in)
+
+
+# --- the proof ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair(ends: Ends) -> Iterator[tuple[Any, Any]]:
+    """(the sender's peering, the receiver's), of a link that stands."""
+    passed(ends, "hello")
+    yield ends.client._engine.links.peerings[0], ends.server._engine.links.peerings[0]
+
+
+class Into:
+    def __init__(self, size: int) -> None:
+        self.data = memoryview(bytearray(size))
+
+    def view(self, offset: int, size: int) -> memoryview:
+        return self.data[offset : offset + size]
+
+
+def test_only_what_this_user_says_is_read(
+    ends: Ends, pair: tuple[Any, Any], tmp_path: Path
+) -> None:
+    to_server, to_client = pair
+    data = memoryview(os.urandom(sharing.LEAST))
+    into = Into(len(data))
+
+    def read(message: Shared) -> None:
+        here = ends.server._engine.sharing
+        here.read(to_client, message, len(data), into, lambda: True, lambda _: None)
+
+    sender = ends.client._engine.sharing
+    said = sender.shared(to_server, 5, [data])
+    assert said is not None
+    stranger = Sharing(ends.client.own, Trust(tmp_path)).shared(to_server, 5, [data])
+    assert stranger is not None
+    [(address, length)] = said.pieces
+    for wrong in (
+        stranger,
+        Shared(6, said.pieces, said.proof),
+        Shared(5, ((address + 1, length),), said.proof),
+        Shared(5, said.pieces, bytes(32)),
+        Shared(5, said.pieces, ends.server._engine.sharing.shared(to_client, 5, [data]).proof),
+    ):
+        with pytest.raises(Unreadable, match="another user") as raised:
+            read(wrong)
+        assert raised.value.for_good
+    assert not any(into.data)
+    read(said)
+    assert into.data == data
+    with pytest.raises(Unreadable, match="not as long"):
+        read(sender.shared(to_server, 5, [data[:-1], data[-1:], data[:1]]))
+
+
+def test_a_peer_that_breaks_the_rules(ends: Ends, pair: tuple[Any, Any], gate: Gate) -> None:
+    to_server, _ = pair
+    bulk = ends.server._engine.bulk
+    send = ends.dialled.start_send(noise(), timeout=30)
+    receive = ends.listening.start_receive(timeout=30)
+    assert gate.reached.wait(10)
+    (peering_key, transfer), flow = next(iter(bulk._in.items()))
+    said = Shared(transfer, ((4096, LARGE),), bytes(32))
+    with pytest.raises(RemoteProtocolError, match="SHARED"):
+        bulk.shared(flow.peering, said)
+    from zbus.protocol.messages import Chunk
+
+    with pytest.raises(RemoteProtocolError, match="SHARED"):
+        bulk.chunk(flow.peering, Chunk(transfer, 0, 1, False), object())  # type: ignore[arg-type]
+    gate.opened.set()
+    assert torch.equal(receive.result(), noise())
+    send.result()
+    # Of what is over, or never was.
+    bulk.shared(flow.peering, said)
+    ends.client._engine.bulk.unshared(to_server, Unshared(12345, False))
+
+
+# --- the system's own rules -----------------------------------------------------------------------
+
+
+def test_what_cannot_be_read() -> None:
+    into = memoryview(bytearray(16))
+    with pytest.raises(OSError) as raised:
+        memory.read(os.getpid(), 4096, into)
+    assert raised.value.errno == errno.EFAULT
+    with child("pass") as gone:
+        gone.process.wait(20)
+        with pytest.raises(OSError):
+            memory.read(gone.pid, 4096, into)
+
+
+def test_elsewhere_it_is_not_even_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.is_possible.cache_clear()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(memory.sys, "platform", "win32")
+            assert not memory.is_possible()
+            with Peer("elsewhere") as peer:
+                assert peer.own.lanes == ("tcp",)
+        memory.is_possible.cache_clear()
+        with monkeypatch.context() as patch:  # a container that forbids the call
+            patch.setattr(memory, "read", refusing(errno.EPERM))
+            assert not memory.is_possible()
+    finally:
+        memory.is_possible.cache_clear()
+
+
+def test_yama_is_told_who_may_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+
+    class Libc:
+        def prctl(self, option: int, who: int, *_: int) -> int:
+            assert option == 0x59616D61
+            told.append(who)
+            return 0
+
+    monkeypatch.setattr(memory, "_libc", Libc)
+    own, parent = os.getpid(), os.getppid()
+    monkeypatch.setattr(memory, "_asks_for_names", lambda: False)
+    memory.permit({own})
+    assert told == []
+    monkeypatch.setattr(memory, "_asks_for_names", lambda: True)
+    monkeypatch.setattr(memory, "_is_own", lambda pid: pid != 1)
+    for pids in (set(), {own}, {own, parent}, {1}, {1, own}):
+        memory.permit(pids)
+    assert told == [0, own, 2**64 - 1, 0, own]
+
+
+def test_whose_process_that_is() -> None:
+    assert memory._is_own(os.getpid())
+    with child("pass") as gone:
+        gone.process.wait(20)
+        assert not memory._is_own(gone.pid)
