@@ -41,6 +41,7 @@ START_TIME = 120.0  # seconds; 7 to 15 are usual, two at once on two busy cores 
 
 # Of this process's environment nothing but this reaches ComfyUI, plus what Python itself needs.
 _KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT", "WINDIR", "COMSPEC", "PATHEXT")
+_KEPT += ("ZBUS_SHARE_MEMORY",)  # of the fixture `by_socket`
 _NOT_COPIED = shutil.ignore_patterns(".git", "tests", "__pycache__", "*.egg-info", ".*_cache")
 _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _RUNNING: weakref.WeakSet[ComfyUI] = weakref.WeakSet()

@@ -125,6 +125,7 @@ def test_cancel_while_it_is_queued(pair, capsys):
     works(a, b)
 
 
+@pytest.mark.usefixtures("by_socket")
 def test_cancel_while_its_result_comes(fresh_pair, capsys):
     a, b = fresh_pair
     with Proxy(listener(b)) as proxy, rerouted(b, proxy.address) as name:
@@ -202,6 +203,7 @@ def test_the_remote_is_killed_in_mid_job(fresh_pair):
     works(a, b)
 
 
+@pytest.mark.usefixtures("by_socket")
 def test_the_remote_is_killed_in_mid_result(fresh_pair):
     a, b = fresh_pair
     with Proxy(listener(b)) as proxy, rerouted(b, proxy.address) as name:
@@ -231,6 +233,7 @@ def test_the_client_is_killed(fresh_pair):
     works(a, b)
 
 
+@pytest.mark.usefixtures("by_socket")
 @pytest.mark.parametrize("when", ["in mid-job", "in mid-result"])
 def test_a_link_cut_for_five_seconds(fresh_pair, when):
     """The job survives, and its result arrives, exact."""
