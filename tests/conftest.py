@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import spilled
 from comfyui import ComfyUI, start_all
+from comfyui import free_port as any_free_port
 
 
 class Trio(NamedTuple):
@@ -93,15 +93,20 @@ def by_socket(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return any_free_port()
 
 
 @pytest.fixture
 def addr(free_port: int) -> str:
     """A loopback address ("127.0.0.1:port") that nobody uses."""
     return f"127.0.0.1:{free_port}"
+
+
+@pytest.fixture
+def other_addr() -> str:
+    """Another one. Not the next port: by their parity those are what the system gives to whoever
+    connects."""
+    return f"127.0.0.1:{any_free_port()}"
 
 
 @pytest.fixture

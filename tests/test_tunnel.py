@@ -20,7 +20,10 @@ MIB = 1 << 20
 MISSING = missing()
 if MISSING:
     print(f"test_tunnel: skipped: {MISSING}")
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+pytestmark = [
+    pytest.mark.skipif(bool(MISSING), reason=MISSING),
+    pytest.mark.usefixtures("by_socket"),
+]
 
 
 @pytest.fixture(scope="module")
