@@ -61,7 +61,7 @@ FLOORS = (
     ("net/admission",),
     ("net/placing",),
     ("net/links",),
-    ("engine/sharing",),
+    ("engine/sharing", "engine/flows"),
     ("engine/bulk",),
     ("engine/parts",),
     ("engine/sending", "engine/receiving", "engine/words", "engine/steps"),

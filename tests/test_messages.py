@@ -39,6 +39,7 @@ EXAMPLES: list[m.Message] = [
     m.Refused(2, "no memory"),
     m.Cancel(2, "cancelled"),
     m.Close(1, "failed", "ValueError: x"),
+    m.Near(3, bytes(32)),
     m.Shared(3, ((1 << 46, 1 << 30), (4096, 1)), bytes(32)),
     m.Unshared(3, True),
     m.Measure(2, "up", 1 << 30),

@@ -23,7 +23,7 @@ from zbus.engine import sharing
 from zbus.engine.sharing import Sharing, Unreadable
 from zbus.errors import PeerGone, RemoteProtocolError
 from zbus.net import memory
-from zbus.protocol.messages import Shared, Unshared
+from zbus.protocol.messages import Chunk, Near, Shared, Unshared
 from zbus.trust import Trust
 
 MIB = 1 << 20
@@ -240,10 +240,13 @@ def test_another_users_process_is_not_read(
     """Another user has another key. Nothing is read for it, whatever the system would allow."""
     monkeypatch.setattr(memory, "read", lambda *_: pytest.fail("memory was read"))
     with linked(other=Trust(tmp_path)) as ends:
+        told: list[Any] = []
+        for end in (ends.server, ends.client):
+            monkeypatch.setattr(end._engine.sharing, "shared", lambda *given: told.append(given))
         for _ in range(2):
             got, wire = passed(ends, noise(), up=up)
             assert torch.equal(got, noise()) and wire > LARGE
-        assert shares(ends) == [False, False]
+        assert told == [], "addresses were told to a stranger"
 
 
 def refusing(number: int, true: Callable[..., None] = memory.read) -> Callable[..., None]:
@@ -444,7 +447,15 @@ def test_only_what_this_user_says_is_read(
         here = ends.server._engine.sharing
         here.read(to_client, message, len(data), into, lambda: True, lambda _: None)
 
-    sender = ends.client._engine.sharing
+    sender, reader = ends.client._engine.sharing, ends.server._engine.sharing
+    near = reader.near(to_client, 5)
+    assert near is not None and sender.is_near(to_server, near)
+    assert not sender.is_near(to_server, Near(6, near.proof))
+    assert not sender.is_near(to_server, Near(5, bytes(32)))
+    assert not sender.is_near(
+        to_server, Sharing(ends.server.own, Trust(tmp_path)).near(to_client, 5)
+    )
+    assert not sender.is_near(to_server, sender.near(to_server, 5)), "its own word, sent back"
     said = sender.shared(to_server, 5, [data])
     assert said is not None
     stranger = Sharing(ends.client.own, Trust(tmp_path)).shared(to_server, 5, [data])
@@ -477,8 +488,6 @@ def test_a_peer_that_breaks_the_rules(ends: Ends, pair: tuple[Any, Any], gate: G
     said = Shared(transfer, ((4096, LARGE),), bytes(32))
     with pytest.raises(RemoteProtocolError, match="SHARED"):
         bulk.shared(flow.peering, said)
-    from zbus.protocol.messages import Chunk
-
     with pytest.raises(RemoteProtocolError, match="SHARED"):
         bulk.chunk(flow.peering, Chunk(transfer, 0, 1, False), object())  # type: ignore[arg-type]
     gate.opened.set()

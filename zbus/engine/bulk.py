@@ -8,104 +8,25 @@ the sender's tensor, and land at their offset in the receiver's.
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import xxhash
 
-from ..codecs import Codec
 from ..errors import DigestMismatch, RemoteProtocolError, TransferError, ZBusError
 from ..net import memory
 from ..net.frames import Body
 from ..net.places import Peering
 from ..net.transport import Transport
-from ..protocol.messages import Chunk, Finish, Grant, Shared, Unshared, encode
-from ..protocol.transfer import Incoming, Outgoing
-from ..values.layout import Layout
-from .sharing import Sharing, Unreadable, digest
+from ..protocol.messages import Chunk, Finish, Grant, Near, Shared, Unshared, encode
+from .flows import Encoding, Inflow, Outflow
+from .sharing import LEAST, Sharing, Unreadable, digest
 
 logger = logging.getLogger(__name__)
 
 ENCODES_AHEAD = 8  # chunks of one transfer in the pool at once
 TURN = 8 << 20  # bytes that one turn sends before it looks at its input again
-
-
-class Source(Protocol):
-    """The plain bytes of a value to send."""
-
-    total: int
-
-    @property
-    def pieces(self) -> Sequence[memoryview]:
-        """The memory itself, in order; none where there is none."""
-
-    def read(self, offset: int, size: int) -> memoryview: ...
-    def layout(self, offset: int, size: int) -> Layout: ...
-    def cut(self, offset: int, want: int) -> int: ...
-
-
-class Sink(Protocol):
-    """Where the plain bytes of a value go."""
-
-    def view(self, offset: int, size: int) -> memoryview | None:
-        """That range's own memory; None if it lies in several pieces."""
-
-    def write(self, offset: int, data: memoryview) -> None: ...
-    def layout(self, offset: int, size: int) -> Layout: ...
-
-    def digest(self, offset: int, size: int, hasher: Any) -> None:
-        """Feed the stored range to the hasher."""
-
-
-@dataclass(eq=False)
-class Outflow:
-    """One value on its way out."""
-
-    peering: Peering
-    outgoing: Outgoing
-    source: Source
-    codec: Codec
-    on_progress: Callable[[int], None]  # bytes the peer has
-    on_stored: Callable[[], None]
-    on_failed: Callable[[ZBusError], None]
-    hasher: Any = field(default_factory=xxhash.xxh3_128)
-    hashed: int = 0
-    finished: bool = False  # FINISH is said
-    wire: int = 0  # bytes sent
-    may_share: bool = True  # not once the peer could not read it
-    shared: bool = False  # the peer reads it itself
-    dropped: bool = False
-    encoding: deque[_Encoding] = field(default_factory=deque)
-
-
-@dataclass(frozen=True)
-class _Encoding:
-    epoch: int
-    offset: int
-    plain: memoryview
-    future: Future[Any]
-
-
-@dataclass(eq=False)
-class Inflow:
-    """One value on its way in."""
-
-    peering: Peering
-    incoming: Incoming
-    sink: Sink
-    codec: Codec
-    on_progress: Callable[[int], None]
-    on_complete: Callable[[], None]  # every byte is there and the digest is right
-    on_failed: Callable[[ZBusError], None]
-    hasher: Any = field(default_factory=xxhash.xxh3_128)
-    digest: bytes | None = None
-    head: int = 0  # bytes of a spec in front; then `on_head` opens the rest
-    on_head: Callable[[], None] | None = None
-    reading: bool = False  # it is, or was, read out of the sender's memory
-    dropped: bool = False
 
 
 class Bulk:
@@ -143,6 +64,10 @@ class Bulk:
         self._in[flow.peering.key, flow.incoming.id] = flow
         flow.peering.transfers += 1
         self._due[flow] = None
+        if flow.peering.shares and flow.codec.name == "raw" and flow.incoming.total >= LEAST:
+            near = None if flow.head else self._sharing.near(flow.peering, flow.incoming.id)
+            if near is not None:
+                flow.peering.session.send(near)
 
     def open(self, flow: Inflow, total: int) -> None:
         """The head was read: grant the rest."""
@@ -256,7 +181,7 @@ class Bulk:
     def _encode(self, flow: Outflow, offset: int, plain: memoryview) -> None:
         layout = flow.source.layout(offset, len(plain))
         future = self._pool.submit(flow.codec.encode, plain, layout)
-        flow.encoding.append(_Encoding(flow.outgoing.epoch, offset, plain, future))
+        flow.encoding.append(Encoding(flow.outgoing.epoch, offset, plain, future))
         future.add_done_callback(lambda _: self._post(_nothing))
 
     def _put(self, flow: Outflow, offset: int, plain: memoryview, encoded: Any, now: float) -> None:
@@ -276,9 +201,15 @@ class Bulk:
 
     # --- sending: the peer reads it itself ----------------------------------------------------
 
+    def near(self, peering: Peering, message: Near) -> None:
+        """The peer, which has not granted it yet, could read a value itself."""
+        flow = self._out.get((peering.key, message.transfer))
+        if flow is not None and peering.shares and flow.codec.name == "raw":
+            flow.may_share = self._sharing.is_near(peering, message)
+
     def _share(self, flow: Outflow) -> None:
         pieces = flow.source.pieces
-        if not flow.peering.shares or flow.outgoing.next or flow.codec.name != "raw":
+        if flow.outgoing.next:
             return
         shared = self._sharing.shared(flow.peering, flow.outgoing.id, pieces)
         if shared is None:

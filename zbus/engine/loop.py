@@ -32,6 +32,7 @@ from ..protocol.messages import (
     Hello,
     Measure,
     Message,
+    Near,
     Pong,
     Refused,
     Shared,
@@ -346,6 +347,8 @@ class Engine:
                 self.bulk.chunk(peering, message, body)
             case Grant():
                 self.bulk.grant(peering, message, time.monotonic())
+            case Near():
+                self.bulk.near(peering, message)
             case Shared():
                 self.bulk.shared(peering, message)
             case Unshared():

@@ -17,7 +17,7 @@ from ..protocol.fields import clip
 from ..protocol.messages import Hello, Measure, Refused, Stored
 from ..protocol.transfer import Incoming, Outgoing
 from ..values.streams import DropSink, PatternSource
-from .bulk import Inflow, Outflow
+from .flows import Inflow, Outflow
 from .parts import Parts
 
 WINDOW = 64 << 20  # bytes granted ahead; nothing is held

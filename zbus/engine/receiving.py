@@ -17,7 +17,7 @@ from ..protocol.transfer import Incoming
 from ..values import payload
 from ..values.streams import ValueSink
 from ..values.unpack import Unpacker
-from .bulk import Inflow
+from .flows import Inflow
 from .parts import Parts
 from .sending import HEAVY
 

@@ -16,7 +16,7 @@ from ..protocol.transfer import Outgoing
 from ..values import payload
 from ..values.layout import PLAIN
 from ..values.streams import PackedSource
-from .bulk import Outflow
+from .flows import Outflow
 from .parts import Parts, Running
 
 HEAVY = 1 << 20  # bytes from which packing and building go to the worker pool

@@ -1,10 +1,11 @@
 """The same-host lane of transfers: the receiver reads a value where the sender has it.
 
-Once a transfer is granted, the sender says SHARED: the addresses of its pieces, and a proof, keyed
-with the user's secret key, that a process of this very user says so; for a receiver that read
-whatever it is told could be led to read a third process. The digest comes as ever, and holds here
-too: a sender that was cancelled may let go of the memory while it is read. What cannot be read so
-(`UNSHARED`) comes in chunks.
+A receiver says NEAR: that it is a process of the sender's own user, with a proof that is keyed with
+that user's secret key. Once it has granted the transfer, the sender says SHARED: the addresses of
+its pieces, with such a proof of its own; for a receiver that read whatever it is told could be led
+to read a third process. So addresses are told to this user's processes alone, and taken from them
+alone. The digest comes as ever, and holds here too: a sender that was cancelled may let go of the
+memory while it is read. What cannot be read so (UNSHARED) comes in chunks.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import xxhash
 from ..errors import ZBusError
 from ..net import memory
 from ..net.places import Peering
-from ..protocol.messages import MAX_PIECES, Hello, Shared
+from ..protocol.messages import MAX_PIECES, Hello, Near, Shared
 from ..trust import Trust
 
 logger = logging.getLogger(__name__)
@@ -65,9 +66,19 @@ class Sharing:
         lanes = (self._own.lanes, peering.session.peer.lanes)
         return peering.is_local and all(memory.LANE in known for known in lanes)
 
+    def near(self, peering: Peering, transfer: int) -> Near | None:
+        """What to tell the sender of a value; None where this user has no key."""
+        proof = self._proof(self._own, peering.session.peer, transfer)
+        return Near(transfer, proof) if proof else None
+
+    def is_near(self, peering: Peering, message: Near) -> bool:
+        """Whether it is this user's process that says so."""
+        proof = self._proof(peering.session.peer, self._own, message.transfer)
+        return bool(proof) and hmac.compare_digest(proof, message.proof)
+
     def shared(self, peering: Peering, transfer: int, views: Sequence[memoryview]) -> Shared | None:
-        """What to tell the peer of a value in these views; None where it takes the socket."""
-        if not 0 < len(views) <= MAX_PIECES or sum(map(len, views)) < LEAST:
+        """What to tell who is near of a value in these views; None where it takes the socket."""
+        if not 0 < len(views) <= MAX_PIECES:
             return None
         pieces = tuple((memory.address_of(view), len(view)) for view in views)
         proof = self._proof(self._own, peering.session.peer, transfer, pieces)
@@ -99,9 +110,9 @@ class Sharing:
             # EFAULT: the sender has let go of it. Anything else forbids it.
             raise Unreadable(error.strerror or "", error.errno != errno.EFAULT) from error
 
-    def _proof(self, sender: Hello, receiver: Hello, transfer: int, pieces: Pieces) -> bytes:
-        """Keyed BLAKE2b; empty where this user has no key."""
-        said = (sender.incarnation, receiver.incarnation, sender.pid, transfer, pieces)
+    def _proof(self, says: Hello, hears: Hello, transfer: int, pieces: Pieces = ()) -> bytes:
+        """Keyed BLAKE2b over all of it; empty where this user has no key."""
+        said = (says.incarnation, hears.incarnation, says.pid, transfer, pieces)
         try:
             secret = self._trust.keys.secret
         except ZBusError as error:

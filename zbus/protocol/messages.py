@@ -331,11 +331,21 @@ class Close(Message):
 
 
 @dataclass(frozen=True)
-class Shared(Message):
-    """The bytes of a granted transfer lie in the sender's memory: the receiver may read them.
+class Near(Message):
+    """The receiver could read the value of that transfer in the sender's memory.
 
     `proof` is keyed with the secret key of the user whose processes both are.
     """
+
+    KIND = 46
+    SEQUENCED = True
+    transfer: int = _is(number())
+    proof: bytes = _is(blob(32, 32))
+
+
+@dataclass(frozen=True)
+class Shared(Message):
+    """The bytes of a granted transfer lie there, in the sender's memory. `proof` as in NEAR."""
 
     KIND = 44
     SEQUENCED = True
@@ -435,7 +445,7 @@ KINDS: dict[int, type[Message]] = {
     for cls in (
         *(Hello, Ready, Reject, Ack, Ping, Pong, Bye, Status, Chunk, Grant),
         *(Announce, Withdraw, Bound, BoundOk, NotBound, Await, Offer),
-        *(Finish, Stored, Refused, Cancel, Close, Shared, Unshared, Measure),
+        *(Finish, Stored, Refused, Cancel, Close, Near, Shared, Unshared, Measure),
         *(JobProgress, JobPreview, Parcel, JobState, JobCancel, Enquire, Facts),
     )
 }
