@@ -537,7 +537,12 @@ DEAF = """
 def test_a_cut_while_the_peer_is_deaf_is_a_pause(tmp_path: Path) -> None:
     """No handshake with it comes about meanwhile: its trust store cannot be asked."""
     wait = Settings(nobody_wait=1.0)
-    with child(DEAF, tmp_path) as there, Peer("here", trust=Trust(tmp_path), settings=wait) as here:
+    trust = Trust(tmp_path)
+    with (
+        child(DEAF, tmp_path) as there,
+        Peer("here", trust=trust, settings=wait) as here,
+        Peer("late", trust=trust) as late,
+    ):
         _, address = there.line("at").split()
         with Proxy(address) as proxy:
             remote = Remote(proxy.address)
@@ -550,9 +555,11 @@ def test_a_cut_while_the_peer_is_deaf_is_a_pause(tmp_path: Path) -> None:
                 there.process.stdin.write("\n")
                 there.process.stdin.flush()
                 there.line("deaf now")
+                first = late.enquire(remote)  # over a link that is yet to be made
                 proxy.cut()
                 until(lambda: "lost" in send.note)
                 there.line("back", 30)
                 until(lambda: "press Run" in send.note or send.done(), 20)
                 assert not send.done() and [p.key for p in links.peerings] == [session]
                 send.cancel()
+                first.result(20)

@@ -24,7 +24,9 @@ from ..remote import Remote
 from ..wrong import wrong_peer
 from .parts import Parts
 
-PATIENCE = 10.0  # seconds for the first link: nobody has to press Run for it
+PATIENCE = 10.0  # seconds for the first link: nobody has to press Run for it;
+DEAF = 40.0  # where TCP stands: a process can be deaf for half a minute while it loads a model,
+GAP = 3.0  # and hangs up now and then, for a handshake that takes too long
 LOOK_EVERY = 0.1
 
 
@@ -36,7 +38,10 @@ class Errand:
     then: Callable[[Peering], None]
     failed: Callable[[ZBusError], None]
     place: Place | None = None
+    began: float = 0.0
     deadline: float = 0.0
+    latest: float = 0.0  # the deadline while TCP stands
+    stood: float = 0.0  # when it last did
     waiting: bool = True
 
 
@@ -72,7 +77,8 @@ class Errands:
         except ZBusError as error:
             self._fail(errand, error)
             return
-        errand.deadline = now + PATIENCE * len(routes)
+        errand.began, errand.deadline = now, now + PATIENCE * len(routes)
+        errand.latest = errand.deadline - PATIENCE + DEAF
         if errand.place.peering is not None and errand.place.peering.connection is not None:
             self._met(errand, errand.place.peering)
 
@@ -119,10 +125,12 @@ class Errands:
         """Give up what is unreachable."""
         for errand in [e for e in self._open if e.waiting and e.place is not None]:
             problem = errand.place.problem if errand.place is not None else None
+            if _stands(errand.place):
+                errand.stood = now
             if problem is not None:
                 self._fail(errand, _missing(errand.remote, problem))
-            elif now >= errand.deadline:
-                what = f"no answer in {PATIENCE:.0f} s"
+            elif now >= (errand.deadline if now - errand.stood > GAP else errand.latest):
+                what = f"no answer in {now - errand.began:.0f} s"
                 self._fail(errand, _missing(errand.remote, Unreachable(what)))
 
     def deadline(self, now: float) -> float | None:
@@ -133,6 +141,11 @@ class Errands:
         """The peer is closed."""
         for errand in [e for e in self._open if e.waiting]:
             self._fail(errand, error)
+
+
+def _stands(place: Place | None) -> bool:
+    """Whether there is a TCP connection, on which no peer has answered yet."""
+    return place is not None and place.connection is not None and place.connection.connected
 
 
 def _is_met(remote: Remote, peering: Peering) -> bool:
