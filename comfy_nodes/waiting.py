@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 POLL = 0.05  # seconds between looks for the interrupt
 SHOW_EVERY = 0.25
+LONG = 2  # seconds
+WHO = "asking who that is"
 T = TypeVar("T")
 SMALL = 1024  # bytes under which the size of a value tells nobody anything
 
@@ -46,7 +48,7 @@ async def _operate(meeting: Meeting, start: str, *args: Any, **more: Any) -> Any
     here = host.executing()
     run = RUNS.of(here.prompt_id)
     if RUNS.asks(run, meeting):
-        RUNS.found(run, meeting, await interruptible(peers.resolve(meeting.address)))
+        RUNS.found(run, meeting, await interruptible(peers.resolve(meeting.address), WHO))
     channel = RUNS.channel(run, meeting)
     operation = getattr(channel, start)(*args, node=title(here.node_id, here.node), **more)
     try:
@@ -82,11 +84,22 @@ async def until(ended: asyncio.Future[Any], refresh: Callable[[], None]) -> None
         refresh()
 
 
-async def interruptible(work: Coroutine[Any, Any, T]) -> T:
-    """Wait for `work` in the node that is being executed; the user's X ends it at once."""
+async def interruptible(work: Coroutine[Any, Any, T], what: str = "") -> T:
+    """Wait for `work` in the node that is being executed; the user's X ends it at once. The node
+    shows `what` it is, if that takes long."""
     task = asyncio.ensure_future(work)
+    here, began, shown = host.executing(), time.monotonic(), 0
+
+    def refresh() -> None:
+        nonlocal shown
+        waited = int(time.monotonic() - began)
+        if what and waited >= LONG and waited > shown:
+            shown = waited
+            text = f"{what} (no answer for {waited} s)"
+            host.show(text, here.node_id, RUNS.of(here.prompt_id).client)
+
     try:
-        await until(task, lambda: None)
+        await until(task, refresh)
         return task.result()
     finally:
         if not task.done():

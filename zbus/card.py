@@ -11,7 +11,9 @@ import contextlib
 import http.client
 import json
 import re
+import socket
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -28,7 +30,8 @@ from .printable import shown
 
 CARD = "/zbus/peer"  # where a ComfyUI tells who its peer is
 CARD_LIMIT = 64 * 1024
-PATIENCE = 5.0  # seconds for the whole answer
+PATIENCE = 40.0  # seconds for the whole answer: a process can be deaf for half a minute,
+CONNECT_TIME = 5.0  # but not its machine
 MAX_NAME = 80  # characters, as in HELLO
 MAX_ADDRESS = 300
 MAX_ENDPOINTS = 8
@@ -90,11 +93,12 @@ class Page:
             UnknownPeer: What answers has no zbus.
             FetchError: The answer cannot be used.
         """
+        began = time.monotonic()
         try:
             body = _within(timeout, lambda: self._get(timeout))
         except (FutureTimeout, TimeoutError) as error:
             raise TimedOut(
-                f"no answer in {timeout:g} s",
+                f"no answer in {time.monotonic() - began:.2g} s",
                 peer=str(self),
                 remedy="That ComfyUI hangs or is very busy: look at its console, then try again",
             ) from error
@@ -108,6 +112,9 @@ class Page:
         if self.is_loopback:
             handlers.append(urllib.request.ProxyHandler({}))
         try:
+            if self.is_loopback or not urllib.request.getproxies():
+                place = (self.address.host, self.address.port)
+                socket.create_connection(place, min(timeout, CONNECT_TIME)).close()
             with urllib.request.build_opener(*handlers).open(request, timeout=timeout) as reply:
                 body: bytes = reply.read(CARD_LIMIT + 1)
         except urllib.error.HTTPError as error:

@@ -19,7 +19,7 @@ from ..exchange import CATEGORY, QUALITY
 from ..graph import link, title
 from ..runs import RUNS
 from ..single import only
-from ..waiting import interruptible
+from ..waiting import WHO, interruptible
 from ..watcher import WATCHER
 from .collecting import INTERNAL, expand
 from .cutting import ALSO, NO, RUN, THIS, VARY, VARY_AT, Part, cut, elsewhere, loaders
@@ -119,7 +119,7 @@ class RunOnPeers(io.ComfyNode):
 
 async def _chosen(text: str) -> list[Remote]:
     try:
-        return await interruptible(peers.chosen(text))
+        return await interruptible(peers.chosen(text), WHO)
     except UnknownPeer as error:
         remedy = f'{error.remedy}; or choose "{THIS}"'
         raise UnknownPeer(error.what, peer=error.peer, remedy=remedy) from error

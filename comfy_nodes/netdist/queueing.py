@@ -24,7 +24,7 @@ from ..jobs.giving import Given, Plan
 from ..jobs.joining import join
 from ..lists import unwrap
 from ..runs import RUNS
-from ..waiting import interruptible
+from ..waiting import WHO, interruptible
 from ..watcher import WATCHER
 from .dispatching import Dispatch, clean_url, dispatch, first_result
 
@@ -102,7 +102,7 @@ async def _dispatch(
         raise InputError("remote_url is empty", remedy='Write it like "http://127.0.0.1:8288/"')
     # Here, unlike in the `peer` of our own nodes, host:port is that of a page, too.
     is_bare = ":" in url and "://" not in url
-    remote = await interruptible(peers.resolve(f"http://{url}" if is_bare else url))
+    remote = await interruptible(peers.resolve(f"http://{url}" if is_bare else url), WHO)
     prompt = workflow if workflow is not None else host.current_prompt()
 
     # A saved workflow's files are those of the remote: it was made for that one.

@@ -426,8 +426,11 @@ def test_names_addresses_and_urls(trio):
 def test_a_page_that_never_answers_can_be_cancelled(pair):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        since = pair.a.events.mark()
         prompt_id = pair.a.prompt(spans_of(url))
-        with silent.accept()[0]:  # it has asked, and waits
+        with silent.accept()[0], silent.accept()[0]:  # it has looked, then asked, and waits
+            text = "asking who that is (no answer for 2 s)"
+            pair.a.events.wait_text(text, "run", since=since)
             started = time.monotonic()
             pair.a.interrupt()
             entry = pair.a.wait(prompt_id, 10)
