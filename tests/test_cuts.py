@@ -7,14 +7,15 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from children import LISTENER, child, until
+from ends import Ends, linked
 from proxy import Proxy
 
-from zbus import Channel, Operation, Peer, Settings
+from zbus import Operation, Peer, Settings
 from zbus.errors import LinkError, LinkLost, PeerGone
 
 pytestmark = pytest.mark.usefixtures("by_socket")
@@ -22,23 +23,8 @@ pytestmark = pytest.mark.usefixtures("by_socket")
 MIB = 1 << 20
 
 
-class Ends(NamedTuple):
-    """A channel at each end of a link through a proxy."""
-
-    listening: Channel
-    dialled: Channel
-    proxy: Proxy
-    server: Peer
-    client: Peer
-
-
-@contextlib.contextmanager
-def linked(settings: Settings | None = None) -> Iterator[Ends]:
-    with Peer("server", settings=settings) as server, server.listen("127.0.0.1:0") as listening:
-        with Proxy(listening.address) as proxy:
-            with Peer("client", settings=settings) as client:
-                with client.connect(proxy.address) as dialled:
-                    yield Ends(listening, dialled, proxy, server, client)
+def both(settings: Settings) -> contextlib.AbstractContextManager[Ends]:
+    return linked(settings, settings)
 
 
 @pytest.fixture
@@ -257,7 +243,7 @@ def _errors(*operations: Operation[Any]) -> list[BaseException]:
 
 
 def test_a_link_that_is_not_back_in_time() -> None:
-    with linked(Settings(reconnect_wait=1.0)) as ends:
+    with both(Settings(reconnect_wait=1.0)) as ends:
         met(ends)
         ends.proxy.refuse()
         ends.proxy.cut()
@@ -280,7 +266,7 @@ def test_a_link_that_is_not_back_in_time() -> None:
 
 def test_back_in_time_again_and_again() -> None:
     """Each loss has its own wait: they do not add up."""
-    with linked(Settings(reconnect_wait=1.5)) as ends:
+    with both(Settings(reconnect_wait=1.5)) as ends:
         met(ends)
         for _ in range(4):
             ends.proxy.refuse()
@@ -298,7 +284,7 @@ def _lost(peer: Peer) -> bool:
 
 def test_a_tunnel_with_nobody_behind_after_a_loss() -> None:
     """Each redial is accepted and closed: given up after `nobody_wait`, long before the other."""
-    with linked(Settings(nobody_wait=1.0)) as ends:
+    with both(Settings(nobody_wait=1.0)) as ends:
         met(ends)
         receive = ends.dialled.start_receive(timeout=60)
         ends.proxy.accepting = "close"
@@ -310,7 +296,7 @@ def test_a_tunnel_with_nobody_behind_after_a_loss() -> None:
 
 
 def test_nobody_behind_but_only_for_a_moment() -> None:
-    with linked(Settings(nobody_wait=3.0)) as ends:
+    with both(Settings(nobody_wait=3.0)) as ends:
         met(ends)
         receive = ends.dialled.start_receive(timeout=60)
         ends.proxy.accepting = "close"

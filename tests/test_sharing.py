@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gc
 import os
@@ -10,15 +9,16 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from children import child, until
+from ends import Ends, linked
 from proxy import Proxy
 
-from zbus import Channel, Peer, Settings, ZBusError
+from zbus import Peer, Settings, ZBusError
 from zbus.engine import sharing
 from zbus.engine.sharing import Sharing, Unreadable
 from zbus.errors import PeerGone, RemoteProtocolError
@@ -32,29 +32,6 @@ LARGE = 8 * MIB
 pytestmark = pytest.mark.skipif(
     not memory.is_possible(), reason="this system lets no process read another's memory"
 )
-
-
-class Ends(NamedTuple):
-    """A channel at each end of a link, and what carries it."""
-
-    listening: Channel
-    dialled: Channel
-    proxy: Proxy
-    server: Peer
-    client: Peer
-
-
-@contextlib.contextmanager
-def linked(
-    server: Settings | None = None, client: Settings | None = None, other: Trust | None = None
-) -> Iterator[Ends]:
-    with contextlib.ExitStack() as stack:
-        there = stack.enter_context(Peer("server", settings=server))
-        listening = stack.enter_context(there.listen("127.0.0.1:0"))
-        proxy = stack.enter_context(Proxy(listening.address))
-        here = stack.enter_context(Peer("client", settings=client, trust=other))
-        dialled = stack.enter_context(here.connect(proxy.address))
-        yield Ends(listening, dialled, proxy, there, here)
 
 
 @pytest.fixture
