@@ -361,7 +361,7 @@ class Bulk:
         self._pool.submit(work).add_done_callback(done)
 
     def _is_read(self, flow: Inflow, read: int) -> None:
-        if not flow.dropped:
+        if flow.reading and not flow.dropped:
             flow.incoming.reach(read)
             flow.on_progress(read)
             self._due[flow] = None
