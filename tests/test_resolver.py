@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from zbus import discovery
 from zbus.address import Address
 from zbus.card import Card, Page, page
-from zbus.errors import InvalidAddress, NotPaired, UnknownPeer
+from zbus.errors import InvalidAddress, NotPaired, TimedOut, UnknownPeer
 from zbus.keys import fingerprint, generate, short, to_text
 from zbus.lan import Announcement
 from zbus.remote import Remote
@@ -379,3 +380,25 @@ def test_a_page_of_one_that_is_trusted_by_the_environment(
 ) -> None:
     monkeypatch.setenv("ZBUS_TRUST", to_text(STRANGER))
     assert ways(trust, "http://cloud.example", card(STRANGER)) == ["http://cloud.example"]
+
+
+def test_a_machine_that_does_not_answer_is_not_waited_for_like_a_busy_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its whole answer may take as long as a model loads; its TCP may not."""
+
+    def silent(_: tuple[str, int], timeout: float) -> socket.socket:
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(socket, "create_connection", silent)
+    with pytest.raises(TimedOut, match="no answer in 5 s") as raised:
+        page("http://127.0.0.1:8188").ask()
+    assert "tunnel" in raised.value.remedy
+
+
+def test_a_busy_page_is_waited_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        asked = page(f"http://127.0.0.1:{busy.getsockname()[1]}")
+        with pytest.raises(TimedOut, match=r"no answer in 0\.7 s") as raised:
+            asked.ask(timeout=0.7)
+    assert "very busy" in raised.value.remedy

@@ -13,7 +13,6 @@ import json
 import re
 import socket
 import threading
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -32,6 +31,7 @@ CARD = "/zbus/peer"  # where a ComfyUI tells who its peer is
 CARD_LIMIT = 64 * 1024
 PATIENCE = 40.0  # seconds for the whole answer: a process can be deaf for half a minute,
 CONNECT_TIME = 5.0  # but not its machine
+REACH = "Look whether that ComfyUI runs, whether its tunnel stands, and the port"
 MAX_NAME = 80  # characters, as in HELLO
 MAX_ADDRESS = 300
 MAX_ENDPOINTS = 8
@@ -93,16 +93,17 @@ class Page:
             UnknownPeer: What answers has no zbus.
             FetchError: The answer cannot be used.
         """
-        began = time.monotonic()
         try:
             body = _within(timeout, lambda: self._get(timeout))
+        except TimedOut:  # it is a TimeoutError, too
+            raise
         except (FutureTimeout, TimeoutError) as error:
-            raise TimedOut(
-                f"no answer in {time.monotonic() - began:.2g} s",
-                peer=str(self),
-                remedy="That ComfyUI hangs or is very busy: look at its console, then try again",
-            ) from error
+            remedy = "That ComfyUI hangs or is very busy: look at its console, then try again"
+            raise self._silent(timeout, remedy) from error
         return self._card(body)
+
+    def _silent(self, seconds: float, remedy: str) -> TimedOut:
+        return TimedOut(f"no answer in {seconds:g} s", peer=str(self), remedy=remedy)
 
     def _get(self, timeout: float) -> bytes:
         request = urllib.request.Request(self.url + CARD, headers={"User-Agent": "zbus-ping"})
@@ -113,13 +114,14 @@ class Page:
             handlers.append(urllib.request.ProxyHandler({}))
         try:
             if self.is_loopback or not urllib.request.getproxies():
-                place = (self.address.host, self.address.port)
-                socket.create_connection(place, min(timeout, CONNECT_TIME)).close()
+                self._look(min(timeout, CONNECT_TIME))
             with urllib.request.build_opener(*handlers).open(request, timeout=timeout) as reply:
                 body: bytes = reply.read(CARD_LIMIT + 1)
         except urllib.error.HTTPError as error:
             error.close()
             raise self._refused(error.code) from error
+        except TimedOut:
+            raise
         except OSError as error:
             raise self._unreachable(error) from error
         except (ValueError, http.client.HTTPException) as error:
@@ -127,6 +129,13 @@ class Page:
         if len(body) > CARD_LIMIT:
             raise self._strange(f"more than {CARD_LIMIT // 1024} KiB where its card should be")
         return body
+
+    def _look(self, timeout: float) -> None:
+        """Whether somebody listens there at all."""
+        try:
+            socket.create_connection((self.address.host, self.address.port), timeout).close()
+        except TimeoutError as error:
+            raise self._silent(timeout, REACH) from error
 
     def _refused(self, status: int) -> ZBusError:
         if 300 <= status < 400:
@@ -149,7 +158,7 @@ class Page:
         return Unreachable(
             "nobody listens there: connection refused" if refused else words,
             peer=str(self),
-            remedy="Look whether that ComfyUI runs, whether its tunnel stands, and the port",
+            remedy=REACH,
         )
 
     def _no_zbus(self, what: str) -> UnknownPeer:
