@@ -95,15 +95,13 @@ class Page:
         """
         try:
             body = _within(timeout, lambda: self._get(timeout))
-        except TimedOut:  # it is a TimeoutError, too
-            raise
         except (FutureTimeout, TimeoutError) as error:
-            remedy = "That ComfyUI hangs or is very busy: look at its console, then try again"
-            raise self._silent(timeout, remedy) from error
+            raise TimedOut(
+                f"no answer in {timeout:g} s",
+                peer=str(self),
+                remedy="That ComfyUI hangs or is very busy: look at its console, then try again",
+            ) from error
         return self._card(body)
-
-    def _silent(self, seconds: float, remedy: str) -> TimedOut:
-        return TimedOut(f"no answer in {seconds:g} s", peer=str(self), remedy=remedy)
 
     def _get(self, timeout: float) -> bytes:
         request = urllib.request.Request(self.url + CARD, headers={"User-Agent": "zbus-ping"})
@@ -120,8 +118,6 @@ class Page:
         except urllib.error.HTTPError as error:
             error.close()
             raise self._refused(error.code) from error
-        except TimedOut:
-            raise
         except OSError as error:
             raise self._unreachable(error) from error
         except (ValueError, http.client.HTTPException) as error:
@@ -135,7 +131,8 @@ class Page:
         try:
             socket.create_connection((self.address.host, self.address.port), timeout).close()
         except TimeoutError as error:
-            raise self._silent(timeout, REACH) from error
+            what = f"nobody answers there: no connection in {timeout:g} s"
+            raise Unreachable(what, peer=str(self), remedy=REACH) from error
 
     def _refused(self, status: int) -> ZBusError:
         if 300 <= status < 400:
