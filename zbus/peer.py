@@ -243,9 +243,8 @@ class Peer:
 
         job = Job(str(uuid.uuid4()), self._keyed(remote), request, cancel, awaits)
         job.on_change, job.on_preview = on_change, on_preview
-        if engine.closed:
+        if not engine.post(lambda: engine.job_service.submit(job, flat)):
             raise PeerClosed("this Peer is closed")
-        engine.post(lambda: engine.job_service.submit(job, flat))
         return job
 
     def enquire(self, remote: Remote) -> Future[dict[str, Any]]:
@@ -257,6 +256,17 @@ class Peer:
     def set_activity(self, activity: str) -> None:
         """Tell every peer what this process is doing ("KSampler 14/20"), for their texts."""
         self._engine.post(lambda: self._engine.set_activity(activity))
+
+    def counters(self) -> dict[str, int]:
+        """How much of what is open now: addresses, sessions, registrations (runs on channels),
+        operations, transfers, memory (bytes taken by values on their way in), waiting for memory,
+        bytes in flight, jobs given, jobs taken, job values. All but addresses and sessions go
+        back to 0 when nothing is under way.
+
+        Raises:
+            PeerClosed: This peer is closed.
+        """
+        return self._engine.ask(self._engine.counters)
 
     def probe(self, address: str | Remote) -> Probe:
         """Look at a link without a run: to a plain address, or to a peer's own listener.

@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from . import codecs
-from .engine.context import Running
 from .engine.loop import Engine
+from .engine.running import Running
 from .errors import InvalidOrder, PeerClosed, ZBusError
 from .net.places import Place
 from .operation import Operation, Progress
@@ -34,8 +34,8 @@ class Run:
         since: When it began, for people; by default now.
         manifest: What it will do on the channel, where that is known: compared with the other
             side's before anything is sent.
-        on_broken: Called in the I/O thread if the other run ends while this one, by its manifest,
-            still needs it and no operation is open that could raise.
+        on_broken: Called, in a thread of its own, if the other run ends while this one, by its
+            manifest, still needs it and no operation is open that could raise.
     """
 
     id: str = field(default_factory=lambda: os.urandom(8).hex())
@@ -52,7 +52,7 @@ class Channel:
     """
 
     def __init__(self, engine: Engine, registration: Registration, place: Place | None) -> None:
-        self._engine, self._seat, self._place = engine, registration, place
+        self._engine, self._registration, self._place = engine, registration, place
         self._closed = False
 
     @property
@@ -63,7 +63,7 @@ class Channel:
     @property
     def peer(self) -> str:
         """The name of the peer whose run this one has met; "" before."""
-        link, state = self._seat.link, self._seat.state
+        link, state = self._registration.link, self._registration.state
         # Proposed is not met: the other run may be gone by the time that it hears of it.
         return link.peer if link is not None and state is not State.PROPOSED else ""
 
@@ -82,10 +82,11 @@ class Channel:
             value: A tensor of any dtype and shape, or text, bytes, numbers, None, or lists,
                 tuples and dicts of these. It must not change until this returns.
             order: The value's place in the chain: the other side receives with the same number.
-                None: the next one.
+                None: the one after the last that was done on this channel.
             quality: "exact" or "8-bit", or a codec by name (`zbus.codecs.CHOICES`).
             timeout: Seconds; None waits for the other side as long as it takes.
-            progress: Called with (bytes done, bytes in all).
+            progress: Called with (bytes done, bytes in all), in a thread of its own. It may not
+                wait for another operation: that raises LocalProtocolError.
 
         Raises:
             InputError: The value, order or quality cannot be used.
@@ -161,21 +162,22 @@ class Channel:
     ) -> Operation[Any]:
         engine = self._engine
         deadline = None if timeout is None else time.monotonic() + timeout
-        operation: Operation[Any] = Operation(
-            lambda op: engine.post(lambda: engine.operations.cancel(op)), progress
-        )
-        running = Running(operation, self._seat, step, self._place, deadline, flat, quality)
-        if engine.closed:
+
+        def cancel(operation: Operation[Any]) -> None:
+            engine.post(lambda: engine.operations.cancel(operation))
+
+        operation: Operation[Any] = Operation(cancel, progress)
+        running = Running(operation, self._registration, step, self._place, deadline, flat, quality)
+        if not engine.post(lambda: engine.operations.begin(running)):
             operation.fail(PeerClosed("this Peer is closed"))
-        engine.post(lambda: engine.operations.begin(running))
         return operation
 
     def cancel(self) -> None:
         """End the operation that is open here, from any thread; the channel stays usable."""
 
         def cancel() -> None:
-            for running in self._engine.operations.on(self._seat):
-                self._engine.operations.cancel(running.operation)
+            for running in self._engine.operations.on(self._registration):
+                self._engine.operations.cancel(running.handle)
 
         self._engine.post(cancel)
 
@@ -187,9 +189,9 @@ class Channel:
         self._closed = True
 
         def close() -> None:
-            self._engine.channels.close(self._seat, outcome, why)
-            self._engine.on_broken.pop(self._seat, None)
-            self._engine.meetings.end(self._seat)
+            self._engine.channels.close(self._registration, outcome, why)
+            self._engine.on_broken.pop(self._registration, None)
+            self._engine.meetings.end(self._registration)
             if self._place is not None:
                 self._engine.links.placing.release(self._place, time.monotonic())
 

@@ -81,12 +81,13 @@ class Enquiries:
                 return least
             return text if len(text) <= MAX_FACTS else least
 
-        def tell(text: str) -> None:
+        def tell(text: str | ZBusError) -> None:
             if peering.error is None:
                 self._answering[peering.key] -= 1
-                peering.session.send(Facts(message.question, text))
+                told = least if isinstance(text, ZBusError) else text
+                peering.session.send(Facts(message.question, told))
 
-        self._context.in_pool(look, tell)
+        self._context.workers.run(look, tell)
 
     def told(self, peering: Peering, message: Facts) -> None:
         """The peer answers."""

@@ -7,20 +7,22 @@ their digest; neither side holds more than a window of them. Runs in the I/O thr
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
-from ..codecs import CODECS
 from ..errors import LinkLost, RemoteProtocolError, ZBusError
+from ..net.frames import Body
 from ..net.places import Peering, Place
-from ..protocol.fields import clip
-from ..protocol.messages import Hello, Measure, Refused, Stored
-from ..protocol.transfer import Incoming, Outgoing
+from ..protocol.messages import Hello, Measure, Pong
 from ..values.streams import DropSink, PatternSource
 from .context import Context
-from .flows import Inflow, Outflow
+from .wrapping import Wrapped
 
 WINDOW = 64 << 20  # bytes granted ahead; nothing is held
+
+_End = Callable[["ZBusError | None"], None]
 
 
 @dataclass(eq=False)
@@ -71,16 +73,13 @@ class Measuring:
         transfer, began = link.new_operation(), time.monotonic()
         peering.session.send(Measure(transfer, direction, size))
 
-        def done() -> None:
-            self._end(ask, time.monotonic() - began)
-
-        def failed(error: ZBusError) -> None:
-            self._end(ask, error)
+        def end(error: ZBusError | None) -> None:
+            self._end(ask, error or time.monotonic() - began)
 
         if direction == "up":
-            self._send(peering, transfer, size, done, failed)
+            self._send(peering, transfer, size, end)
         else:
-            self._receive(peering, transfer, size, done, failed)
+            self._receive(peering, transfer, size, end)
         return ask.future
 
     def _ask(self, place: Place) -> tuple[_Ask, Peering | None]:
@@ -104,7 +103,7 @@ class Measuring:
 
     # --- serving ------------------------------------------------------------------------------
 
-    def asked(self, peering: Peering, message: Measure) -> None:
+    def asked(self, peering: Peering, message: Measure, _: Body | None) -> None:
         """The peer measures: drop what it sends, or make up what it wants.
 
         Raises:
@@ -113,30 +112,16 @@ class Measuring:
         if peering.transfers > 4 or self._context.transfers.knows(peering, message.transfer):
             raise RemoteProtocolError("too many measurements at once, or one twice")
         if message.direction == "down":
-            self._send(peering, message.transfer, message.size, _ignore, _ignore_error)
+            self._send(peering, message.transfer, message.size, _ignore)
         else:
-            self._receive(peering, message.transfer, message.size, _ignore, _ignore_error)
+            self._receive(peering, message.transfer, message.size, _ignore)
 
-    def _send(self, peering: Peering, transfer: int, size: int, done, failed) -> None:  # type: ignore[no-untyped-def]
-        source = PatternSource(size)
-        outgoing = Outgoing(transfer, size, source.cut, peering.pace, peering.largest_chunk)
-        self._context.transfers.send(
-            Outflow(peering, outgoing, source, CODECS["raw"], lambda _: None, done, failed)
-        )
+    def _send(self, peering: Peering, transfer: int, size: int, end: _End) -> None:
+        flow = self._context.transfers.send(peering, transfer, _Block(end))
+        flow.stream(PatternSource(size))
 
-    def _receive(self, peering: Peering, transfer: int, size: int, done, failed) -> None:  # type: ignore[no-untyped-def]
-        def complete() -> None:
-            peering.session.send(Stored(transfer))
-            done()
-
-        def broken(error: ZBusError) -> None:
-            peering.session.send(Refused(transfer, clip(str(error))))
-            failed(error)
-
-        incoming = Incoming(transfer, size, WINDOW)
-        self._context.transfers.receive(
-            Inflow(peering, incoming, DropSink(), CODECS["raw"], lambda _: None, complete, broken)
-        )
+    def _receive(self, peering: Peering, transfer: int, size: int, end: _End) -> None:
+        self._context.transfers.absorb(peering, transfer, size, WINDOW, DropSink(), _Block(end))
 
     # --- told by the engine -------------------------------------------------------------------
 
@@ -145,8 +130,8 @@ class Measuring:
             self._meetings.remove((place, future))
             future.set_result(peering.session.peer)
 
-    def pong(self, peering: Peering, token: int) -> None:
-        sent, ask = self._pings.pop((peering.key, token), (0.0, None))
+    def pong(self, peering: Peering, message: Pong, _: Body | None) -> None:
+        sent, ask = self._pings.pop((peering.key, message.token), (0.0, None))
         if ask is not None:
             self._end(ask, time.monotonic() - sent)
 
@@ -169,9 +154,25 @@ class Measuring:
         self._meetings.clear()
 
 
-def _ignore() -> None:
-    pass
+class _Block:
+    """A made-up block on its way: see `Giver` and `Taker`."""
+
+    def __init__(self, end: _End) -> None:
+        self._end = end
+
+    def offer(self, wrapped: Wrapped) -> None:
+        """The MEASURE has said it."""
+
+    def begins(self, total: int) -> None: ...
+
+    def moved(self, received: int) -> None: ...
+
+    def delivered(self, value: Any) -> None:
+        self._end(None)
+
+    def undeliverable(self, error: ZBusError, resumable: bool) -> None:
+        self._end(error)
 
 
-def _ignore_error(error: ZBusError) -> None:
-    pass
+def _ignore(error: ZBusError | None) -> None:
+    """Served for the peer, which knows by itself how it ended."""
