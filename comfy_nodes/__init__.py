@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import exchange, host, jumper, page
-from .jobs import collecting, internal, run_on_peers
+from . import host
+from .exchange import jumper, send_receive
+from .exchange.queue_watcher import WATCHER
+from .jobs import expanding, internal, run_on_peers
 from .netdist import files, queueing
-from .watcher import WATCHER
+from .page import routes
 
 
 class ZBusExtension(ComfyExtension):
@@ -16,14 +18,14 @@ class ZBusExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         WATCHER.jumper = dict(jumper.NODES)
         host.at_start(WATCHER.start)
-        page.open_routes()
+        routes.open_routes()
         return [
-            *exchange.NODES.values(),
+            *send_receive.NODES.values(),
             *run_on_peers.NODES.values(),
             *jumper.NODES.values(),
             *queueing.NODES.values(),
             *files.NODES.values(),
-            *collecting.NODES.values(),
+            *expanding.NODES.values(),
             *internal.NODES.values(),
             *run_on_peers.INTERNAL_NODES.values(),
         ]

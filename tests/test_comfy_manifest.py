@@ -1,4 +1,4 @@
-"""What is read from a prompt before it runs: `comfy_nodes.plan`, without a ComfyUI."""
+"""What is read from a prompt before it runs: `comfy_nodes.exchange.plans`, without a ComfyUI."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def modules():
     sys.modules[name] = package
     import importlib
 
-    yield (importlib.import_module(f"{name}.plan"), importlib.import_module(f"{name}.meeting"))
+    yield [importlib.import_module(f"{name}.exchange.{module}") for module in ("plans", "meeting")]
     for loaded in [n for n in sys.modules if n.partition(".")[0] == name]:
         del sys.modules[loaded]
 

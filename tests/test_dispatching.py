@@ -1,4 +1,4 @@
-"""What NetDist's queue nodes send to their remote: `comfy_nodes.netdist.dispatching`."""
+"""What NetDist's queue nodes send to their remote: `comfy_nodes.prompt.dispatching`."""
 
 from __future__ import annotations
 

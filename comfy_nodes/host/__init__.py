@@ -6,7 +6,6 @@ from .classes import Classes, class_of
 from .facts import facts
 from .files import input_file, input_files, output_file
 from .node import Here, ProgressBar, current_prompt, doing, executing, graph, shown_as
-from .page import notice, preview_at, show, show_at
 from .process import (
     answer,
     at_start,
@@ -39,6 +38,7 @@ from .queue import (
     validate,
     watch_queue,
 )
+from .showing import notice, preview_at, show, show_at
 
 __all__ = [
     "Classes",

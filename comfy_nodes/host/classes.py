@@ -8,7 +8,7 @@ from typing import Any
 
 import nodes
 
-from ..declared import Input, names_file
+from ..prompt.class_inputs import Input, names_file
 
 KINDS = {
     **{"IMAGE": "image", "MASK": "mask", "LATENT": "latent", "AUDIO": "audio"},

@@ -9,8 +9,8 @@ from comfy_api.latest import io
 from zbus.errors import JobError, LocalProtocolError
 
 from .. import host
-from ..lists import unwrap, wrap
-from ..single import only
+from ..host.lists import unwrap, wrap
+from ..prompt.single import only
 from .serving import JOBS
 
 CATEGORY = "zbus/internal"

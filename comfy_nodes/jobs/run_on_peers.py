@@ -1,7 +1,7 @@
 """Run on Peers: part of a workflow on other ComfyUIs; and the small nodes that go with it.
 
 `ZBusRun` does not let its lazy `value` be computed. It cuts what feeds it out of the prompt,
-gives that to the peers, and expands into the nodes of `collecting`.
+gives that to the peers, and expands into the nodes of `expanding`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from zbus import codecs
 from zbus.errors import InputError, UnknownPeer
 from zbus.remote import Remote
 
-from .. import host, peers
-from ..exchange import CATEGORY, QUALITY
-from ..graph import link, title
-from ..runs import RUNS
-from ..single import only
-from ..waiting import WHO, interruptible
-from ..watcher import WATCHER
-from .collecting import INTERNAL, expand
-from .cutting import ALSO, NO, RUN, THIS, VARY, VARY_AT, Part, cut, elsewhere, loaders
-from .giving import ON_FAILURE, Given, Plan
+from .. import host
+from ..exchange.queue_watcher import WATCHER
+from ..exchange.runs import RUNS
+from ..exchange.send_receive import CATEGORY, QUALITY
+from ..exchange.waiting import WHO, interruptible
+from ..page import peers
+from ..prompt.cutting import ALSO, NO, RUN, THIS, VARY, VARY_AT, Part, cut, elsewhere, loaders
+from ..prompt.graph import link, title
+from ..prompt.single import only
+from .expanding import INTERNAL, expand
+from .submitting import ON_FAILURE, Given, Plan
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 

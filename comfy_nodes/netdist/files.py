@@ -15,10 +15,10 @@ from comfy_api.latest import io
 
 from zbus.errors import InputError
 
-from .. import fetching, host
-from ..graph import whole
-from ..waiting import interruptible
-from . import decoding
+from .. import host
+from ..exchange.waiting import interruptible
+from ..prompt.graph import whole
+from . import decoding, fetching
 from .fileaccess import fetched, fingerprint, read, write
 
 IMAGE, LATENT, ADVANCED = "remote/image", "remote/latent", "remote/advanced"

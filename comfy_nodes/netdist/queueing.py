@@ -16,17 +16,18 @@ from comfy_api.latest import io
 
 from zbus.errors import InputError, JobError
 
-from .. import host, peers
-from ..graph import Graph, title, whole
-from ..jobs.collecting import expand
-from ..jobs.cutting import FETCH, loaders
-from ..jobs.giving import Given, Plan
-from ..jobs.joining import join
-from ..lists import unwrap
-from ..runs import RUNS
-from ..waiting import WHO, interruptible
-from ..watcher import WATCHER
-from .dispatching import Dispatch, clean_url, dispatch, first_result
+from .. import host
+from ..exchange.queue_watcher import WATCHER
+from ..exchange.runs import RUNS
+from ..exchange.waiting import WHO, interruptible
+from ..host.lists import unwrap
+from ..jobs.batching import join
+from ..jobs.expanding import expand
+from ..jobs.submitting import Given, Plan
+from ..page import peers
+from ..prompt.cutting import FETCH, loaders
+from ..prompt.dispatching import Dispatch, clean_url, dispatch, first_result
+from ..prompt.graph import Graph, title, whole
 
 CATEGORY, ADVANCED = "remote", "remote/advanced"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF

@@ -17,12 +17,12 @@ from comfy_api.latest import io
 from zbus.errors import LocalProtocolError
 
 from .. import host
-from ..graph import Link, title
-from ..lists import unwrap, wrap
-from ..single import only
-from .cutting import THIS
-from .giving import Given, Share
-from .joining import join
+from ..host.lists import unwrap, wrap
+from ..prompt.cutting import THIS
+from ..prompt.graph import Link, title
+from ..prompt.single import only
+from .batching import join
+from .submitting import Given, Share
 
 START, COLLECT = "ZBusStart", "ZBusCollect"
 INTERNAL = "zbus/internal"

@@ -9,13 +9,14 @@ from typing import Any
 from zbus.card import CARD
 from zbus.errors import InputError
 
-from . import host, naming
-from .graph import class_of, inputs_of
-from .jobs import preflight
-from .jobs.cutting import stand_in
-from .jobs.presence import PRESENCE
-from .lane import PATH, Door
+from .. import host
+from ..prompt import preflight
+from ..prompt.cutting import stand_in
+from ..prompt.graph import class_of, inputs_of
+from . import names
+from .own_listener import PRESENCE
 from .pairing import Pairing
+from .websocket_door import PATH, Door
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def open_routes() -> None:
     """Have ComfyUI answer them. Only while it loads its nodes."""
     host.answer(CARD, PRESENCE.card)
     host.handle("GET", PATH, Door(lambda: PRESENCE.address).handle)
-    host.handle("GET", naming.PATH, naming.handle)
+    host.handle("GET", names.PATH, names.handle)
     for route in Pairing(lambda: host.peer().trust, host.multi_user()).routes():
         host.handle(*route)
     host.on_prompt(_admit)

@@ -7,7 +7,7 @@ import threading
 from zbus.keys import short
 from zbus.lan import Announcement, Announcer, Browser
 
-from . import host
+from .. import host
 
 
 class Seen:

@@ -13,8 +13,8 @@ from zbus.errors import ZBusError
 from zbus.keys import to_text
 
 from .. import host
-from ..seen import SEEN
-from .serving import Serving
+from ..jobs.serving import Serving
+from .lan_presence import SEEN
 
 logger = logging.getLogger(__name__)
 

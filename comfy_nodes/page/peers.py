@@ -12,10 +12,10 @@ from zbus.errors import UnknownPeer, ZBusError
 from zbus.remote import Remote
 from zbus.resolver import Resolver
 
-from . import host
-from .aside import aside
-from .meeting import Meeting
-from .seen import SEEN
+from .. import host
+from ..exchange.meeting import Meeting
+from .in_a_thread import aside
+from .lan_presence import SEEN
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from zbus.errors import ZBusError
 from zbus.protocol.manifest import JUMPER
 from zbus.protocol.messages import MAX_PLANNED, Planned
 
-from .graph import Prompt, ancestors, class_of, constant, inputs_of, link, reach, title
+from ..prompt.graph import Prompt, ancestors, class_of, constant, inputs_of, link, reach, title
 from .meeting import Meeting, at_addr, at_peer
 
 MAX_TEXTS = 30_000  # bytes of titles: a manifest travels in one message of 64 KiB

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from zbus.errors import InputError
 
-from ..graph import (
+from .cutting import CHAIN, FETCH, HERE, QUEUES, add_result, boundary_nodes, closed, restored, up_to
+from .graph import (
     Graph,
     Link,
     Prompt,
@@ -20,17 +21,6 @@ from ..graph import (
     inputs_of,
     sources,
     title,
-)
-from ..jobs.cutting import (
-    CHAIN,
-    FETCH,
-    HERE,
-    QUEUES,
-    add_result,
-    boundary_nodes,
-    closed,
-    restored,
-    up_to,
 )
 
 PICTURES = ("PreviewImage", "SaveImage")

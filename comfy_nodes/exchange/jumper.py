@@ -8,10 +8,10 @@ from comfy_api.latest import io
 
 from zbus.errors import InputError
 
+from ..page.peers import check
+from ..prompt.single import only
 from . import waiting
 from .meeting import MODES, Meeting, at_addr
-from .peers import check
-from .single import only
 
 ADDR = "127.0.0.1:8282"
 SEND_AS = ["png", "zlib", "raw"]

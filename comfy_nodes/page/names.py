@@ -10,9 +10,9 @@ from aiohttp import web
 
 from zbus.errors import ZBusError
 
-from . import host
-from .aside import aside
-from .jobs.cutting import THIS
+from .. import host
+from ..prompt.cutting import THIS
+from .in_a_thread import aside
 from .peers import ALL, ANY, resolver
 
 logger = logging.getLogger(__name__)

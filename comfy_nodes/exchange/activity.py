@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from zbus.protocol.fields import clip
 
-from . import host
-from .graph import title
-from .plan import NODES
+from .. import host
+from ..prompt.graph import title
+from .plans import NODES
 
 IDLE = "idle"
 WAITING = (*NODES, "ZBusRun", "ZBusStart", "ZBusCollect", "FetchRemote")  # for a peer

@@ -13,11 +13,12 @@ from zbus import Operation
 from zbus.errors import Cancelled, ZBusError
 from zbus.operation import size_text
 
-from . import host, peers
-from .graph import title
+from .. import host
+from ..page import peers
+from ..prompt.graph import title
 from .meeting import Meeting
+from .queue_watcher import WATCHER
 from .runs import RUNS, Run
-from .watcher import WATCHER
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from zbus.protocol.fields import clip
 from zbus.reasons import MAX_NEAR, Reason, lines
 
-from ..declared import Input
-from ..graph import WRAP, Prompt, class_of, inputs_of, link, title
+from .class_inputs import Input
+from .graph import WRAP, Prompt, class_of, inputs_of, link, title
 
 MAX_REASONS = 64  # of one refusal
 MAX_LOOKED_UP = 20  # refused values of one prompt whose nearest are looked for: it takes time

@@ -6,9 +6,9 @@ import logging
 import threading
 import time
 
-from . import host
+from .. import host
+from ..page.own_listener import PRESENCE
 from .activity import IDLE, describe
-from .jobs.presence import PRESENCE
 from .runs import RUNS
 
 logger = logging.getLogger(__name__)

@@ -10,11 +10,11 @@ from zbus import codecs
 from zbus.errors import InputError
 from zbus.run import EXPECT
 
+from ..host.lists import unwrap, wrap
+from ..page.peers import check
+from ..prompt.single import only
 from . import waiting
-from .lists import unwrap, wrap
 from .meeting import Meeting, at_peer
-from .peers import check
-from .single import only
 
 CATEGORY = "zbus"
 QUALITY = ["exact", "8-bit", "raw", "lz4", "zlib", "png", "webp"]

@@ -30,8 +30,8 @@ from zbus.pairing.offers import Offer, as_json, own_as_json, own_name
 from zbus.pairing.tokens import Token
 from zbus.trust import Principal, Trust
 
-from .aside import aside
-from .guard import why_not
+from .in_a_thread import aside
+from .own_browser import why_not
 
 logger = logging.getLogger(__name__)
 

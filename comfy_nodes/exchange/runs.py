@@ -17,9 +17,10 @@ from zbus import Channel
 from zbus.errors import ZBusError
 from zbus.remote import Remote
 
-from . import host, peers
+from .. import host
+from ..page import peers
 from .meeting import Meeting
-from .plan import NODES, Plan, plan
+from .plans import NODES, Plan, plan
 
 logger = logging.getLogger(__name__)
 

@@ -22,11 +22,13 @@ from zbus.job import Job, Request
 from zbus.remote import Remote
 from zbus.values import payload
 
-from .. import host, peers, waiting
-from ..graph import Graph, Link
-from ..runs import Run
-from .cutting import for_position, with_digests
-from .relay import Relay
+from .. import host
+from ..exchange import waiting
+from ..exchange.runs import Run
+from ..page import peers
+from ..prompt.cutting import for_position, with_digests
+from ..prompt.graph import Graph, Link
+from .shown_here import Relay
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from zbus.address import several
 from zbus.errors import InputError
 
-from ..graph import (
+from .graph import (
     Graph,
     Link,
     Prompt,
