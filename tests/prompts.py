@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 PACKAGE = "zbus_comfy_nodes_rewriting"
 sys.modules[PACKAGE] = types.ModuleType(PACKAGE)
 sys.modules[PACKAGE].__path__ = [str(Path(__file__).resolve().parent.parent / "comfy_nodes")]
+node_ids = importlib.import_module(f"{PACKAGE}.node_ids")
 graph = importlib.import_module(f"{PACKAGE}.prompt.graph")
 cutting = importlib.import_module(f"{PACKAGE}.prompt.cutting")
 dispatching = importlib.import_module(f"{PACKAGE}.prompt.dispatching")

@@ -20,7 +20,7 @@ from zbus.remote import Remote
 from .. import host
 from ..page import peers
 from .meeting import Meeting
-from .plans import NODES, Plan, plan
+from .plans import OPERATIONS, Plan, plan
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Runs:
 
     def _begin(self, item: host.Running) -> None:
         run = self._runs[item.id] = Run(item.id, item.client)
-        if not any(node.get("class_type") in NODES for node in item.prompt.values()):
+        if not any(node.get("class_type") in OPERATIONS for node in item.prompt.values()):
             return
         run.plans = plan(item.prompt, item.outputs, host.Classes())
         for meeting, planned in run.plans.items():

@@ -16,7 +16,7 @@ from comfy_api.latest import io
 
 from zbus.errors import LocalProtocolError
 
-from .. import host
+from .. import host, node_ids
 from ..host.lists import unwrap, wrap
 from ..prompt.cutting import THIS
 from ..prompt.graph import Link, title
@@ -24,7 +24,6 @@ from ..prompt.single import only
 from .batching import join
 from .submitting import Given, Share
 
-START, COLLECT = "ZBusStart", "ZBusCollect"
 INTERNAL = "zbus/internal"
 
 # Nodes get numbers for live objects; those live as long as the run that gave the jobs.
@@ -54,7 +53,7 @@ def expand(given: Given, node_id: str, local: Link | None = None, *, collect: bo
     if given.boundaries:
         started = (f"{node_id}.zbus-start", 0)
         links = {f"b{i}": list(link) for i, link in enumerate(given.boundaries.values())}
-        nodes[started[0]] = {"class_type": START, "inputs": {"ticket": ticket, **links}}
+        nodes[started[0]] = {"class_type": node_ids.START, "inputs": {"ticket": ticket, **links}}
     if collect:
         collected = (f"{node_id}.zbus-collect", 0)
         inputs: dict[str, Any] = {"ticket": ticket}
@@ -62,7 +61,7 @@ def expand(given: Given, node_id: str, local: Link | None = None, *, collect: bo
             inputs["started"] = list(started)
         if local is not None:
             inputs["local"] = list(local)
-        nodes[collected[0]] = {"class_type": COLLECT, "inputs": inputs}
+        nodes[collected[0]] = {"class_type": node_ids.COLLECT, "inputs": inputs}
     return Expansion(nodes, started, collected)
 
 
@@ -79,7 +78,7 @@ class Start(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id=START,
+            node_id=node_ids.START,
             display_name="(zbus) give jobs",
             category=INTERNAL,
             inputs=[io.String.Input("ticket")],
@@ -101,7 +100,7 @@ class Collect(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id=COLLECT,
+            node_id=node_ids.COLLECT,
             display_name="(zbus) collect results",
             category=INTERNAL,
             inputs=[
@@ -149,4 +148,4 @@ def _notes(share: Share) -> str:
     return "".join(f"; {note}" for note in notes)
 
 
-NODES: dict[str, type[io.ComfyNode]] = {START: Start, COLLECT: Collect}
+NODES: dict[str, type[io.ComfyNode]] = {node_ids.START: Start, node_ids.COLLECT: Collect}

@@ -14,13 +14,13 @@ from zbus import codecs
 from zbus.errors import InputError, UnknownPeer
 from zbus.remote import Remote
 
-from .. import host
+from .. import host, node_ids
 from ..exchange.queue_watcher import WATCHER
 from ..exchange.runs import RUNS
 from ..exchange.send_receive import CATEGORY, QUALITY
 from ..exchange.waiting import WHO, interruptible
 from ..page import peers
-from ..prompt.cutting import ALSO, NO, RUN, THIS, VARY, VARY_AT, Part, cut, elsewhere, loaders
+from ..prompt.cutting import ALSO, NO, THIS, Part, cut, elsewhere, loaders
 from ..prompt.graph import link, title
 from ..prompt.single import only
 from .expanding import INTERNAL, expand
@@ -44,7 +44,7 @@ class RunOnPeers(io.ComfyNode):
         )
         quality = "How results travel. exact: bit for bit. 8-bit: images as 8 bits a channel."
         return io.Schema(
-            node_id=RUN,
+            node_id=node_ids.RUN,
             display_name="Run on Peers",
             category=CATEGORY,
             description="Runs everything before it on other ComfyUIs, and returns what comes out. "
@@ -156,7 +156,7 @@ class Vary(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id=VARY,
+            node_id=node_ids.VARY,
             display_name="Different on Each Peer",
             category=CATEGORY,
             description="A seed that differs on each machine that takes part in Run on Peers. "
@@ -176,7 +176,7 @@ class VaryAt(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id=VARY_AT,
+            node_id=node_ids.VARY_AT,
             display_name="(zbus) different at a position",
             category=INTERNAL,
             inputs=[*_vary_inputs(), io.Int.Input("position", default=0, min=0)],
@@ -193,7 +193,7 @@ class ComputeHere(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id="ZBusHere",
+            node_id=node_ids.COMPUTE_HERE,
             display_name="Compute Here",
             category=CATEGORY,
             description="Before Run on Peers: what comes before this node is computed on this "
@@ -210,5 +210,9 @@ class ComputeHere(io.ComfyNode):
         return io.NodeOutput(value)
 
 
-NODES: dict[str, type[io.ComfyNode]] = {RUN: RunOnPeers, VARY: Vary, "ZBusHere": ComputeHere}
-INTERNAL_NODES: dict[str, type[io.ComfyNode]] = {VARY_AT: VaryAt}
+NODES: dict[str, type[io.ComfyNode]] = {
+    node_ids.RUN: RunOnPeers,
+    node_ids.VARY: Vary,
+    node_ids.COMPUTE_HERE: ComputeHere,
+    node_ids.VARY_AT: VaryAt,
+}

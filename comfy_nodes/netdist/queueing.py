@@ -16,7 +16,7 @@ from comfy_api.latest import io
 
 from zbus.errors import InputError, JobError
 
-from .. import host
+from .. import host, node_ids
 from ..exchange.queue_watcher import WATCHER
 from ..exchange.runs import RUNS
 from ..exchange.waiting import WHO, interruptible
@@ -25,7 +25,7 @@ from ..jobs.batching import join
 from ..jobs.expanding import expand
 from ..jobs.submitting import Given, Plan
 from ..page import peers
-from ..prompt.cutting import FETCH, loaders
+from ..prompt.cutting import loaders
 from ..prompt.dispatching import Dispatch, clean_url, dispatch, first_result
 from ..prompt.graph import Graph, title, whole
 
@@ -182,7 +182,7 @@ class RemoteQueueSimple(_Triggered):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id="RemoteQueueSimple",
+            node_id=node_ids.QUEUE_SIMPLE,
             display_name="Queue on remote (single)",
             category=CATEGORY,
             description="Runs this workflow on another ComfyUI as well, with another seed.",
@@ -224,7 +224,7 @@ class FetchRemote(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id=FETCH,
+            node_id=node_ids.FETCH,
             display_name="Fetch from remote",
             category=CATEGORY,
             description="Waits for the remote's final image. Where its queue node is not enabled, "
@@ -249,7 +249,7 @@ class FetchRemote(io.ComfyNode):
             if made.started is not None:
                 again = f"{here.node_id}.zbus-fetch"
                 inputs = {**here.node["inputs"], "remote_info": list(made.started)}
-                nodes = {**made.nodes, again: {"class_type": FETCH, "inputs": inputs}}
+                nodes = {**made.nodes, again: {"class_type": node_ids.FETCH, "inputs": inputs}}
                 return io.NodeOutput([again, 0], expand=nodes)
         return io.NodeOutput(await _fetch(remote_info, here))
 
@@ -282,7 +282,7 @@ class RemoteChainStart(_Triggered):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id="RemoteChainStart",
+            node_id=node_ids.CHAIN_START,
             display_name="Queue on remote (start of chain)",
             category=ADVANCED,
             inputs=[JSON.Input("workflow"), _trigger(), _batch("batch"), _seed()],
@@ -301,7 +301,7 @@ class RemoteQueueWorker(io.ComfyNode):
     def define_schema(cls) -> Any:
         outputs = "final_image: only what Fetch needs. any: every output node of the workflow."
         return io.Schema(
-            node_id="RemoteQueueWorker",
+            node_id=node_ids.QUEUE_WORKER,
             display_name="Queue on remote (worker)",
             category=ADVANCED,
             inputs=[
@@ -348,7 +348,7 @@ class RemoteChainEnd(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id="RemoteChainEnd",
+            node_id=node_ids.CHAIN_END,
             display_name="Queue on remote (end of chain)",
             category=ADVANCED,
             inputs=[REMCHAIN.Input("remote_chain")],
@@ -369,7 +369,7 @@ class QueueRemote(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id="QueueRemote",
+            node_id=node_ids.QUEUE_OLDER,
             display_name="Queue on remote (older)",
             category=CATEGORY,
             # In the order of 2023, which is that of the widgets' values in saved workflows. The
@@ -426,10 +426,10 @@ def _largest_batch(prompt: Mapping[str, Any]) -> int:
 
 
 NODES: dict[str, type[io.ComfyNode]] = {
-    "RemoteQueueSimple": RemoteQueueSimple,
-    FETCH: FetchRemote,
-    "RemoteChainStart": RemoteChainStart,
-    "RemoteQueueWorker": RemoteQueueWorker,
-    "RemoteChainEnd": RemoteChainEnd,
-    "QueueRemote": QueueRemote,
+    node_ids.QUEUE_SIMPLE: RemoteQueueSimple,
+    node_ids.FETCH: FetchRemote,
+    node_ids.CHAIN_START: RemoteChainStart,
+    node_ids.QUEUE_WORKER: RemoteQueueWorker,
+    node_ids.CHAIN_END: RemoteChainEnd,
+    node_ids.QUEUE_OLDER: QueueRemote,
 }

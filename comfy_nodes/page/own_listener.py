@@ -6,14 +6,15 @@ import atexit
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 from zbus import __version__, discovery
 from zbus.errors import ZBusError
+from zbus.job import JobHost
 from zbus.keys import to_text
 
 from .. import host
-from ..jobs.serving import Serving
 from .lan_presence import SEEN
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ class Presence:
 
     def __init__(self) -> None:
         self.address = ""
+        # Makes what takes jobs, of this peer's name. `jobs/` stands above this room: the extension
+        # sets it.
+        self.job_host: Callable[[str], JobHost] | None = None
         self._registered = 0.0
         self._lan = ""
 
@@ -36,7 +40,8 @@ class Presence:
         if self.address:
             return
         peer = host.peer()
-        serving = None if os.environ.get(JOBS) == "0" else Serving(peer.name)
+        taken = self.job_host is not None and os.environ.get(JOBS) != "0"
+        serving = self.job_host(peer.name) if taken else None
         try:
             port = host.port() + PORT_OFFSET
             self.address = peer.serve(serving, port, on_lan=self._lan_changed)

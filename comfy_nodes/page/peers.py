@@ -13,7 +13,6 @@ from zbus.remote import Remote
 from zbus.resolver import Resolver
 
 from .. import host
-from ..exchange.meeting import Meeting
 from .in_a_thread import aside
 from .lan_presence import SEEN
 
@@ -46,16 +45,6 @@ def find(text: str) -> Remote:
         ZBusError: There is no such peer; the text says why.
     """
     return resolver().find(text)
-
-
-def check(meeting: Meeting) -> None:
-    """Whether the name of a meeting means somebody; a URL is not asked.
-
-    Raises:
-        InputError: It does not.
-    """
-    if meeting.kind == "peer":
-        resolver().read(meeting.address)
 
 
 def is_url(text: str) -> bool:

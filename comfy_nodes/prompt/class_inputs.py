@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from .. import node_ids
+
 # Loaders of the input folder that do not say so by an upload flag.
 LOADERS = {
     ("LoadLatent", "latent"),
-    ("LoadLatentNumpy", "latent"),
-    ("LoadDiskWorkflowJSON", "workflow"),
+    (node_ids.LOAD_LATENT_NUMPY, "latent"),
+    (node_ids.LOAD_WORKFLOW, "workflow"),
     ("VHS_LoadVideo", "video"),
     ("VHS_LoadAudioUpload", "audio"),
 }
