@@ -71,7 +71,7 @@ def classes(preflight):
 
         def inputs(self, class_type):
             declared = CLASSES.get(class_type, ({}, 0))[0]
-            return {name: preflight.Input.read(i, "required") for name, i in declared.items()}
+            return {name: preflight.ClassInput.read(i, "required") for name, i in declared.items()}
 
         def slots(self, class_type):
             return CLASSES.get(class_type, ({}, None))[1]

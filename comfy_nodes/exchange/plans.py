@@ -16,7 +16,7 @@ from zbus.protocol.manifest import JUMPER
 from zbus.protocol.messages import MAX_PLANNED, Planned
 
 from .. import node_ids
-from ..prompt.graph import Prompt, ancestors, class_of, constant, inputs_of, link, reach, title
+from ..prompt.graph import Prompt, ancestors, class_type_of, constant, inputs_of, link, reach, title
 from .meeting import Meeting, at_addr, at_peer
 
 MAX_TEXTS = 30_000  # bytes of titles: a manifest travels in one message of 64 KiB
@@ -56,7 +56,7 @@ class Classes(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class MeetingPlan:
     """What a prompt does at one meeting: its operations, and the nodes that do them."""
 
     manifest: tuple[Planned, ...] | None  # None: too long to tell
@@ -71,7 +71,9 @@ class _Op:
     planned: Planned
 
 
-def plan(prompt: Prompt, outputs: Iterable[str], classes: Classes) -> dict[Meeting, Plan]:
+def plan_meetings(
+    prompt: Prompt, outputs: Iterable[str], classes: Classes
+) -> dict[Meeting, MeetingPlan]:
     """What the prompt will do, by where.
 
     Args:
@@ -82,10 +84,10 @@ def plan(prompt: Prompt, outputs: Iterable[str], classes: Classes) -> dict[Meeti
     graph = _Graph(prompt, outputs, classes)
     ops = [graph.op(i) for i in graph.possible if prompt[i].get("class_type") in OPERATIONS]
     meetings = dict.fromkeys(op.meeting for op in ops if op.meeting is not None)
-    return {meeting: _plan(meeting, ops, graph) for meeting in meetings}
+    return {meeting: _plan_meeting(meeting, ops, graph) for meeting in meetings}
 
 
-def _plan(meeting: Meeting, ops: list[_Op], graph: _Graph) -> Plan:
+def _plan_meeting(meeting: Meeting, ops: list[_Op], graph: _Graph) -> MeetingPlan:
     family = JUMPER if meeting.channel == JUMPER else ""
     # An operation whose place is not known yet may be one of these, or not.
     ours = [
@@ -99,7 +101,7 @@ def _plan(meeting: Meeting, ops: list[_Op], graph: _Graph) -> Plan:
     manifest = tuple(op.planned for op in ours)
     too_long = sum(len(op[4].encode("utf-8", "replace")) for op in manifest) > MAX_TEXTS
     nodes = tuple(op.node for op in ours)
-    return Plan(None if too_long or len(manifest) > MAX_PLANNED else manifest, nodes)
+    return MeetingPlan(None if too_long or len(manifest) > MAX_PLANNED else manifest, nodes)
 
 
 def _possible(planned: Planned) -> Planned:
@@ -130,7 +132,7 @@ class _Graph:
         self._repeated = set(ancestors(prompt, loops)) - set(loops)
 
     def _class(self, node: str) -> str:
-        return class_of(self._prompt[node])
+        return class_type_of(self._prompt[node])
 
     def _inputs(self, node: str) -> Mapping[str, Any]:
         return inputs_of(self._prompt[node])

@@ -17,7 +17,7 @@ from .. import host
 from ..page import peers
 from ..prompt.graph import title
 from .meeting import Meeting
-from .queue_watcher import WATCHER
+from .queue_watcher import QUEUE_WATCHER
 from .runs import RUNS, Run
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ async def receive(meeting: Meeting, order: int | None, **more: Any) -> Any:
 
 
 async def _operate(meeting: Meeting, start: str, *args: Any, **more: Any) -> Any:
-    WATCHER.start()
+    QUEUE_WATCHER.start()
     here = host.executing()
     run = RUNS.of(here.prompt_id)
     if RUNS.asks(run, meeting):

@@ -15,7 +15,7 @@ from zbus.errors import InputError, UnknownPeer
 from zbus.remote import Remote
 
 from .. import host, node_ids
-from ..exchange.queue_watcher import WATCHER
+from ..exchange.queue_watcher import QUEUE_WATCHER
 from ..exchange.runs import RUNS
 from ..exchange.send_receive import CATEGORY, QUALITY
 from ..exchange.waiting import WHO, interruptible
@@ -24,7 +24,7 @@ from ..prompt.cutting import ALSO, NO, THIS, Part, cut, elsewhere, loaders
 from ..prompt.graph import link, title
 from ..prompt.single import only
 from .expanding import INTERNAL, expand
-from .submitting import ON_FAILURE, Given, Plan
+from .submitting import ON_FAILURE, JobPlan, SubmittedJobs
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
@@ -87,7 +87,7 @@ class RunOnPeers(io.ComfyNode):
         quality: Any,
         value: Any = None,
     ) -> Any:
-        WATCHER.start()
+        QUEUE_WATCHER.start()
         node, graph = host.executing(), host.graph()
         wired = link(node.node.get("inputs", {}).get("value"))
         if wired is None:
@@ -101,7 +101,7 @@ class RunOnPeers(io.ComfyNode):
             piece = cut(graph, wired, attach=loaders(graph, host.Classes().is_file_input))
         else:  # as if this node were not there
             remotes, piece = [], Part({}, (), {}, False)
-        plan = Plan(
+        plan = JobPlan(
             piece,
             title(node.node_id, node.node),
             remotes,
@@ -110,9 +110,9 @@ class RunOnPeers(io.ComfyNode):
             quality=how,
             group=node.node_id,
         )
-        given = Given(plan, RUNS.of(node.prompt_id), node.node_id)
-        await given.begin()
-        made = expand(given, node.node_id, wired if takes_part else None, collect=True)
+        jobs = SubmittedJobs(plan, RUNS.of(node.prompt_id), node.node_id)
+        await jobs.begin()
+        made = expand(jobs, node.node_id, wired if takes_part else None, collect=True)
         assert made.collected is not None
         collect = made.collected[0]
         return io.NodeOutput([collect, 0], [collect, 1], expand=made.nodes)

@@ -17,13 +17,13 @@ from comfy_api.latest import io
 from zbus.errors import InputError, JobError
 
 from .. import host, node_ids
-from ..exchange.queue_watcher import WATCHER
+from ..exchange.queue_watcher import QUEUE_WATCHER
 from ..exchange.runs import RUNS
 from ..exchange.waiting import WHO, interruptible
 from ..host.lists import unwrap
 from ..jobs.batching import join
 from ..jobs.expanding import expand
-from ..jobs.submitting import Given, Plan
+from ..jobs.submitting import JobPlan, SubmittedJobs
 from ..page import peers
 from ..prompt.cutting import loaders
 from ..prompt.dispatching import Dispatch, clean_url, dispatch, first_result
@@ -43,7 +43,7 @@ Edit = Callable[[Graph], None]
 # --- what the queue nodes have in common ----------------------------------------------------------
 
 
-class Dispatched(Given):
+class Dispatched(SubmittedJobs):
     """The job of one queue node: a REMINFO.
 
     Attributes:
@@ -56,7 +56,7 @@ class Dispatched(Given):
 
     def __init__(
         self,
-        plan: Plan,
+        plan: JobPlan,
         node_id: str,
         queue_id: str,
         url: str,
@@ -96,7 +96,7 @@ async def _dispatch(
     edit: Edit | None = None,
 ) -> Dispatched:
     """Give a queue node's job, from the node that is being executed."""
-    WATCHER.start()
+    QUEUE_WATCHER.start()
     here = host.executing()
     url = clean_url(remote_url)
     if not url:
@@ -118,15 +118,15 @@ async def _dispatch(
         )
     if edit is not None:
         edit(made.prompt)
-    plan = Plan(
+    plan = JobPlan(
         made,
         title(queue_id, prompt.get(queue_id, here.node)),
         [remote],
         group=f"{queue_id} {here.list_index or 0}",
     )
-    given = Dispatched(plan, here.node_id, queue_id, url, workflow, everything, edit)
-    await given.begin()
-    return given
+    jobs = Dispatched(plan, here.node_id, queue_id, url, workflow, everything, edit)
+    await jobs.begin()
+    return jobs
 
 
 async def _queued(
@@ -134,10 +134,10 @@ async def _queued(
 ) -> Any:
     """What a queue node returns: `first`, and the job as REMINFO."""
     here = host.executing()
-    given = await _dispatch(here.node_id, remote_url, workflow, everything=everything, **more)
-    made = expand(given, here.node_id, collect=False)
+    jobs = await _dispatch(here.node_id, remote_url, workflow, everything=everything, **more)
+    made = expand(jobs, here.node_id, collect=False)
     if made.started is None:
-        return io.NodeOutput(*first, given)
+        return io.NodeOutput(*first, jobs)
     return io.NodeOutput(*first, list(made.started), expand=made.nodes)
 
 
@@ -254,12 +254,12 @@ class FetchRemote(io.ComfyNode):
         return io.NodeOutput(await _fetch(remote_info, here))
 
 
-async def _fetch(given: Dispatched, here: host.Here) -> Any:
+async def _fetch(jobs: Dispatched, here: host.Here) -> Any:
     shown = host.shown_as(here.node_id)
-    name = first_result(shown, given.piece.results)
-    given.relay.move_to(shown)
-    await given.collect(f"the prompt with {title(shown, here.node)}")
-    share = given.shares[0]
+    name = first_result(shown, jobs.piece.results)
+    jobs.shown_here.move_to(shown)
+    await jobs.collect(f"the prompt with {title(shown, here.node)}")
+    share = jobs.shares[0]
     if name is None:
         raise JobError("that job has no image to fetch", peer=share.who)
     images = join([[image] for image in unwrap(share.result(name))])
@@ -271,7 +271,7 @@ async def _fetch(given: Dispatched, here: host.Here) -> Any:
         )
     count = len(images[0])
     plural = "s" * (count != 1)
-    given.relay.say(f"{count} image{plural} from {share.who} in {share.seconds:.2f} s")
+    jobs.shown_here.say(f"{count} image{plural} from {share.who} in {share.seconds:.2f} s")
     return images[0]
 
 

@@ -15,7 +15,7 @@ from zbus.job import JobHost
 from zbus.keys import to_text
 
 from .. import host
-from .lan_presence import SEEN
+from .lan_presence import LAN_PRESENCE
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ PORT_OFFSET = 10000  # ComfyUI's port 8188 -> 18188
 REGISTER_EVERY = 6 * 3600.0  # seconds: entries of others' reckoning must not look old
 
 
-class Presence:
+class OwnListener:
     """Opened once, when ComfyUI's server starts."""
 
     def __init__(self) -> None:
@@ -50,11 +50,11 @@ class Presence:
             return
         self.register()
         atexit.register(discovery.unregister, peer.own.instance.hex())
-        atexit.register(SEEN.close)
+        atexit.register(LAN_PRESENCE.close)
 
     def _lan_changed(self, lan: str, port: int) -> None:
         self._lan = lan
-        SEEN.follow(lan, port)
+        LAN_PRESENCE.follow(lan, port)
 
     def register(self) -> None:
         """Write the entry that other ComfyUIs of this user look up names in."""
@@ -93,4 +93,4 @@ class Presence:
         }
 
 
-PRESENCE = Presence()
+OWN_LISTENER = OwnListener()

@@ -15,7 +15,7 @@ from .graph import (
     Link,
     Prompt,
     ancestors,
-    class_of,
+    class_type_of,
     constant,
     consumers,
     descendants,
@@ -89,7 +89,9 @@ def dispatch(
     graph = restored(prompt)
     queue = _queue_node(graph, queue_id, remote_url)
     _set_up(graph, queue)
-    after_fetch = descendants(graph, [i for i in graph if class_of(graph[i]) == node_ids.FETCH])
+    after_fetch = descendants(
+        graph, [i for i in graph if class_type_of(graph[i]) == node_ids.FETCH]
+    )
     results = _add_fetched(graph, queue, after_fetch)
     if everything and not results:
         results = _add_pictures(graph, after_fetch)
@@ -126,7 +128,7 @@ def _check_format(prompt: object) -> None:
 
 def _queue_node(graph: Graph, queue_id: str | None, remote_url: str) -> str | None:
     """The queue node that this is: that id, unless it is another remote's in a saved prompt."""
-    queues = [i for i in graph if class_of(graph[i]) in node_ids.QUEUES]
+    queues = [i for i in graph if class_type_of(graph[i]) in node_ids.QUEUES]
     urls = {i: constant(graph, inputs_of(graph[i]).get("remote_url")) for i in queues}
     wanted = clean_url(remote_url)
     named = [i for i in queues if isinstance(urls[i], str) and clean_url(urls[i]) == wanted]
@@ -138,9 +140,9 @@ def _queue_node(graph: Graph, queue_id: str | None, remote_url: str) -> str | No
 
 def _set_up(graph: Graph, queue: str | None) -> None:
     for node in graph:
-        if class_of(graph[node]) in node_ids.QUEUES:
+        if class_type_of(graph[node]) in node_ids.QUEUES:
             graph[node]["inputs"]["enabled"] = "remote" if node == queue else "false"
-        elif class_of(graph[node]) == node_ids.CHAIN_START:
+        elif class_type_of(graph[node]) == node_ids.CHAIN_START:
             # The remote dispatches nothing, and need not have the workflow's file.
             graph[node]["inputs"]["workflow"] = {}
 
@@ -149,7 +151,7 @@ def _add_fetched(graph: Graph, queue: str | None, after_fetch: Collection[str]) 
     """Add the results of that queue node's fetch nodes: fetch node -> node of its result."""
     values: dict[str, Link] = {}
     for node in graph:
-        if class_of(graph[node]) == node_ids.FETCH:
+        if class_type_of(graph[node]) == node_ids.FETCH:
             wired = dict(sources(graph, node))
             if wired.get("remote_info", ("", 0))[0] == queue and "final_image" in wired:
                 values[node] = wired["final_image"]
@@ -169,7 +171,7 @@ def _add_pictures(graph: Graph, after_fetch: Collection[str]) -> dict[str, str]:
     values = {
         node: value
         for node in graph
-        if class_of(graph[node]) in PICTURES and node not in after_fetch
+        if class_type_of(graph[node]) in PICTURES and node not in after_fetch
         for name, value in sources(graph, node)
         if name == "images"
     }
@@ -191,7 +193,7 @@ def _check_something(
     graph: Graph, kept: Collection[str], results: Collection[str], queue: str | None, any_: bool
 ) -> None:
     if results or (
-        any_ and any(class_of(graph[i]) not in node_ids.QUEUES + node_ids.CHAIN for i in kept)
+        any_ and any(class_type_of(graph[i]) not in node_ids.QUEUES + node_ids.CHAIN for i in kept)
     ):
         return
     whose = f"the queue node {title(queue, graph[queue])}" if queue else "a queue node of this URL"
