@@ -11,15 +11,15 @@ from types import TracebackType
 from typing import Any
 
 from . import codecs
+from .engine.context import Running
 from .engine.loop import Engine
-from .engine.parts import Running
 from .errors import InvalidOrder, PeerClosed, ZBusError
 from .net.places import Place
 from .operation import Operation, Progress
 from .protocol.fields import clip
 from .protocol.manifest import Manifest
 from .protocol.messages import MAX_HEADER, MAX_PLANNED
-from .protocol.seats import Seat, State, Step
+from .protocol.registrations import ChannelOperation, Registration, State
 from .values import payload
 
 EXPECT = ("any", "image", "mask", "latent", "audio", "text", "number", "conditioning")
@@ -51,8 +51,8 @@ class Channel:
     other side hears of the end, and make another for the next. Usable from any thread.
     """
 
-    def __init__(self, engine: Engine, seat: Seat, place: Place | None) -> None:
-        self._engine, self._seat, self._place = engine, seat, place
+    def __init__(self, engine: Engine, registration: Registration, place: Place | None) -> None:
+        self._engine, self._seat, self._place = engine, registration, place
         self._closed = False
 
     @property
@@ -133,7 +133,7 @@ class Channel:
         codecs.check(quality)
         flat = payload.flatten(value)
         payload.check_choice(flat, codecs.eight_bit(quality) == "always")
-        step = Step("send", clip(kind or flat.kind, 20), clip(node, 120), _order(order))
+        step = ChannelOperation("send", clip(kind or flat.kind, 20), clip(node, 120), _order(order))
         return self._start(step, timeout, progress, flat, quality)
 
     def start_receive(
@@ -148,12 +148,12 @@ class Channel:
         """As `receive`, but returns at once: see `start_send`."""
         if expect not in EXPECT:
             raise ValueError(f"expect is one of {', '.join(EXPECT)}, not {expect!r}")
-        step = Step("receive", expect, clip(node, 120), _order(order))
+        step = ChannelOperation("receive", expect, clip(node, 120), _order(order))
         return self._start(step, timeout, progress)
 
     def _start(
         self,
-        step: Step,
+        step: ChannelOperation,
         timeout: float | None,
         progress: Progress | None,
         flat: payload.Flat | None = None,
@@ -162,20 +162,20 @@ class Channel:
         engine = self._engine
         deadline = None if timeout is None else time.monotonic() + timeout
         operation: Operation[Any] = Operation(
-            lambda op: engine.post(lambda: engine.steps.cancel(op)), progress
+            lambda op: engine.post(lambda: engine.operations.cancel(op)), progress
         )
         running = Running(operation, self._seat, step, self._place, deadline, flat, quality)
         if engine.closed:
             operation.fail(PeerClosed("this Peer is closed"))
-        engine.post(lambda: engine.steps.begin(running))
+        engine.post(lambda: engine.operations.begin(running))
         return operation
 
     def cancel(self) -> None:
         """End the operation that is open here, from any thread; the channel stays usable."""
 
         def cancel() -> None:
-            for running in self._engine.steps.on(self._seat):
-                self._engine.steps.cancel(running.operation)
+            for running in self._engine.operations.on(self._seat):
+                self._engine.operations.cancel(running.operation)
 
         self._engine.post(cancel)
 
