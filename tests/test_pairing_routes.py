@@ -33,7 +33,7 @@ PATIENCE = 20.0
 HOMES = ("desk", "pod")
 
 
-pairing, guard = load("pairing"), load("guard")
+pairing, own_browser = load("page.pairing"), load("page.own_browser")
 VERBS = tuple(pairing.VERBS)
 # What each verb takes, so that only the guard can refuse it.
 GOOD: dict[str, dict[str, Any]] = {
@@ -255,24 +255,24 @@ OTHERS = [
 
 @pytest.mark.parametrize("end", LOOPBACK)
 def test_both_ends_of_the_socket_are_on_the_loopback(end: Any) -> None:
-    assert not guard.why_not(mocked(end, end))
+    assert not own_browser.why_not(mocked(end, end))
 
 
 @pytest.mark.parametrize("end", OTHERS)
 def test_no_other_end_will_do(end: Any) -> None:
     for ends in ((end, LOOPBACK[0]), (LOOPBACK[0], end), (end, end)):
-        assert guard.why_not(mocked(*ends)) == "not over the loopback"
+        assert own_browser.why_not(mocked(*ends)) == "not over the loopback"
 
 
 def test_a_request_of_old_without_a_host_is_refused() -> None:
     request = mocked(LOOPBACK[0], LOOPBACK[0], Accept="*/*")
-    assert "address in the browser" in guard.why_not(request)
+    assert "address in the browser" in own_browser.why_not(request)
 
 
 def test_a_connection_that_is_gone_is_refused() -> None:
     request = make_mocked_request("GET", pairing.PATH, headers={"Host": "localhost"})
     request._transport_sslcontext, request._protocol.transport = None, None
-    assert guard.why_not(request) == "not over the loopback"
+    assert own_browser.why_not(request) == "not over the loopback"
 
 
 def test_this_computers_own_lan_address_is_not_the_loopback(tmp_path: Path) -> None:
@@ -560,7 +560,7 @@ def test_another_user_of_this_computer(monkeypatch: pytest.MonkeyPatch) -> None:
             if mine is None:
                 pytest.skip("this system does not tell whose a connection is")
             assert mine == os.geteuid() and client
-            assert not guard.why_not(mocked(*ends))
-            monkeypatch.setattr(guard, "connection_owner", lambda *_: mine + 1)
-            assert guard.why_not(mocked(*ends)) == "another user of this computer sent it"
+            assert not own_browser.why_not(mocked(*ends))
+            monkeypatch.setattr(own_browser, "connection_owner", lambda *_: mine + 1)
+            assert own_browser.why_not(mocked(*ends)) == "another user of this computer sent it"
     assert machine.connection_owner(("127.0.0.1", 1), ("127.0.0.1", 2)) is None

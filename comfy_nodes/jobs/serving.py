@@ -22,9 +22,9 @@ from zbus.protocol.fields import clip
 from zbus.reasons import Reason, lines
 
 from .. import host
-from ..graph import ancestors, clean, title
-from . import preflight
-from .cutting import with_job
+from ..prompt import preflight
+from ..prompt.cutting import with_job
+from ..prompt.graph import ancestors, clean, title
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from zbus.protocol.fields import clip
 from zbus.reasons import MAX_NEAR, Reason, lines
 
-from ..declared import Input
-from ..graph import WRAP, Prompt, class_of, inputs_of, link, title
+from .class_inputs import ClassInput
+from .graph import WRAP, Prompt, class_type_of, inputs_of, link, title
 
 MAX_REASONS = 64  # of one refusal
 MAX_LOOKED_UP = 20  # refused values of one prompt whose nearest are looked for: it takes time
@@ -31,7 +31,7 @@ class Classes(Protocol):
     def names(self) -> Collection[str]:
         """The classes that there are."""
 
-    def inputs(self, class_type: str) -> Mapping[str, Input]:
+    def inputs(self, class_type: str) -> Mapping[str, ClassInput]:
         """What it declares; empty where it cannot be told."""
 
     def slots(self, class_type: str) -> int | None:
@@ -55,7 +55,7 @@ def look(prompt: Prompt, classes: Classes) -> list[Reason]:
     near = _Near()
     for node_id, node in prompt.items():
         found += _links(prompt, node_id, classes)
-        if class_of(node) in classes.names():
+        if class_type_of(node) in classes.names():
             found += _values(node_id, node, classes, near)
     return found
 
@@ -63,8 +63,8 @@ def look(prompt: Prompt, classes: Classes) -> list[Reason]:
 def _missing_classes(prompt: Prompt, classes: Classes) -> list[Reason]:
     users: dict[str, list[str]] = {}
     for node_id, node in prompt.items():
-        if class_of(node) not in classes.names():
-            users.setdefault(class_of(node), []).append(node_id)
+        if class_type_of(node) not in classes.names():
+            users.setdefault(class_type_of(node), []).append(node_id)
     near = _Near()
     return [
         _missing_class(name, ids, prompt, near.of(name, classes.names()))
@@ -87,7 +87,7 @@ def _missing_class(name: str, ids: list[str], prompt: Prompt, near: tuple[str, .
 
 def _use(node_id: str, node: Mapping[str, Any]) -> str:
     name = title(node_id, node).rpartition(" #")[0]
-    return f"#{node_id}" if name == class_of(node) else f'#{node_id} "{name}"'
+    return f"#{node_id}" if name == class_type_of(node) else f'#{node_id} "{name}"'
 
 
 def _links(prompt: Prompt, node_id: str, classes: Classes) -> Iterator[Reason]:
@@ -99,7 +99,7 @@ def _links(prompt: Prompt, node_id: str, classes: Classes) -> Iterator[Reason]:
         if source not in prompt:
             said = f"is linked to node #{source}, which is not in the prompt"
         else:
-            slots = classes.slots(class_of(prompt[source]))
+            slots = classes.slots(class_type_of(prompt[source]))
             if slots is None or 0 <= slot < slots:
                 continue
             said = f"is linked to output {slot} of {title(source, prompt[source])}, "
@@ -110,7 +110,7 @@ def _links(prompt: Prompt, node_id: str, classes: Classes) -> Iterator[Reason]:
 def _values(
     node_id: str, node: Mapping[str, Any], classes: Classes, near: _Near
 ) -> Iterator[Reason]:
-    class_type, given = class_of(node), inputs_of(node)
+    class_type, given = class_type_of(node), inputs_of(node)
     for name, declared in classes.inputs(class_type).items():
         if name not in given:
             # Of the newest inputs, which grow, only the parts are in a prompt.
@@ -131,7 +131,7 @@ def _plain(value: Any) -> Any:
     return value[WRAP] if isinstance(value, dict) and WRAP in value else value
 
 
-def _offers(declared: Input, value: Any) -> bool:
+def _offers(declared: ClassInput, value: Any) -> bool:
     choices = declared.choices or []
     if isinstance(value, list) and declared.options.get("multiselect"):
         return all(item in choices for item in value)
@@ -139,7 +139,7 @@ def _offers(declared: Input, value: Any) -> bool:
 
 
 def _no_choice(
-    node_id: str, node: Mapping[str, Any], name: str, declared: Input, near: _Near
+    node_id: str, node: Mapping[str, Any], name: str, declared: ClassInput, near: _Near
 ) -> Reason:
     value, choices = _plain(inputs_of(node).get(name)), declared.choices or []
     found = near.of(value, choices)
@@ -153,7 +153,7 @@ def _no_choice(
     return _reason("choice", node_id, node, name, value, said, found)
 
 
-def _out_of_range(declared: Input, value: Any) -> str:
+def _out_of_range(declared: ClassInput, value: Any) -> str:
     cast = {"INT": int, "FLOAT": float}.get(str(declared.kind))
     if cast is None:
         return ""
@@ -181,13 +181,13 @@ def _reason(
     text = ": ".join((_named(node_id, node), " ".join((name, said)).strip()))
     given = value if isinstance(value, str) else json.dumps(value, default=str)
     return Reason(
-        kind, node_id, title(node_id, node), class_of(node), name, clip(given, 300), near, text
+        kind, node_id, title(node_id, node), class_type_of(node), name, clip(given, 300), near, text
     )
 
 
 def _named(node_id: str, node: Mapping[str, Any]) -> str:
     """LoraLoader "My LoRA" #12, or LoraLoader #12 where it has no other title."""
-    name, class_type = title(node_id, node).rpartition(" #")[0], class_of(node)
+    name, class_type = title(node_id, node).rpartition(" #")[0], class_type_of(node)
     return f"{class_type} #{node_id}" if name == class_type else f'{class_type} "{name}" #{node_id}'
 
 
@@ -247,7 +247,7 @@ def separators(prompt: Prompt, classes: Classes) -> dict[str, dict[str, Any]]:
 
 def _separated(node: Mapping[str, Any], classes: Classes) -> dict[str, Any]:
     inputs = dict(inputs_of(node))
-    declared = classes.inputs(class_of(node))
+    declared = classes.inputs(class_type_of(node))
     for name, value in inputs.items():
         if not isinstance(value, str) or not re.search(r"[\\/]", value) or name not in declared:
             continue
@@ -315,7 +315,7 @@ def _from_node(
     more = said.get("extra_info")
     name = str(more.get("input_name", "")) if isinstance(more, Mapping) else ""
     value = inputs_of(node).get(name, "")
-    declared = classes.inputs(class_of(node)).get(name) if classes else None
+    declared = classes.inputs(class_type_of(node)).get(name) if classes else None
     chosen = declared is not None and declared.choices is not None and not link(value)
     if declared and chosen and kind in _OF_CHOICES and not _offers(declared, value):
         return _no_choice(node_id, node, name, declared, looking)
@@ -334,7 +334,7 @@ def _from_whole(prompt: Prompt, error: Mapping[str, Any]) -> Reason:
     missing = _MISSING.search(message)
     if kind == "missing_node_type" or missing:
         name = str(info.get("class_type") or (missing.group(1) if missing else ""))
-        users = [i for i, node in prompt.items() if class_of(node) == name]
+        users = [i for i, node in prompt.items() if class_type_of(node) == name]
         return _missing_class(name, users or [str(info.get("node_id", "?"))], prompt)
     if kind == "prompt_no_outputs":
         return Reason("output", text="none of the nodes that were asked for is an output node")

@@ -12,10 +12,9 @@ from zbus.errors import UnknownPeer, ZBusError
 from zbus.remote import Remote
 from zbus.resolver import Resolver
 
-from . import host
-from .aside import aside
-from .meeting import Meeting
-from .seen import SEEN
+from .. import host
+from .in_a_thread import in_a_thread
+from .lan_presence import LAN_PRESENCE
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ _TURNS: dict[Remote, int] = {}  # when it was chosen last
 def resolver() -> Resolver:
     """Looks names up as this ComfyUI sees them now."""
     peer = host.peer()
-    return Resolver(peer.trust, peer.own.instance.hex(), SEEN.now())
+    return Resolver(peer.trust, peer.own.instance.hex(), LAN_PRESENCE.now())
 
 
 def known() -> list[Remote]:
@@ -48,16 +47,6 @@ def find(text: str) -> Remote:
     return resolver().find(text)
 
 
-def check(meeting: Meeting) -> None:
-    """Whether the name of a meeting means somebody; a URL is not asked.
-
-    Raises:
-        InputError: It does not.
-    """
-    if meeting.kind == "peer":
-        resolver().read(meeting.address)
-
-
 def is_url(text: str) -> bool:
     """Whether `find` would have to ask a page."""
     return "://" in text
@@ -65,7 +54,7 @@ def is_url(text: str) -> bool:
 
 async def resolve(text: str) -> Remote:
     """As `find`, for coroutines."""
-    return await aside(lambda: find(text))
+    return await in_a_thread(lambda: find(text))
 
 
 async def chosen(text: str) -> list[Remote]:
@@ -80,7 +69,7 @@ async def chosen(text: str) -> list[Remote]:
     """
     text = text.strip()
     if text.lower() in (ANY, ALL, ""):
-        others = await aside(known)
+        others = await in_a_thread(known)
         if not others:
             raise UnknownPeer(
                 "no other ComfyUI with zbus runs on this computer, and none is paired",

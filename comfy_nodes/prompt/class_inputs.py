@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from .. import node_ids
+
 # Loaders of the input folder that do not say so by an upload flag.
 LOADERS = {
     ("LoadLatent", "latent"),
-    ("LoadLatentNumpy", "latent"),
-    ("LoadDiskWorkflowJSON", "workflow"),
+    (node_ids.LOAD_LATENT_NUMPY, "latent"),
+    (node_ids.LOAD_WORKFLOW, "workflow"),
     ("VHS_LoadVideo", "video"),
     ("VHS_LoadAudioUpload", "audio"),
 }
 
 
-class Input(NamedTuple):
+class ClassInput(NamedTuple):
     """An input as a node class declares it."""
 
     kind: Any  # "IMAGE", "INT", "COMBO"..., or the list of choices
@@ -23,7 +25,7 @@ class Input(NamedTuple):
     group: str  # "required" or "optional"
 
     @classmethod
-    def read(cls, info: Any, group: str) -> Input:
+    def read(cls, info: Any, group: str) -> ClassInput:
         """From INPUT_TYPES, where foreign code may have put anything."""
         parts = list(info) if isinstance(info, (tuple, list)) else [info]
         options = parts[1] if len(parts) > 1 and isinstance(parts[1], Mapping) else {}
@@ -36,7 +38,7 @@ class Input(NamedTuple):
         return list(found) if isinstance(found, list) else None
 
 
-def names_file(class_type: str, name: str, declared: Input) -> bool:
+def names_file(class_type: str, name: str, declared: ClassInput) -> bool:
     """Whether an input names a file of the user's own: in the input, output or temp folder."""
     uploads = [key for key, on in declared.options.items() if key.endswith("upload") and on is True]
     return bool(uploads) or (class_type, name) in LOADERS

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from zbus.protocol.fields import clip
 
-from . import host
-from .graph import title
-from .plan import NODES
+from .. import host, node_ids
+from ..prompt.graph import title
+from .plans import OPERATIONS
 
 IDLE = "idle"
-WAITING = (*NODES, "ZBusRun", "ZBusStart", "ZBusCollect", "FetchRemote")  # for a peer
+# For a peer.
+WAITING = (*OPERATIONS, node_ids.RUN, node_ids.START, node_ids.COLLECT, node_ids.FETCH)
 
 
 def describe() -> str:

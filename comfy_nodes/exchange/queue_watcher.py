@@ -6,9 +6,9 @@ import logging
 import threading
 import time
 
-from . import host
+from .. import host
+from ..page.own_listener import OWN_LISTENER
 from .activity import IDLE, describe
-from .jobs.presence import PRESENCE
 from .runs import RUNS
 
 logger = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ TICK = 0.25  # seconds, while a prompt is being executed; without one it sleeps,
 STAY = 2.0  # but not for so long after news: what they announce may not have happened yet
 
 
-class Watcher:
+class QueueWatcher:
     """Started with ComfyUI's server, or by the first node that runs."""
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Watcher:
         with self._lock:
             if self._thread is not None:
                 return
-            PRESENCE.open()
+            OWN_LISTENER.open()
             host.watch_queue(self._news.set)
             self._thread = threading.Thread(target=self._run, name="zbus-runs", daemon=True)
             self._thread.start()
@@ -51,7 +51,7 @@ class Watcher:
                 logger.exception("the queue could not be followed")
 
     def _turn(self) -> bool:
-        PRESENCE.refresh()
+        OWN_LISTENER.refresh()
         busy = RUNS.sync()
         if busy:
             RUNS.stop_broken()
@@ -64,7 +64,7 @@ class Watcher:
         if self._looked:
             return
         self._looked = True
-        lost = [i for i, ours in self.jumper.items() if host.class_of(i) is not ours]
+        lost = [i for i, ours in self.jumper.items() if host.node_class(i) is not ours]
         if lost:
             text = f"ComfyUI-Jumper is also installed and owns {', '.join(lost)}: remove it"
             logger.warning(text)
@@ -72,4 +72,4 @@ class Watcher:
                 host.notice(text, item.client, level="warning")
 
 
-WATCHER = Watcher()
+QUEUE_WATCHER = QueueWatcher()

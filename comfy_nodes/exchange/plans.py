@@ -15,13 +15,14 @@ from zbus.errors import ZBusError
 from zbus.protocol.manifest import JUMPER
 from zbus.protocol.messages import MAX_PLANNED, Planned
 
-from .graph import Prompt, ancestors, class_of, constant, inputs_of, link, reach, title
+from .. import node_ids
+from ..prompt.graph import Prompt, ancestors, class_type_of, constant, inputs_of, link, reach, title
 from .meeting import Meeting, at_addr, at_peer
 
 MAX_TEXTS = 30_000  # bytes of titles: a manifest travels in one message of 64 KiB
 
 
-class Spec(NamedTuple):
+class NodeOperation(NamedTuple):
     """One of our nodes: what it does, and which of its outputs is the order."""
 
     direction: str
@@ -31,13 +32,13 @@ class Spec(NamedTuple):
 
 
 _ADDR, _PEER = ("addr", "mode"), ("peer", "channel")
-NODES = {
-    "Send String": Spec("send", "text", 0, _ADDR),
-    "Send Images": Spec("send", "image", 0, _ADDR),
-    "Receive String": Spec("receive", "text", 1, _ADDR),
-    "Receive Images": Spec("receive", "image", 1, _ADDR),
-    "ZBusSend": Spec("send", "", 1, _PEER),
-    "ZBusReceive": Spec("receive", "", 1, _PEER),
+OPERATIONS = {
+    node_ids.SEND_STRING: NodeOperation("send", "text", 0, _ADDR),
+    node_ids.SEND_IMAGES: NodeOperation("send", "image", 0, _ADDR),
+    node_ids.RECEIVE_STRING: NodeOperation("receive", "text", 1, _ADDR),
+    node_ids.RECEIVE_IMAGES: NodeOperation("receive", "image", 1, _ADDR),
+    node_ids.SEND: NodeOperation("send", "", 1, _PEER),
+    node_ids.RECEIVE: NodeOperation("receive", "", 1, _PEER),
 }
 
 
@@ -55,7 +56,7 @@ class Classes(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class MeetingPlan:
     """What a prompt does at one meeting: its operations, and the nodes that do them."""
 
     manifest: tuple[Planned, ...] | None  # None: too long to tell
@@ -70,7 +71,9 @@ class _Op:
     planned: Planned
 
 
-def plan(prompt: Prompt, outputs: Iterable[str], classes: Classes) -> dict[Meeting, Plan]:
+def plan_meetings(
+    prompt: Prompt, outputs: Iterable[str], classes: Classes
+) -> dict[Meeting, MeetingPlan]:
     """What the prompt will do, by where.
 
     Args:
@@ -79,12 +82,12 @@ def plan(prompt: Prompt, outputs: Iterable[str], classes: Classes) -> dict[Meeti
         classes: Knows the node classes.
     """
     graph = _Graph(prompt, outputs, classes)
-    ops = [graph.op(i) for i in graph.possible if prompt[i].get("class_type") in NODES]
+    ops = [graph.op(i) for i in graph.possible if prompt[i].get("class_type") in OPERATIONS]
     meetings = dict.fromkeys(op.meeting for op in ops if op.meeting is not None)
-    return {meeting: _plan(meeting, ops, graph) for meeting in meetings}
+    return {meeting: _plan_meeting(meeting, ops, graph) for meeting in meetings}
 
 
-def _plan(meeting: Meeting, ops: list[_Op], graph: _Graph) -> Plan:
+def _plan_meeting(meeting: Meeting, ops: list[_Op], graph: _Graph) -> MeetingPlan:
     family = JUMPER if meeting.channel == JUMPER else ""
     # An operation whose place is not known yet may be one of these, or not.
     ours = [
@@ -98,7 +101,7 @@ def _plan(meeting: Meeting, ops: list[_Op], graph: _Graph) -> Plan:
     manifest = tuple(op.planned for op in ours)
     too_long = sum(len(op[4].encode("utf-8", "replace")) for op in manifest) > MAX_TEXTS
     nodes = tuple(op.node for op in ours)
-    return Plan(None if too_long or len(manifest) > MAX_PLANNED else manifest, nodes)
+    return MeetingPlan(None if too_long or len(manifest) > MAX_PLANNED else manifest, nodes)
 
 
 def _possible(planned: Planned) -> Planned:
@@ -129,7 +132,7 @@ class _Graph:
         self._repeated = set(ancestors(prompt, loops)) - set(loops)
 
     def _class(self, node: str) -> str:
-        return class_of(self._prompt[node])
+        return class_type_of(self._prompt[node])
 
     def _inputs(self, node: str) -> Mapping[str, Any]:
         return inputs_of(self._prompt[node])
@@ -153,7 +156,7 @@ class _Graph:
     # --- one of our nodes -----------------------------------------------------------------------
 
     def op(self, node: str) -> _Op:
-        spec, inputs = NODES[self._class(node)], self._inputs(node)
+        spec, inputs = OPERATIONS[self._class(node)], self._inputs(node)
         repeated = node in self._repeated
         order = None if spec.where is _ADDR or repeated else self.order(node)
         certain = node in self.certain and not repeated
@@ -162,7 +165,7 @@ class _Graph:
         planned = (spec.direction, self._kind(node, spec, inputs), order, certain, name)
         return _Op(node, self._meeting(spec, inputs), family, planned)
 
-    def _meeting(self, spec: Spec, inputs: Mapping[str, Any]) -> Meeting | None:
+    def _meeting(self, spec: NodeOperation, inputs: Mapping[str, Any]) -> Meeting | None:
         first, second = (constant(self._prompt, inputs.get(name)) for name in spec.where)
         if not isinstance(first, str) or not isinstance(second, str):
             return None
@@ -171,7 +174,7 @@ class _Graph:
         except ZBusError:
             return None  # the node itself says so
 
-    def _kind(self, node: str, spec: Spec, inputs: Mapping[str, Any]) -> str:
+    def _kind(self, node: str, spec: NodeOperation, inputs: Mapping[str, Any]) -> str:
         if spec.kind:
             return spec.kind
         if spec.direction == "receive":
@@ -188,7 +191,7 @@ class _Graph:
         source = link(given)
         if source is None or source[0] not in self._prompt:
             return _whole(given)
-        spec = NODES.get(self._class(source[0]))
+        spec = OPERATIONS.get(self._class(source[0]))
         if spec is None or spec.order_slot != source[1] or source[0] in seen:
             return _whole(constant(self._prompt, given))
         before = self.order(source[0], seen | {node})

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 from zbus.address import several
 from zbus.errors import InputError
 
-from ..graph import (
+from .. import node_ids
+from .graph import (
     Graph,
     Link,
     Prompt,
-    class_of,
+    class_type_of,
     clean,
     consumers,
     copied,
@@ -28,23 +29,17 @@ from ..graph import (
     sources,
 )
 
-RUN, THERE = "ZBusRun", "ZBusThere"
 NO, ALSO = "no", "also run here"  # `here` of a ZBusRun
 THIS = "this computer"  # in its `peer`
-VALUE, RESULT = "ZBusValue", "ZBusResult"
-VARY, VARY_AT = "ZBusVary", "ZBusVaryAt"
-FETCH = "FetchRemote"
-QUEUES = ("RemoteQueueSimple", "RemoteQueueWorker", "QueueRemote")
-CHAIN = ("RemoteChainStart", "RemoteChainEnd")
 
 # They run on this side: they take part in what this run sends, receives and fetches (VALUE: in
 # the job that this run is).
 HERE = frozenset(
-    {"ZBusHere", RUN, VALUE, "ZBusSend", "ZBusReceive"}
-    | {"Send String", "Send Images", "Receive String", "Receive Images"}
+    {node_ids.COMPUTE_HERE, node_ids.RUN, node_ids.VALUE}
+    | {node_ids.SEND, node_ids.RECEIVE, *node_ids.JUMPER}
 )
 # NetDist's nodes too: on the peer they would queue its prompt on yet another machine.
-BOUNDARIES = HERE | {FETCH, *QUEUES, *CHAIN}
+BOUNDARIES = HERE | {node_ids.FETCH, *node_ids.QUEUES, *node_ids.CHAIN}
 
 
 def elsewhere(peer: str) -> tuple[list[str], bool]:
@@ -90,7 +85,7 @@ def cut(prompt: Prompt, value: Link, *, attach: Collection[str] = ()) -> Part:
     output = add_result(graph, value, "value")
     ends = boundary_nodes(graph, BOUNDARIES, attach)
     part, boundaries = closed(graph, up_to(graph, [output], ends), ends)
-    varies = any(class_of(node) == VARY for node in part.values())
+    varies = any(class_type_of(node) == node_ids.VARY for node in part.values())
     return Part(part, (output,), boundaries, varies)
 
 
@@ -106,13 +101,13 @@ def add_result(graph: Graph, value: Link, name: str) -> str:
     """Add a node that hands that value to the job as `name`; returns its id."""
     output = fresh_id(graph, "zbus-result" if name == "value" else f"zbus-result-{name}")
     inputs = {"value": list(value), "name": name, "job": ""}
-    graph[output] = {"class_type": RESULT, "inputs": inputs}
+    graph[output] = {"class_type": node_ids.RESULT, "inputs": inputs}
     return output
 
 
 def boundary_nodes(prompt: Prompt, classes: Collection[str], attach: Collection[str]) -> set[str]:
     """The ids of the nodes that run here: those classes, and the nodes in `attach`."""
-    return {i for i in prompt if i in attach or class_of(prompt[i]) in classes}
+    return {i for i in prompt if i in attach or class_type_of(prompt[i]) in classes}
 
 
 def up_to(prompt: Prompt, outputs: Iterable[str], ends: Collection[str]) -> set[str]:
@@ -140,7 +135,7 @@ def closed(
             name = f"{source[0]}.{source[1]}"
             ids[source] = fresh_id(graph.keys() | values.keys(), f"zbus-value-{name}")
             inputs = {"name": name, "digest": ""}
-            values[ids[source]] = {"class_type": VALUE, "inputs": inputs}
+            values[ids[source]] = {"class_type": node_ids.VALUE, "inputs": inputs}
             boundaries[name] = source
         return ids[source]
 
@@ -165,7 +160,9 @@ def for_position(prompt: Prompt, position: int) -> Graph:
     """The same part as it is at that position in a row of runs: 0, 1, 2..."""
     changes = {"position": position}
     return {
-        i: _changed(node, changes, VARY_AT) if class_of(node) == VARY else copied(node)
+        i: _changed(node, changes, node_ids.VARY_AT)
+        if class_type_of(node) == node_ids.VARY
+        else copied(node)
         for i, node in prompt.items()
     }
 
@@ -174,7 +171,8 @@ def with_digests(prompt: Prompt, digests: Mapping[str, str]) -> Graph:
     """The same part with the digests of its attached values, by name."""
     filled = {}
     for i, node in prompt.items():
-        digest = digests.get(str(inputs_of(node).get("name"))) if class_of(node) == VALUE else None
+        is_value = class_type_of(node) == node_ids.VALUE
+        digest = digests.get(str(inputs_of(node).get("name"))) if is_value else None
         filled[i] = copied(node) if digest is None else _changed(node, {"digest": digest})
     return filled
 
@@ -182,7 +180,9 @@ def with_digests(prompt: Prompt, digests: Mapping[str, str]) -> Graph:
 def with_job(prompt: Prompt, job_id: str) -> Graph:
     """The same part with its results going to that job."""
     return {
-        i: _changed(node, {"job": job_id}) if class_of(node) == RESULT else copied(node)
+        i: _changed(node, {"job": job_id})
+        if class_type_of(node) == node_ids.RESULT
+        else copied(node)
         for i, node in prompt.items()
     }
 
@@ -191,7 +191,7 @@ def _changed(
     node: Mapping[str, Any], inputs: Mapping[str, Any], class_type: str = ""
 ) -> dict[str, Any]:
     same: dict[str, Any] = copied(node)
-    same["class_type"] = class_type or class_of(node)
+    same["class_type"] = class_type or class_type_of(node)
     same["inputs"] = {**inputs_of(same), **inputs}
     return same
 
@@ -222,7 +222,9 @@ def _only_elsewhere(prompt: Prompt) -> list[str]:
     """The nodes that nothing on this side needs, in the order of the prompt."""
     after = consumers(prompt)
     runs = {
-        i for i in prompt if class_of(prompt[i]) == RUN and not _runs_here_too(inputs_of(prompt[i]))
+        i
+        for i in prompt
+        if class_type_of(prompt[i]) == node_ids.RUN and not _runs_here_too(inputs_of(prompt[i]))
     }
     values = [s[0] for i in runs for name, s in sources(prompt, i) if name == "value"]
     there = up_to(prompt, values, boundary_nodes(prompt, BOUNDARIES, ()))
@@ -236,7 +238,7 @@ def _only_elsewhere(prompt: Prompt) -> list[str]:
         if node in there and is_needed_here(node):
             there.discard(node)
             left += [source for _, (source, _) in sources(prompt, node)]
-    return [i for i in prompt if i in there and class_of(prompt[i]) != THERE]
+    return [i for i in prompt if i in there and class_type_of(prompt[i]) != node_ids.THERE]
 
 
 def _runs_here_too(inputs: Mapping[str, Any]) -> bool:
@@ -254,12 +256,12 @@ def _stood_in(node: Mapping[str, Any]) -> dict[str, Any]:
     }
     constants = {name: value for name, value in given.items() if name not in links}
     text = json.dumps(constants, sort_keys=True)
-    inputs = {"class_type": class_of(node), "inputs": text, **links}
-    return {**copied(node), "class_type": THERE, "inputs": inputs}
+    inputs = {"class_type": class_type_of(node), "inputs": text, **links}
+    return {**copied(node), "class_type": node_ids.THERE, "inputs": inputs}
 
 
 def _original(node_id: str, node: Mapping[str, Any]) -> Mapping[str, Any]:
-    if class_of(node) != THERE:
+    if class_type_of(node) != node_ids.THERE:
         return node
     given = dict(inputs_of(node))
     class_type, text = given.pop("class_type", None), given.pop("inputs", None)
@@ -292,6 +294,6 @@ def loaders(prompt: Prompt, is_file_input: Callable[[str, str], bool]) -> set[st
     return {
         i
         for i, node in prompt.items()
-        if any(is_file_input(class_of(node), name) for name in inputs_of(node))
+        if any(is_file_input(class_type_of(node), name) for name in inputs_of(node))
         and not any(sources(prompt, i))
     }

@@ -11,7 +11,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def aside(work: Callable[[], T]) -> T:
+async def in_a_thread(work: Callable[[], T]) -> T:
     """What `work` returns or raises, in a thread that nobody waits for: the end of a prompt waits
     for those of asyncio's own pool, and so a user's X would."""
     future: Future[T] = Future()
@@ -23,5 +23,5 @@ async def aside(work: Callable[[], T]) -> T:
             except BaseException as error:
                 future.set_exception(error)
 
-    threading.Thread(target=run, name="zbus-aside", daemon=True).start()
+    threading.Thread(target=run, name="zbus-in-a-thread", daemon=True).start()
     return await asyncio.wrap_future(future)

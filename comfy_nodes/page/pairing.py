@@ -30,8 +30,8 @@ from zbus.pairing.offers import Offer, as_json, own_as_json, own_name
 from zbus.pairing.tokens import Token
 from zbus.trust import Principal, Trust
 
-from .aside import aside
-from .guard import why_not
+from .in_a_thread import in_a_thread
+from .own_browser import why_not
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Pairing:
             try:
                 given = _fields(verb, await _body(request)) if verb else {}
                 async with self._threads:
-                    return _answer(200, await aside(lambda: self._done(verb, given)))
+                    return _answer(200, await in_a_thread(lambda: self._done(verb, given)))
             except ZBusError as error:
                 status = 400 if isinstance(error, InputError) else 409
                 return _answer(status, _error(type(error).__name__, str(error)))

@@ -8,29 +8,20 @@ from typing import NamedTuple
 
 from zbus.errors import InputError
 
-from ..graph import (
+from .. import node_ids
+from .cutting import HERE, add_result, boundary_nodes, closed, restored, up_to
+from .graph import (
     Graph,
     Link,
     Prompt,
     ancestors,
-    class_of,
+    class_type_of,
     constant,
     consumers,
     descendants,
     inputs_of,
     sources,
     title,
-)
-from ..jobs.cutting import (
-    CHAIN,
-    FETCH,
-    HERE,
-    QUEUES,
-    add_result,
-    boundary_nodes,
-    closed,
-    restored,
-    up_to,
 )
 
 PICTURES = ("PreviewImage", "SaveImage")
@@ -98,7 +89,9 @@ def dispatch(
     graph = restored(prompt)
     queue = _queue_node(graph, queue_id, remote_url)
     _set_up(graph, queue)
-    after_fetch = descendants(graph, [i for i in graph if class_of(graph[i]) == FETCH])
+    after_fetch = descendants(
+        graph, [i for i in graph if class_type_of(graph[i]) == node_ids.FETCH]
+    )
     results = _add_fetched(graph, queue, after_fetch)
     if everything and not results:
         results = _add_pictures(graph, after_fetch)
@@ -135,7 +128,7 @@ def _check_format(prompt: object) -> None:
 
 def _queue_node(graph: Graph, queue_id: str | None, remote_url: str) -> str | None:
     """The queue node that this is: that id, unless it is another remote's in a saved prompt."""
-    queues = [i for i in graph if class_of(graph[i]) in QUEUES]
+    queues = [i for i in graph if class_type_of(graph[i]) in node_ids.QUEUES]
     urls = {i: constant(graph, inputs_of(graph[i]).get("remote_url")) for i in queues}
     wanted = clean_url(remote_url)
     named = [i for i in queues if isinstance(urls[i], str) and clean_url(urls[i]) == wanted]
@@ -147,9 +140,9 @@ def _queue_node(graph: Graph, queue_id: str | None, remote_url: str) -> str | No
 
 def _set_up(graph: Graph, queue: str | None) -> None:
     for node in graph:
-        if class_of(graph[node]) in QUEUES:
+        if class_type_of(graph[node]) in node_ids.QUEUES:
             graph[node]["inputs"]["enabled"] = "remote" if node == queue else "false"
-        elif class_of(graph[node]) == "RemoteChainStart":
+        elif class_type_of(graph[node]) == node_ids.CHAIN_START:
             # The remote dispatches nothing, and need not have the workflow's file.
             graph[node]["inputs"]["workflow"] = {}
 
@@ -158,7 +151,7 @@ def _add_fetched(graph: Graph, queue: str | None, after_fetch: Collection[str]) 
     """Add the results of that queue node's fetch nodes: fetch node -> node of its result."""
     values: dict[str, Link] = {}
     for node in graph:
-        if class_of(graph[node]) == FETCH:
+        if class_type_of(graph[node]) == node_ids.FETCH:
             wired = dict(sources(graph, node))
             if wired.get("remote_info", ("", 0))[0] == queue and "final_image" in wired:
                 values[node] = wired["final_image"]
@@ -178,7 +171,7 @@ def _add_pictures(graph: Graph, after_fetch: Collection[str]) -> dict[str, str]:
     values = {
         node: value
         for node in graph
-        if class_of(graph[node]) in PICTURES and node not in after_fetch
+        if class_type_of(graph[node]) in PICTURES and node not in after_fetch
         for name, value in sources(graph, node)
         if name == "images"
     }
@@ -199,7 +192,9 @@ def _all_that_serves(prompt: Prompt, graph: Graph, kept: set[str]) -> set[str]:
 def _check_something(
     graph: Graph, kept: Collection[str], results: Collection[str], queue: str | None, any_: bool
 ) -> None:
-    if results or (any_ and any(class_of(graph[i]) not in QUEUES + CHAIN for i in kept)):
+    if results or (
+        any_ and any(class_type_of(graph[i]) not in node_ids.QUEUES + node_ids.CHAIN for i in kept)
+    ):
         return
     whose = f"the queue node {title(queue, graph[queue])}" if queue else "a queue node of this URL"
     remedy = (

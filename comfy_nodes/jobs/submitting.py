@@ -1,6 +1,6 @@
 """Jobs given to other peers by the nodes of a run: begun, placed anew where one fails, awaited.
 
-A `Plan` says what shall run elsewhere and where. `begin` gives its jobs. What a part needs from
+A `JobPlan` says what shall run elsewhere and where. `begin` gives its jobs. What a part needs from
 here (boundaries) must be computed first: then `begin` only asks the peers whether the part could
 run there, and `start` gives the jobs once the values are there. `collect` waits for the results.
 """
@@ -22,11 +22,13 @@ from zbus.job import Job, Request
 from zbus.remote import Remote
 from zbus.values import payload
 
-from .. import host, peers, waiting
-from ..graph import Graph, Link
-from ..runs import Run
-from .cutting import for_position, with_digests
-from .relay import Relay
+from .. import host
+from ..exchange import waiting
+from ..exchange.runs import Run
+from ..page import peers
+from ..prompt.cutting import for_position, with_digests
+from ..prompt.graph import Graph, Link
+from .shown_here import ShownHere
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ class Piece(Protocol):
 
 
 @dataclass(eq=False)
-class Plan:
+class JobPlan:
     """What shall run elsewhere.
 
     Attributes:
@@ -115,7 +117,7 @@ class Share:
         self.seconds = time.monotonic() - self.began
 
 
-class Given:
+class SubmittedJobs:
     """The jobs of one plan, given in one run. Nodes pass it on, as REMINFO or a handle.
 
     Attributes:
@@ -126,9 +128,9 @@ class Given:
         at_home: When this machine's own share began.
     """
 
-    def __init__(self, plan: Plan, run: Run, node_id: str) -> None:
+    def __init__(self, plan: JobPlan, run: Run, node_id: str) -> None:
         self.plan, self.prompt_id = plan, run.id
-        self.relay = Relay(host.shown_as(node_id), run.id, run.client)
+        self.shown_here = ShownHere(host.shown_as(node_id), run.id, run.client)
         self.piece = plan.piece
         self._prompt = plan.piece.prompt
         self.shares: list[Share] = []
@@ -141,7 +143,7 @@ class Given:
 
     def cancel(self) -> None:
         """Nobody wants the results any more."""
-        self.relay.jobs = []  # nor word of them
+        self.shown_here.jobs = []  # nor word of them
         for share in self.shares:
             if share.job is not None:
                 share.job.cancel()
@@ -194,14 +196,14 @@ class Given:
         # One peer may have two shares, under two addresses.
         group = f"{plan.group} {share.position}" if plan.group else ""
         request = Request(prompt, piece.outputs, values, plan.title, group, check, plan.quality)
-        relay = self.relay
+        shown = self.shown_here
         job = host.peer().submit(
-            share.remote, request, on_change=relay.changed, on_preview=relay.preview
+            share.remote, request, on_change=shown.changed, on_preview=shown.preview
         )
         share.job, share.began = job, time.monotonic()
-        relay.jobs = [s.job for s in self.shares if s.job is not None]
+        shown.jobs = [s.job for s in self.shares if s.job is not None]
         job.add_done_callback(lambda _: share.end())
-        job.add_done_callback(lambda _: relay.changed(job))
+        job.add_done_callback(lambda _: shown.changed(job))
         if self._who:
             job.awaited_by(self._who)
 
@@ -235,7 +237,7 @@ class Given:
         other = await self._another() if choice == ANOTHER else None
         if other is None:
             self.cancel()
-            self.relay.say(str(error))
+            self.shown_here.say(str(error))
             raise error
         share.remote = other
         self._give(share)
@@ -256,21 +258,21 @@ class Given:
             with contextlib.suppress(RuntimeError):  # the prompt has ended, and its loop with it
                 loop.call_soon_threadsafe(news.set)
 
-        self.relay.on_change = wake
+        self.shown_here.on_change = wake
         try:
             while not reached():
                 await _news(news)
                 host.check_interrupt()
-                value, maximum = self.relay.progress()
+                value, maximum = self.shown_here.progress()
                 if maximum > 1:
                     bar = bar or host.ProgressBar(maximum)
                     bar.update_absolute(value, maximum)
         except (host.Interrupted, asyncio.CancelledError):
             self.cancel()
-            self.relay.say("cancelled")
+            self.shown_here.say("cancelled")
             raise
         finally:
-            self.relay.on_change = None
+            self.shown_here.on_change = None
 
 
 async def _news(news: asyncio.Event) -> None:

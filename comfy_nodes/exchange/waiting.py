@@ -13,11 +13,12 @@ from zbus import Operation
 from zbus.errors import Cancelled, ZBusError
 from zbus.operation import size_text
 
-from . import host, peers
-from .graph import title
+from .. import host
+from ..page import peers
+from ..prompt.graph import title
 from .meeting import Meeting
+from .queue_watcher import QUEUE_WATCHER
 from .runs import RUNS, Run
-from .watcher import WATCHER
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ async def receive(meeting: Meeting, order: int | None, **more: Any) -> Any:
 
 
 async def _operate(meeting: Meeting, start: str, *args: Any, **more: Any) -> Any:
-    WATCHER.start()
+    QUEUE_WATCHER.start()
     here = host.executing()
     run = RUNS.of(here.prompt_id)
     if RUNS.asks(run, meeting):

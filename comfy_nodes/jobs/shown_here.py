@@ -14,7 +14,7 @@ from zbus.job import Job
 from .. import host
 
 
-class Relay:
+class ShownHere:
     """The jobs of one node.
 
     Args:

@@ -7,10 +7,10 @@ import threading
 from zbus.keys import short
 from zbus.lan import Announcement, Announcer, Browser
 
-from . import host
+from .. import host
 
 
-class Seen:
+class LanPresence:
     """Follows the switch: nothing is sent or heard where the LAN is closed."""
 
     def __init__(self) -> None:
@@ -47,4 +47,4 @@ class Seen:
                 self._browser.close()
 
 
-SEEN = Seen()
+LAN_PRESENCE = LanPresence()

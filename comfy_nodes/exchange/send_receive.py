@@ -10,11 +10,12 @@ from zbus import codecs
 from zbus.errors import InputError
 from zbus.run import EXPECT
 
+from .. import node_ids
+from ..host.lists import unwrap, wrap
+from ..prompt.single import only
 from . import waiting
-from .lists import unwrap, wrap
 from .meeting import Meeting, at_peer
-from .peers import check
-from .single import only
+from .validating import check
 
 CATEGORY = "zbus"
 QUALITY = ["exact", "8-bit", "raw", "lz4", "zlib", "png", "webp"]
@@ -71,7 +72,7 @@ class Send(_Node):
             "channel. Or a codec by its name (png and webp are 8-bit)."
         )
         return io.Schema(
-            node_id="ZBusSend",
+            node_id=node_ids.SEND,
             display_name="Send to Peer",
             category=CATEGORY,
             description="Sends a value of any type, also a list, to another running workflow.",
@@ -110,7 +111,7 @@ class Receive(_Node):
         expect = "The kind of value that must come; another is an error on both sides."
         value = "What was sent; a list if a list was."
         return io.Schema(
-            node_id="ZBusReceive",
+            node_id=node_ids.RECEIVE,
             display_name="Receive from Peer",
             category=CATEGORY,
             description="Receives what Send to Peer of another running workflow sends.",
@@ -142,4 +143,4 @@ class Receive(_Node):
         return io.NodeOutput(unwrap(value), number + 1)
 
 
-NODES: dict[str, type[io.ComfyNode]] = {"ZBusSend": Send, "ZBusReceive": Receive}
+NODES: dict[str, type[io.ComfyNode]] = {node_ids.SEND: Send, node_ids.RECEIVE: Receive}

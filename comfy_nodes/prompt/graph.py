@@ -29,7 +29,7 @@ def link(value: Any) -> Link | None:
     return (value[0], int(slot)) if isinstance(slot, int) else None
 
 
-def class_of(node: Mapping[str, Any]) -> str:
+def class_type_of(node: Mapping[str, Any]) -> str:
     """A node's class, "" where it has none."""
     return str(node.get("class_type", ""))
 
@@ -136,7 +136,7 @@ def constant(prompt: Prompt, value: Any) -> Any:
         found = link(value)
         if found is None:
             return value
-        if found[0] not in prompt or class_of(prompt[found[0]]) not in PRIMITIVES:
+        if found[0] not in prompt or class_type_of(prompt[found[0]]) not in PRIMITIVES:
             return None
         value = inputs_of(prompt[found[0]]).get("value")
     return None

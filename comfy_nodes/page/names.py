@@ -10,9 +10,9 @@ from aiohttp import web
 
 from zbus.errors import ZBusError
 
-from . import host
-from .aside import aside
-from .jobs.cutting import THIS
+from .. import host
+from ..prompt.cutting import THIS
+from .in_a_thread import in_a_thread
 from .peers import ALL, ANY, resolver
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ async def handle(_: web.Request) -> web.Response:
     """Names only, for whoever sees this page: a way there or a key is none of its business."""
     try:
         async with _FEW:
-            names = await aside(_names)
+            names = await in_a_thread(_names)
     except (ZBusError, OSError) as error:
         logger.warning("the names of peers cannot be told: %s", error)
         return web.json_response({"error": "ComfyUI's log says why"}, status=503)

@@ -8,10 +8,11 @@ from comfy_api.latest import io
 
 from zbus.errors import InputError
 
+from .. import node_ids
+from ..prompt.single import only
 from . import waiting
 from .meeting import MODES, Meeting, at_addr
-from .peers import check
-from .single import only
+from .validating import check
 
 ADDR = "127.0.0.1:8282"
 SEND_AS = ["png", "zlib", "raw"]
@@ -81,7 +82,7 @@ class SendString(_Node):
     def define_schema(cls) -> Any:
         tooltip = "The text that Receive String on the other side returns."
         string = io.String.Input("string", multiline=True, default="", tooltip=tooltip)
-        return _schema("Send String", [string], [], "Sends a text to the other ComfyUI.")
+        return _schema(node_ids.SEND_STRING, [string], [], "Sends a text to the other ComfyUI.")
 
     @classmethod
     async def execute(cls, addr: Any, mode: Any, string: Any, order: Any = 0) -> Any:
@@ -97,7 +98,9 @@ class SendImages(_Node):
         images = io.Image.Input("images", tooltip="A batch of images.")
         tooltip = "png: 8 bits a channel. zlib, raw: bit for bit (raw is the fastest on one host)."
         send_as = io.Combo.Input("send_as", options=SEND_AS, default="png", tooltip=tooltip)
-        return _schema("Send Images", [images, send_as], [], "Sends images to the other ComfyUI.")
+        return _schema(
+            node_ids.SEND_IMAGES, [images, send_as], [], "Sends images to the other ComfyUI."
+        )
 
     @classmethod
     async def execute(cls, addr: Any, mode: Any, images: Any, send_as: Any, order: Any = 0) -> Any:
@@ -115,7 +118,9 @@ class ReceiveString(_Node):
     def define_schema(cls) -> Any:
         tooltip = "The text that was sent."
         outputs = [io.String.Output("string", display_name="string", tooltip=tooltip)]
-        return _schema("Receive String", [], outputs, "Receives a text from the other ComfyUI.")
+        return _schema(
+            node_ids.RECEIVE_STRING, [], outputs, "Receives a text from the other ComfyUI."
+        )
 
     @classmethod
     async def execute(cls, addr: Any, mode: Any, order: Any = 0) -> Any:
@@ -128,7 +133,9 @@ class ReceiveImages(_Node):
     def define_schema(cls) -> Any:
         tooltip = "The batch of images that was sent."
         outputs = [io.Image.Output("images", display_name="images", tooltip=tooltip)]
-        return _schema("Receive Images", [], outputs, "Receives images from the other ComfyUI.")
+        return _schema(
+            node_ids.RECEIVE_IMAGES, [], outputs, "Receives images from the other ComfyUI."
+        )
 
     @classmethod
     async def execute(cls, addr: Any, mode: Any, order: Any = 0) -> Any:
@@ -137,8 +144,8 @@ class ReceiveImages(_Node):
 
 
 NODES: dict[str, type[io.ComfyNode]] = {
-    "Send String": SendString,
-    "Send Images": SendImages,
-    "Receive String": ReceiveString,
-    "Receive Images": ReceiveImages,
+    node_ids.SEND_STRING: SendString,
+    node_ids.SEND_IMAGES: SendImages,
+    node_ids.RECEIVE_STRING: ReceiveString,
+    node_ids.RECEIVE_IMAGES: ReceiveImages,
 }

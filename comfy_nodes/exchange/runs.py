@@ -17,9 +17,10 @@ from zbus import Channel
 from zbus.errors import ZBusError
 from zbus.remote import Remote
 
-from . import host, peers
+from .. import host
+from ..page import peers
 from .meeting import Meeting
-from .plan import NODES, Plan, plan
+from .plans import OPERATIONS, MeetingPlan, plan_meetings
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Run:
     id: str
     client: str | None = None
     in_queue: bool = True  # else a program of its own executes it, and its end cannot be seen
-    plans: dict[Meeting, Plan] = field(default_factory=dict)
+    plans: dict[Meeting, MeetingPlan] = field(default_factory=dict)
     since: str = field(default_factory=lambda: datetime.now().strftime("%H:%M"))
     channels: dict[Meeting, Channel] = field(default_factory=dict)
     broken: ZBusError | None = None  # the other side's end, for which this run is stopped
@@ -76,9 +77,9 @@ class Runs:
 
     def _begin(self, item: host.Running) -> None:
         run = self._runs[item.id] = Run(item.id, item.client)
-        if not any(node.get("class_type") in NODES for node in item.prompt.values()):
+        if not any(node.get("class_type") in OPERATIONS for node in item.prompt.values()):
             return
-        run.plans = plan(item.prompt, item.outputs, host.Classes())
+        run.plans = plan_meetings(item.prompt, item.outputs, host.Classes())
         for meeting, planned in run.plans.items():
             run.show(NOT_YET, planned.nodes)  # in place of what the run before left there
             if meeting.kind == "peer" and peers.is_url(meeting.address):
@@ -89,7 +90,7 @@ class Runs:
             else:
                 self._open_early(run, meeting, planned)
 
-    def _open_early(self, run: Run, meeting: Meeting, planned: Plan) -> None:
+    def _open_early(self, run: Run, meeting: Meeting, planned: MeetingPlan) -> None:
         try:
             self._open(run, meeting)
         except ZBusError as error:
@@ -97,7 +98,7 @@ class Runs:
             logger.warning("%s", error)
             run.show(str(error), planned.nodes)
 
-    def _ask(self, run: Run, meeting: Meeting, planned: Plan) -> None:
+    def _ask(self, run: Run, meeting: Meeting, planned: MeetingPlan) -> None:
         """Ask a page who its peer is, while nobody waits for it."""
         try:
             remote = peers.find(meeting.address)
@@ -140,7 +141,7 @@ class Runs:
         run.channels[meeting] = channel
         return channel
 
-    def _broken(self, run: Run, planned: Plan | None, error: ZBusError) -> None:
+    def _broken(self, run: Run, planned: MeetingPlan | None, error: ZBusError) -> None:
         """The other run has ended and this one still computes: stop it. (In the I/O thread.)"""
         run.broken = error
         text = f"stopped: {error}"

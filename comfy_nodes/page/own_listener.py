@@ -6,15 +6,16 @@ import atexit
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 from zbus import __version__, discovery
 from zbus.errors import ZBusError
+from zbus.job import JobHost
 from zbus.keys import to_text
 
 from .. import host
-from ..seen import SEEN
-from .serving import Serving
+from .lan_presence import LAN_PRESENCE
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +24,14 @@ PORT_OFFSET = 10000  # ComfyUI's port 8188 -> 18188
 REGISTER_EVERY = 6 * 3600.0  # seconds: entries of others' reckoning must not look old
 
 
-class Presence:
+class OwnListener:
     """Opened once, when ComfyUI's server starts."""
 
     def __init__(self) -> None:
         self.address = ""
+        # Makes what takes jobs, of this peer's name. `jobs/` stands above this room: the extension
+        # sets it.
+        self.job_host: Callable[[str], JobHost] | None = None
         self._registered = 0.0
         self._lan = ""
 
@@ -36,7 +40,8 @@ class Presence:
         if self.address:
             return
         peer = host.peer()
-        serving = None if os.environ.get(JOBS) == "0" else Serving(peer.name)
+        taken = self.job_host is not None and os.environ.get(JOBS) != "0"
+        serving = self.job_host(peer.name) if taken else None
         try:
             port = host.port() + PORT_OFFSET
             self.address = peer.serve(serving, port, on_lan=self._lan_changed)
@@ -45,11 +50,11 @@ class Presence:
             return
         self.register()
         atexit.register(discovery.unregister, peer.own.instance.hex())
-        atexit.register(SEEN.close)
+        atexit.register(LAN_PRESENCE.close)
 
     def _lan_changed(self, lan: str, port: int) -> None:
         self._lan = lan
-        SEEN.follow(lan, port)
+        LAN_PRESENCE.follow(lan, port)
 
     def register(self) -> None:
         """Write the entry that other ComfyUIs of this user look up names in."""
@@ -88,4 +93,4 @@ class Presence:
         }
 
 
-PRESENCE = Presence()
+OWN_LISTENER = OwnListener()

@@ -9,22 +9,23 @@ from typing import Any
 from zbus.card import CARD
 from zbus.errors import InputError
 
-from . import host, naming
-from .graph import class_of, inputs_of
-from .jobs import preflight
-from .jobs.cutting import stand_in
-from .jobs.presence import PRESENCE
-from .lane import PATH, Door
+from .. import host
+from ..prompt import preflight
+from ..prompt.cutting import stand_in
+from ..prompt.graph import class_type_of, inputs_of
+from . import names
+from .own_listener import OWN_LISTENER
 from .pairing import Pairing
+from .websocket_door import PATH, Door
 
 logger = logging.getLogger(__name__)
 
 
 def open_routes() -> None:
     """Have ComfyUI answer them. Only while it loads its nodes."""
-    host.answer(CARD, PRESENCE.card)
-    host.handle("GET", PATH, Door(lambda: PRESENCE.address).handle)
-    host.handle("GET", naming.PATH, naming.handle)
+    host.answer(CARD, OWN_LISTENER.card)
+    host.handle("GET", PATH, Door(lambda: OWN_LISTENER.address).handle)
+    host.handle("GET", names.PATH, names.handle)
     for route in Pairing(lambda: host.peer().trust, host.multi_user()).routes():
         host.handle(*route)
     host.on_prompt(_admit)
@@ -43,7 +44,7 @@ def _only_elsewhere(classes: host.Classes) -> Callable[[str, Mapping[str, Any]],
     def is_bad(node_id: str, node: Mapping[str, Any]) -> bool:
         reasons = preflight.look({node_id: node}, classes)
         return any(reason.kind in ("class", "choice", "value") for reason in reasons) or any(
-            classes.is_file_input(class_of(node), name) and not _is_here(value)
+            classes.is_file_input(class_type_of(node), name) and not _is_here(value)
             for name, value in inputs_of(node).items()
         )
 

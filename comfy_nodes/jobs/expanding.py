@@ -16,31 +16,32 @@ from comfy_api.latest import io
 
 from zbus.errors import LocalProtocolError
 
-from .. import host
-from ..graph import Link, title
-from ..lists import unwrap, wrap
-from ..single import only
-from .cutting import THIS
-from .giving import Given, Share
-from .joining import join
+from .. import host, node_ids
+from ..host.lists import unwrap, wrap
+from ..prompt.cutting import THIS
+from ..prompt.graph import Link, title
+from ..prompt.single import only
+from .batching import join
+from .submitting import Share, SubmittedJobs
 
-START, COLLECT = "ZBusStart", "ZBusCollect"
 INTERNAL = "zbus/internal"
 
 # Nodes get numbers for live objects; those live as long as the run that gave the jobs.
-_GIVEN: weakref.WeakValueDictionary[str, Given] = weakref.WeakValueDictionary()
+_SUBMITTED: weakref.WeakValueDictionary[str, SubmittedJobs] = weakref.WeakValueDictionary()
 
 
 class Expansion(NamedTuple):
     """Nodes to add to the prompt that is being executed."""
 
     nodes: dict[str, dict[str, Any]]
-    started: Link | None  # where a `Given` with its jobs given comes out; None: they are already
+    started: Link | None  # where `SubmittedJobs` that are given come out; None: they are already
     collected: Link | None  # where [values] and the report come out
 
 
-def expand(given: Given, node_id: str, local: Link | None = None, *, collect: bool) -> Expansion:
-    """The nodes that finish what `Given.begin` has begun.
+def expand(
+    jobs: SubmittedJobs, node_id: str, local: Link | None = None, *, collect: bool
+) -> Expansion:
+    """The nodes that finish what `SubmittedJobs.begin` has begun.
 
     Args:
         node_id: The node that expands.
@@ -48,13 +49,13 @@ def expand(given: Given, node_id: str, local: Link | None = None, *, collect: bo
         collect: Whether to wait for the results.
     """
     ticket = uuid.uuid4().hex
-    _GIVEN[ticket] = given
+    _SUBMITTED[ticket] = jobs
     nodes: dict[str, dict[str, Any]] = {}
     started = collected = None
-    if given.boundaries:
+    if jobs.boundaries:
         started = (f"{node_id}.zbus-start", 0)
-        links = {f"b{i}": list(link) for i, link in enumerate(given.boundaries.values())}
-        nodes[started[0]] = {"class_type": START, "inputs": {"ticket": ticket, **links}}
+        links = {f"b{i}": list(link) for i, link in enumerate(jobs.boundaries.values())}
+        nodes[started[0]] = {"class_type": node_ids.START, "inputs": {"ticket": ticket, **links}}
     if collect:
         collected = (f"{node_id}.zbus-collect", 0)
         inputs: dict[str, Any] = {"ticket": ticket}
@@ -62,24 +63,24 @@ def expand(given: Given, node_id: str, local: Link | None = None, *, collect: bo
             inputs["started"] = list(started)
         if local is not None:
             inputs["local"] = list(local)
-        nodes[collected[0]] = {"class_type": COLLECT, "inputs": inputs}
+        nodes[collected[0]] = {"class_type": node_ids.COLLECT, "inputs": inputs}
     return Expansion(nodes, started, collected)
 
 
-def _given(ticket: Any) -> Given:
-    given = _GIVEN.get(only("ticket", ticket))
-    if given is None:
+def _submitted(ticket: Any) -> SubmittedJobs:
+    jobs = _SUBMITTED.get(only("ticket", ticket))
+    if jobs is None:
         raise LocalProtocolError(
             "its run has ended", remedy="This node is made by zbus itself: remove it"
         )
-    return given
+    return jobs
 
 
 class Start(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id=START,
+            node_id=node_ids.START,
             display_name="(zbus) give jobs",
             category=INTERNAL,
             inputs=[io.String.Input("ticket")],
@@ -91,17 +92,17 @@ class Start(io.ComfyNode):
 
     @classmethod
     async def execute(cls, ticket: Any, **values: Any) -> Any:
-        given = _given(ticket)
-        names = list(given.boundaries)
-        await given.start({name: wrap(values[f"b{i}"]) for i, name in enumerate(names)})
-        return io.NodeOutput(given)
+        jobs = _submitted(ticket)
+        names = list(jobs.boundaries)
+        await jobs.start({name: wrap(values[f"b{i}"]) for i, name in enumerate(names)})
+        return io.NodeOutput(jobs)
 
 
 class Collect(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id=COLLECT,
+            node_id=node_ids.COLLECT,
             display_name="(zbus) collect results",
             category=INTERNAL,
             inputs=[
@@ -119,27 +120,27 @@ class Collect(io.ComfyNode):
     def check_lazy_status(cls, **inputs: Any) -> list[str]:
         if "local" not in inputs:
             return []
-        _given(inputs["ticket"]).at_home = time.monotonic()
+        _submitted(inputs["ticket"]).at_home = time.monotonic()
         return ["local"]  # only now that the jobs are given
 
     @classmethod
     async def execute(cls, ticket: Any, started: Any = None, local: Any = None) -> Any:
-        given, here = _given(ticket), host.executing()
-        at_home = None if local is None else time.monotonic() - given.at_home
-        shown = given.relay.node_id
-        await given.collect(f"the prompt with {title(shown, host.graph().get(shown, here.node))}")
+        jobs, here = _submitted(ticket), host.executing()
+        at_home = None if local is None else time.monotonic() - jobs.at_home
+        shown = jobs.shown_here.node_id
+        await jobs.collect(f"the prompt with {title(shown, host.graph().get(shown, here.node))}")
         results = [] if local is None else [list(local)]
-        results += [unwrap(share.result("value")) for share in given.shares]
-        report = _report(given, at_home)
-        given.relay.say(report)
+        results += [unwrap(share.result("value")) for share in jobs.shares]
+        report = _report(jobs, at_home)
+        jobs.shown_here.say(report)
         return io.NodeOutput(join(results), report)
 
 
-def _report(given: Given, at_home: float | None) -> str:
+def _report(jobs: SubmittedJobs, at_home: float | None) -> str:
     lines = [] if at_home is None else [f"{THIS}: done in {at_home:.2f} s"]
-    for share in sorted((*given.shares, *given.lost), key=lambda share: share.position):
+    for share in sorted((*jobs.shares, *jobs.lost), key=lambda share: share.position):
         lines += [f"failed: {text}" for text in share.failures]
-        if share not in given.lost:
+        if share not in jobs.lost:
             lines.append(f"{share.who}: done in {share.seconds:.2f} s{_notes(share)}")
     return "\n".join(lines)
 
@@ -149,4 +150,4 @@ def _notes(share: Share) -> str:
     return "".join(f"; {note}" for note in notes)
 
 
-NODES: dict[str, type[io.ComfyNode]] = {START: Start, COLLECT: Collect}
+NODES: dict[str, type[io.ComfyNode]] = {node_ids.START: Start, node_ids.COLLECT: Collect}
