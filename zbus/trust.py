@@ -379,7 +379,7 @@ def _key_pair(folder: Path) -> KeyPair:
 
 
 def _read_key(file: Path) -> KeyPair | None:
-    data = private.read(file, MAX_KEY_FILE, others_may=0)
+    data = private.read(file, MAX_KEY_FILE)
     if data is None:
         return None
     try:
