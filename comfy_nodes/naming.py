@@ -12,6 +12,7 @@ from zbus.errors import ZBusError
 
 from . import host
 from .aside import aside
+from .guard import is_of_another_user
 from .jobs.cutting import THIS
 from .peers import ALL, ANY, resolver
 
@@ -23,8 +24,11 @@ MAX_NAMES = 500
 _FEW = asyncio.Semaphore(2)  # threads that look at a time
 
 
-async def handle(_: web.Request) -> web.Response:
-    """Names only, for whoever sees this page: a way there or a key is none of its business."""
+async def handle(request: web.Request) -> web.Response:
+    """Names only, for whoever sees this page: a way there or a key is none of its business. Other
+    users of this computer can see the page too, and whom this one knows is not for them."""
+    if is_of_another_user(request):
+        return web.json_response({"error": "another user of this computer"}, status=403)
     try:
         async with _FEW:
             names = await aside(_names)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+ESTABLISHED = "01"  # a state in /proc/net/tcp
 FALLBACK_MEMORY = 4 << 30  # where the system does not say
 
 
@@ -51,18 +52,21 @@ def free_memory() -> int:
 
 def connection_owner(client: tuple[Any, ...], server: tuple[Any, ...]) -> int | None:
     """The user whose process holds the other end of a connection within this machine; None where
-    that cannot be told.
+    that cannot be told: where there is no /proc, and when the other end is open no longer.
 
     Args:
         client, server: The addresses of its two ends, as sockets give them.
     """
-    wanted = (_ends(client), _ends(server))
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            for line in Path(table).read_text().splitlines()[1:]:
-                fields = line.split()
-                if (_ends_in_table(fields[1]), _ends_in_table(fields[2])) == wanted:
-                    return int(fields[7])
+    with contextlib.suppress(ValueError, IndexError):  # ends of no IP socket
+        wanted = (_ends(client), _ends(server))
+        for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                for line in Path(table).read_text().splitlines()[1:]:
+                    fields = line.split()
+                    ends = _ends_in_table(fields[1]), _ends_in_table(fields[2])
+                    # One that its process has closed is nobody's: the kernel writes user 0 there.
+                    if ends == wanted and fields[3] == ESTABLISHED:
+                        return int(fields[7])
     return None
 
 
