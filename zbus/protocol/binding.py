@@ -7,12 +7,21 @@ side has one open and they do not pair, both fail at once, each with both halves
 
 from __future__ import annotations
 
-from ..errors import ChannelError, LinkError, Mismatch, OperationPending, RunEnded, ZBusError
+from ..errors import (
+    ChannelError,
+    InvalidOrder,
+    LinkError,
+    Mismatch,
+    OperationPending,
+    RunEnded,
+    ZBusError,
+)
 from .fields import clip
 from .manifest import JUMPER, accepts
 from .messages import Await, Cancel, Close, Offer
 from .seats import Event, Failed, Link, Matched, RunBroken, Seat, Send, State, Step
 
+MAX_ORDER = (1 << 63) - 1  # on the wire
 MIRROR = "Make the two chains mirror each other"
 
 
@@ -42,8 +51,16 @@ class Pairing:
             )
         if seat.error is not None:
             raise _staged(seat.error, step)
-        step.key = seat.count if seat.channel == JUMPER or step.order is None else (step.order)
-        seat.count += 1
+        if seat.channel == JUMPER or step.order is None:
+            step.key = seat.count
+        else:
+            step.key = step.order
+        if step.key > MAX_ORDER:
+            raise InvalidOrder(
+                f"{step} has no order left: the one before had {MAX_ORDER}",
+                remedy="Start the chain at 0",
+            )
+        step.before, seat.count = seat.count, step.key + 1
         seat.step = step
         if seat.state is State.BOUND:
             self.post(seat)
@@ -81,8 +98,8 @@ class Pairing:
         if tell and step.posted and seat.link is not None and seat.state is State.BOUND:
             self._send(seat.link, Cancel(step.id, clip(str(error))))
         seat.step = None
-        if step.order is None and seat.channel != JUMPER:
-            seat.count = step.key  # its number is free again, on both sides
+        if seat.channel != JUMPER:
+            seat.count = step.before  # its number is free again, on both sides
         if step.matched:
             seat.remote, seat.remote_body = None, b""
         self._out.append(Failed(seat, step, error))

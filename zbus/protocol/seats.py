@@ -95,6 +95,7 @@ class Step:
     node: str
     order: int | None = None
     key: int = -1
+    before: int = 0  # the seat's `count` when it began
     id: int = 0
     posted: bool = False
     matched: bool = False
@@ -120,7 +121,7 @@ class Seat:
     step: Step | None = None
     remote: Await | Offer | None = None  # the other side's open step
     remote_body: bytes = b""
-    count: int = 0  # operations begun
+    count: int = 0  # the key of the next operation that has no order of its own
     finished: int = 0
 
     @property
