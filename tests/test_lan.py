@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import logging
+import operator
 import random
 import secrets
 import socket
@@ -424,10 +425,11 @@ def test_two_of_one_name_in_any_case_are_both_seen_with_their_own_address(
     monkeypatch.setattr(lan, "LOOK", 0.05)
     monkeypatch.setattr(lan, "_can_be_dialled", bool)  # the loopback, too
     other, browser = Announcer(), Looking()
+    by_port = operator.attrgetter("port")
     want = [("desk", 18188, SHORT), (second, 18189, "BBBBBB2")]
 
     def found() -> list[tuple[str, int, str]]:
-        return sorted(((one.name, one.port, one.short) for one in browser.now()), key=lambda o: o[1])
+        return [(one.name, one.port, one.short) for one in sorted(browser.now(), key=by_port)]
 
     try:
         with seen_by_zeroconf(loopback) as infos:
@@ -452,7 +454,8 @@ def test_it_goes_with_a_goodbye_and_can_come_again(loopback: str, announcer: Ann
         announcer.close()
         until(lambda: not infos, 30, "the goodbye")
         announcer.announce("desk", 18188, SHORT)
-        until(lambda: list(infos) == [f"desk ({SHORT}-18188).{loopback}"], 30, "the same name again")
+        same = [f"desk ({SHORT}-18188).{loopback}"]
+        until(lambda: list(infos) == same, 30, "the same name again")
 
 
 def test_what_is_told_anew_replaces_what_was(loopback: str, announcer: Announcer) -> None:
@@ -461,7 +464,7 @@ def test_what_is_told_anew_replaces_what_was(loopback: str, announcer: Announcer
         until(lambda: infos, 30, "the announcement")
         announcer.announce("desk", 18190, SHORT)
         until(lambda: [i.port for i in infos.values()] == [18190], 30, "the new port")
-        assert list(infos) == [f"desk ({SHORT}-18190).{loopback}"], "its own old self is no other of that name"
+        assert list(infos) == [f"desk ({SHORT}-18190).{loopback}"], "and no number"
 
 
 def test_neither_beginning_nor_end_waits_for_the_network(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import time
 from typing import Any
 
 from zbus import __version__, discovery
 from zbus.errors import ZBusError
+from zbus.given import switch
 from zbus.keys import to_text
 
 from .. import host
@@ -36,7 +36,7 @@ class Presence:
         if self.address:
             return
         peer = host.peer()
-        serving = None if os.environ.get(JOBS) == "0" else Serving(peer.name)
+        serving = Serving(peer.name) if switch(JOBS, otherwise=True, wary=False) else None
         try:
             port = host.port() + PORT_OFFSET
             self.address = peer.serve(serving, port, on_lan=self._lan_changed)
