@@ -12,16 +12,16 @@ from children import until
 from zbus import Peer
 from zbus.errors import TransferRefused, ZBusError
 from zbus.job import Taken
-from zbus.protocol import orders as core
+from zbus.protocol import job_records as core
+from zbus.protocol.job_records import END, RESULT, SUBMIT, GivenJob, State, TakenJob
 from zbus.protocol.jobs import Jobs
 from zbus.protocol.messages import JobCancel, JobState
-from zbus.protocol.orders import END, RESULT, SUBMIT, Order, State, Task
 
 # --- in memory ----------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
-class Parcel:
+class JobOffer:
     """One value on its way."""
 
     key: bytes
@@ -39,7 +39,7 @@ class Parcel:
 class Hosted:
     """What the host of a side knows of one job."""
 
-    task: Task
+    taken: TakenJob
     gave: dict[str, Any] = field(default_factory=dict)
     outcome: str = ""
     stops: list[str] = field(default_factory=list)
@@ -55,9 +55,9 @@ class Side:
     life: int = 0  # grows with each restart
     jobs: Jobs = field(default_factory=lambda: Jobs(reconnect_wait=300.0))
     up: dict[bytes, Side] = field(default_factory=dict)  # its open sessions, and with whom
-    packing: list[Parcel] = field(default_factory=list)
+    packing: list[JobOffer] = field(default_factory=list)
     hosted: dict[str, Hosted] = field(default_factory=dict)
-    orders: dict[str, Order] = field(default_factory=dict)
+    given: dict[str, GivenJob] = field(default_factory=dict)
     ended: dict[str, ZBusError | None] = field(default_factory=dict)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)  # as of the end
 
@@ -67,47 +67,47 @@ class Side:
 
     # --- what a user does ---------------------------------------------------------------------
 
-    def submit(self, key: bytes, job: str, group: str = "", title: str = "") -> Order:
+    def submit(self, key: bytes, job: str, group: str = "", title: str = "") -> GivenJob:
         other = self.up[key]
         what = ("request", title or job, group)
-        order = Order(job, what, other.name, other.incarnation, title or job)
-        self.orders[job] = order
-        self.jobs.submit(order, key)
+        given = GivenJob(job, what, other.name, other.incarnation, title or job)
+        self.given[job] = given
+        self.jobs.submit(given, key)
         self.settle()
-        return order
+        return given
 
     def cancel(self, job: str) -> None:
-        self.jobs.cancel(self.orders[job])
+        self.jobs.cancel(self.given[job])
         self.settle()
 
     def awaits(self, job: str, who: str) -> None:
-        self.jobs.awaits(self.orders[job], who)
+        self.jobs.awaits(self.given[job], who)
         self.settle()
 
     def outcome(self, job: str) -> ZBusError | None:
-        assert job in self.ended, f"{job} is {self.orders[job].state}"
+        assert job in self.ended, f"{job} is {self.given[job].state}"
         return self.ended[job]
 
     # --- what the host does -------------------------------------------------------------------
 
     def queue(self, job: str, place: int = 0) -> None:
-        self.jobs.queued(self.hosted[job].task, place)
+        self.jobs.queued(self.hosted[job].taken, place)
         self.settle()
 
     def start(self, job: str) -> None:
-        self.jobs.started(self.hosted[job].task)
+        self.jobs.started(self.hosted[job].taken)
         self.settle()
 
     def give(self, job: str, name: str) -> None:
         hosted = self.hosted[job]
         hosted.gave.setdefault(name, (job, name, self.life))
-        self.jobs.result(hosted.task, name, hosted.gave[name])
+        self.jobs.result(hosted.taken, name, hosted.gave[name])
         self.settle()
 
     def end(self, job: str, outcome: str = "done", **told: Any) -> None:
         hosted = self.hosted[job]
         hosted.outcome = outcome
-        self.jobs.ended(hosted.task, {"outcome": outcome, **told})
+        self.jobs.ended(hosted.taken, {"outcome": outcome, **told})
         self.settle()
 
     # --- what desk and parcels do -------------------------------------------------------------
@@ -120,16 +120,16 @@ class Side:
 
     def check(self) -> None:
         """What always holds."""
-        for order in self.jobs.orders.values():
-            assert order.state is not State.ENDED and order.id not in self.ended
-        for task in self.jobs.tasks.values():
-            assert task.session is None or task.session in self.up
+        for given in self.jobs.given.values():
+            assert given.state is not State.ENDED and given.id not in self.ended
+        for taken in self.jobs.taken.values():
+            assert taken.session is None or taken.session in self.up
 
     def check_ended(self) -> None:
         """Nothing changes after the end."""
         for id, error in self.ended.items():
-            assert self.orders[id].results == self.results[id]
-            assert error is not None or self.orders[id].end is not None
+            assert self.given[id].results == self.results[id]
+            assert error is not None or self.given[id].end is not None
 
     def _do(self, event: core.Event) -> None:
         match event:
@@ -143,35 +143,35 @@ class Side:
                 self.packing.append(self.world.parcel(session, self, job, part, value))
             case core.Drop(job):
                 self._drop(job)
-            case core.Submitted(task):
-                assert task.id not in self.hosted, "run twice"
-                self.hosted[task.id] = Hosted(task)
-            case core.Stop(task, why):
-                hosted = self.hosted[task.id]
-                assert task.state is not State.ENDED and not hosted.stops
+            case core.Submitted(taken):
+                assert taken.id not in self.hosted, "run twice"
+                self.hosted[taken.id] = Hosted(taken)
+            case core.Stop(taken, why):
+                hosted = self.hosted[taken.id]
+                assert taken.state is not State.ENDED and not hosted.stops
                 hosted.stops.append(why)
-            case core.Forget(task):
-                assert task.state is State.ENDED and task.id not in self.jobs.tasks
-                if task.id in self.hosted:
-                    self.hosted[task.id].forgotten += 1
-                    assert self.hosted[task.id].forgotten == 1
-            case core.Changed(order):
-                assert order.id not in self.ended
-            case core.Ended(order, error):
-                self._ended(order, error)
+            case core.Forget(taken):
+                assert taken.state is State.ENDED and taken.id not in self.jobs.taken
+                if taken.id in self.hosted:
+                    self.hosted[taken.id].forgotten += 1
+                    assert self.hosted[taken.id].forgotten == 1
+            case core.Changed(given):
+                assert given.id not in self.ended
+            case core.Ended(given, error):
+                self._ended(given, error)
 
     def _check_waits(self, said: set[str]) -> None:
-        """No order of its own that has ended, if a peer has not just said so."""
-        told = {job for order in self.jobs.orders.values() for job in order.waits}
+        """No given of its own that has ended, if a peer has not just said so."""
+        told = {job for given in self.jobs.given.values() for job in given.waits}
         assert not said & self.ended.keys() - told
 
-    def _ended(self, order: Order, error: ZBusError | None) -> None:
-        assert order.id not in self.ended, "ended twice"
-        self.ended[order.id] = error
-        self.results[order.id] = dict(order.results)
+    def _ended(self, given: GivenJob, error: ZBusError | None) -> None:
+        assert given.id not in self.ended, "ended twice"
+        self.ended[given.id] = error
+        self.results[given.id] = dict(given.results)
         if error is None:
-            hosted = self.world.hosted(order.id)
-            assert hosted.outcome == "done" and order.results == hosted.gave
+            hosted = self.world.hosted(given.id)
+            assert hosted.outcome == "done" and given.results == hosted.gave
 
     def _drop(self, job: str) -> None:
         for parcel in [p for p in self.packing if p.job == job]:
@@ -183,7 +183,7 @@ class Side:
                 self.world.moving.remove(parcel)
                 self.world.put(parcel.key, self, (parcel, TransferRefused("not wanted any more")))
 
-    def packed(self, parcel: Parcel, error: ZBusError | None = None) -> None:
+    def packed(self, parcel: JobOffer, error: ZBusError | None = None) -> None:
         """The pool has packed a value for its link, or cannot."""
         self.packing.remove(parcel)
         if error is None:
@@ -199,7 +199,7 @@ class Side:
                 self.jobs.state(key, message)
             case JobCancel():
                 self.jobs.cancelled(key, message)
-            case Parcel():
+            case JobOffer():
                 self._offered(key, message)
             case (parcel, error):
                 if parcel.out:
@@ -210,7 +210,7 @@ class Side:
                         self.jobs.undeliverable(key, parcel.job, parcel.part, error)
         self.settle()
 
-    def _offered(self, key: bytes, parcel: Parcel) -> None:
+    def _offered(self, key: bytes, parcel: JobOffer) -> None:
         client, error = parcel.source, None
         if parcel.part == SUBMIT:
             said = (client.incarnation, client.name, parcel.job)
@@ -224,7 +224,7 @@ class Side:
         elif parcel.inline:
             self.arrived(parcel)
 
-    def arrived(self, parcel: Parcel, error: ZBusError | None = None) -> None:
+    def arrived(self, parcel: JobOffer, error: ZBusError | None = None) -> None:
         """Its last byte is here, or it cannot be taken."""
         self.world.moving.remove(parcel)
         self.world.put(parcel.key, self, (parcel, error))
@@ -259,7 +259,7 @@ class World:
         self.sides = [Side(self, name) for name in names]
         self.all = list(self.sides)  # and those that were killed
         self.queues: dict[tuple[bytes, Side], deque[Any]] = {}  # by session and who reads
-        self.moving: list[Parcel] = []
+        self.moving: list[JobOffer] = []
         self.now = 1000.0
         self._sessions = self._parcels = 0
 
@@ -274,10 +274,10 @@ class World:
             side.settle()
         return key
 
-    def parcel(self, key: bytes, source: Side, job: str, part: str, value: Any) -> Parcel:
+    def parcel(self, key: bytes, source: Side, job: str, part: str, value: Any) -> JobOffer:
         self._parcels += 1
         inline = self._parcels % 2 == 0
-        return Parcel(key, source, source.up[key], job, part, value, inline)
+        return JobOffer(key, source, source.up[key], job, part, value, inline)
 
     def put(self, key: bytes, sender: Side, message: Any) -> None:
         for (of, reader), queue in self.queues.items():
@@ -336,7 +336,7 @@ class World:
     def nothing_left(self) -> bool:
         """No job anywhere, and nobody who still waits for bytes."""
         waiting = any(parcel.arriving for parcel in self.moving)
-        return not waiting and not any(s.jobs.orders or s.jobs.tasks for s in self.sides)
+        return not waiting and not any(s.jobs.given or s.jobs.taken for s in self.sides)
 
 
 # --- on real peers ------------------------------------------------------------------------------
@@ -347,7 +347,7 @@ class Host:
 
     Attributes:
         jobs: All that were submitted, by id.
-        said: (what, job id, why) of every call, in order.
+        said: (what, job id, why) of every call, in given.
     """
 
     def __init__(self, on_submitted: Callable[[Taken], None] | None = None) -> None:
@@ -388,20 +388,20 @@ def left(peer: Peer) -> dict[str, Any]:
     engine = peer._engine
 
     def look() -> dict[str, Any]:
-        desk = engine.desk
+        desk = engine.job_service
         held = {
             "given": len(desk._given),
             "taken": len(desk._taken),
             "previewed": len(desk._previewed),
             "questions": len(desk.enquiries._questions),
-            "moving": [(m.part, m.outgoing) for m in desk.parcels._moving.values()],
-            "waiting": len(desk.parcels._waiting),
+            "moving": [(m.part, m.outgoing) for m in desk.job_transfers._moving.values()],
+            "waiting": len(desk.job_transfers._waiting),
             "states": len(desk._states),
-            "errands": len(desk.errands._open),
-            "orders": [o.state.value for o in desk.jobs.orders.values()],
-            "tasks": [(t.state.value, list(t.parts)) for t in desk.jobs.tasks.values()],
-            "in": len(engine.bulk._in),
-            "out": len(engine.bulk._out),
+            "errands": len(desk.connecting._open),
+            "given_jobs": [o.state.value for o in desk.jobs.given.values()],
+            "taken_jobs": [(t.state.value, list(t.parts)) for t in desk.jobs.taken.values()],
+            "in": len(engine.transfers._in),
+            "out": len(engine.transfers._out),
             "transfers": sum(p.transfers for p in engine.links.peerings),
             "budget": engine.budget._taken,
         }
@@ -418,5 +418,5 @@ def clean(*peers: Peer, within: float = 5.0) -> None:
         raise AssertionError(f"left: {[left(peer) for peer in peers]}") from None
 
 
-__all__ = ["END", "RESULT", "SUBMIT", "Host", "Hosted", "Parcel", "Side", "World"]
+__all__ = ["END", "RESULT", "SUBMIT", "Host", "Hosted", "JobOffer", "Side", "World"]
 __all__ += ["clean", "left"]

@@ -22,7 +22,7 @@ from zbus.errors import (
     WrongNodes,
     ZBusError,
 )
-from zbus.protocol import seats as c
+from zbus.protocol import registrations as c
 from zbus.protocol.channel import Channels
 from zbus.protocol.manifest import JUMPER, Manifest, compare
 from zbus.protocol.messages import Announce, Bound, Cancel, Message, Offer
@@ -37,13 +37,15 @@ class Side:
     name: str
     channels: Channels = field(default_factory=Channels)
     outbox: dict[bytes, deque[tuple[Message, bytes]]] = field(default_factory=dict)
-    outcomes: dict[c.Step, list[object]] = field(default_factory=dict)
+    outcomes: dict[c.ChannelOperation, list[object]] = field(default_factory=dict)
     broken: list[c.RunBroken] = field(default_factory=list)
-    values: dict[c.Step, str] = field(default_factory=dict)
+    values: dict[c.ChannelOperation, str] = field(default_factory=dict)
     stored: deque[tuple[bytes, int]] = field(default_factory=deque)
     arriving: list[c.Matched] = field(default_factory=list)
     is_slow: bool = False  # values take their time, until `store`
-    sends: dict[tuple[bytes, int], tuple[c.Seat, c.Step]] = field(default_factory=dict)
+    sends: dict[tuple[bytes, int], tuple[c.Registration, c.ChannelOperation]] = field(
+        default_factory=dict
+    )
 
     def settle(self) -> None:
         while events := self.channels.drain():
@@ -52,8 +54,8 @@ class Side:
                     case c.Send(session, message, body):
                         if session in self.outbox:
                             self.outbox[session].append((message, body))
-                    case c.SeatBound(seat):
-                        self.offer(seat)
+                    case c.RegistrationBound(registration):
+                        self.offer(registration)
                     case c.Matched():
                         self.arriving.append(event)
                         if not self.is_slow:
@@ -67,48 +69,50 @@ class Side:
         """The values under way have arrived."""
         arriving, self.arriving = self.arriving, []
         for event in arriving:
-            if event.seat.step is event.step and event.seat.link is not None:
+            if event.registration.step is event.step and event.registration.link is not None:
                 self.end(event.step, event.body.decode())
-                self.channels.pairing.complete(event.seat, event.step)
-                self.stored.append((event.seat.link.key, event.offer.operation))
+                self.channels.matching.complete(event.registration, event.step)
+                self.stored.append((event.registration.link.key, event.offer.operation))
 
-    def end(self, step: c.Step, outcome: object) -> None:
+    def end(self, step: c.ChannelOperation, outcome: object) -> None:
         self.outcomes.setdefault(step, []).append(outcome)
 
-    def begin(self, seat: c.Seat, step: c.Step, value: str = "") -> c.Step:
+    def begin(
+        self, registration: c.Registration, step: c.ChannelOperation, value: str = ""
+    ) -> c.ChannelOperation:
         self.values[step] = value
         try:
-            self.channels.pairing.begin(seat, step)
+            self.channels.matching.begin(registration, step)
         except ZBusError as error:
             self.end(step, error)
         else:
-            if seat.state is c.State.BOUND:
-                self.offer(seat)
+            if registration.state is c.State.BOUND:
+                self.offer(registration)
         self.settle()
         return step
 
-    def offer(self, seat: c.Seat) -> None:
-        step = seat.step
-        if step is None or step.direction == "receive" or step.posted or seat.link is None:
+    def offer(self, registration: c.Registration) -> None:
+        step = registration.step
+        if step is None or step.direction == "receive" or step.posted or registration.link is None:
             return
         body = self.values[step].encode()
-        self.sends[seat.link.key, step.id] = seat, step
-        self.channels.pairing.offer(
-            seat, step, body, total=len(body), codec="raw", spec=b"", head=0, inline=True
+        self.sends[registration.link.key, step.id] = registration, step
+        self.channels.matching.offer(
+            registration, step, body, total=len(body), codec="raw", spec=b"", head=0, inline=True
         )
 
     def open(
         self, run: str, endpoint: c.Endpoint, channel: str = "main", plan: Manifest | None = None
-    ) -> c.Seat:
-        seat = self.channels.open(run, endpoint, channel, "14:02", plan)
+    ) -> c.Registration:
+        registration = self.channels.open(run, endpoint, channel, "14:02", plan)
         self.settle()
-        return seat
+        return registration
 
-    def close(self, seat: c.Seat, outcome: str = "ok", why: str = "") -> None:
-        self.channels.close(seat, outcome, why)
+    def close(self, registration: c.Registration, outcome: str = "ok", why: str = "") -> None:
+        self.channels.close(registration, outcome, why)
         self.settle()
 
-    def outcome(self, step: c.Step) -> object:
+    def outcome(self, step: c.ChannelOperation) -> object:
         (only,) = self.outcomes[step]
         return only
 
@@ -144,10 +148,10 @@ class World:
             return False
         message, body = source.outbox[key].popleft()
         if isinstance(message, _Stored):
-            seat, step = target.sends[key, message.transfer]
-            if seat.step is step:
+            registration, step = target.sends[key, message.transfer]
+            if registration.step is step:
                 target.end(step, None)
-                target.channels.pairing.complete(seat, step)
+                target.channels.matching.complete(registration, step)
         else:
             target.channels.receive(key, message, body)
         target.settle()
@@ -177,24 +181,24 @@ class _Stored(Message):
 DIAL, LISTEN, ANY = c.Endpoint("dial", ADDRESS), c.Endpoint("listen", ADDRESS), c.Endpoint("any")
 
 
-def send(order: int | None = 0, kind: str = "text", node: str = "") -> c.Step:
-    return c.Step("send", kind, node, order)
+def send(order: int | None = 0, kind: str = "text", node: str = "") -> c.ChannelOperation:
+    return c.ChannelOperation("send", kind, node, order)
 
 
-def receive(order: int | None = 0, kind: str = "text", node: str = "") -> c.Step:
-    return c.Step("receive", kind, node, order)
+def receive(order: int | None = 0, kind: str = "text", node: str = "") -> c.ChannelOperation:
+    return c.ChannelOperation("receive", kind, node, order)
 
 
 def pair(channel: str = "main", a: Manifest | None = None, b: Manifest | None = None):  # type: ignore[no-untyped-def]
     world = World("desk", "cloud")
     world.connect("desk", "cloud")
     desk, cloud = world.sides.values()
-    seats = (
+    registrations = (
         desk.open("run-a", DIAL, channel, a),
         cloud.open("run-b", LISTEN, channel, b),
     )
     world.run()
-    return world, desk, cloud, *seats
+    return world, desk, cloud, *registrations
 
 
 def plan(*ops: str) -> Manifest:
@@ -258,7 +262,7 @@ def test_a_number_whose_operation_came_to_nothing_is_free_again(order: int | Non
     world.run()
     given_up = send(order)
     desk.begin(a, given_up, "never")
-    desk.channels.pairing.fail(a, given_up, Cancelled("cancelled here"), tell=True)
+    desk.channels.matching.fail(a, given_up, Cancelled("cancelled here"), tell=True)
     desk.settle()
     world.run()
     sent, got = desk.begin(a, send(None), "y"), cloud.begin(b, receive(None))
@@ -271,7 +275,7 @@ def test_there_is_an_order_after_which_none_is_left() -> None:
     last = (1 << 63) - 1
     a.count = last + 1
     with pytest.raises(InvalidOrder, match="no order left"):
-        desk.channels.pairing.begin(a, send(None))
+        desk.channels.matching.begin(a, send(None))
     assert a.step is None and a.count == last + 1
 
 
@@ -285,7 +289,7 @@ def test_there_is_an_order_after_which_none_is_left() -> None:
     ],
 )
 def test_operations_that_do_not_pair_fail_on_both_sides(
-    mine: c.Step, theirs: c.Step, said: list[str]
+    mine: c.ChannelOperation, theirs: c.ChannelOperation, said: list[str]
 ) -> None:
     world, desk, cloud, a, b = pair()
     desk.begin(a, mine, "v")
@@ -327,7 +331,9 @@ def test_manifests_that_do_not_fit_end_both_runs_before_anything_is_computed(
     _world, desk, cloud, a, b = pair(channel, ours, theirs)
     assert isinstance(a.error, Mismatch) and said in str(a.error)
     assert isinstance(b.error, Mismatch)
-    assert [e.seat for e in desk.broken] == [a] and [e.seat for e in cloud.broken] == [b]
+    assert [e.registration for e in desk.broken] == [a] and [
+        e.registration for e in cloud.broken
+    ] == [b]
     late = desk.begin(a, send(), "late")
     error = desk.outcome(late)
     assert isinstance(error, Mismatch) and said in str(error) and "send" in error.stage
@@ -363,7 +369,7 @@ def test_a_computing_run_is_stopped_only_if_it_still_needs_the_other() -> None:
     world.run()
     cloud.close(b, "failed", "boom")
     world.run()
-    assert [e.seat for e in desk.broken] == [a] and "boom" in str(desk.broken[0].error)
+    assert [e.registration for e in desk.broken] == [a] and "boom" in str(desk.broken[0].error)
 
     world, desk, cloud, a, b = pair("main", plan("send text 0"), plan("receive text 0"))
     desk.begin(a, send(0), "x")
@@ -378,7 +384,7 @@ def test_a_cancelled_operation_frees_both_sides_and_the_channel_goes_on() -> Non
     world, desk, cloud, a, b = pair()
     first = desk.begin(a, send(0), "x")
     world.run()
-    desk.channels.pairing.fail(a, first, Cancelled("cancelled here"), tell=True)
+    desk.channels.matching.fail(a, first, Cancelled("cancelled here"), tell=True)
     desk.settle()
     world.run()
     assert isinstance(desk.outcome(first), Cancelled)
@@ -392,17 +398,17 @@ def test_one_run_is_bound_to_one_other_and_the_next_is_told_so() -> None:
     first, second, server = world.sides.values()
     world.connect("first", "server")
     key = world.connect("second", "server")
-    seat = server.open("run-s", LISTEN)
+    registration = server.open("run-s", LISTEN)
     one, two = first.open("run-1", DIAL), second.open("run-2", DIAL)
     world.run()
     assert one.state is c.State.BOUND and two.state is c.State.WAITING
     assert "busy with the run" in second.channels.links[key].busy["main"]
-    server.close(seat)
+    server.close(registration)
     first.close(one)
     world.run()
-    seat = server.open("run-t", LISTEN)
+    registration = server.open("run-t", LISTEN)
     world.run()
-    assert seat.partner is not None and seat.partner.run == "run-2"
+    assert registration.partner is not None and registration.partner.run == "run-2"
 
 
 def test_no_run_gets_an_older_runs_items() -> None:
@@ -446,9 +452,9 @@ def test_no_peer_named_and_two_connected() -> None:
     world = World("first", "second", "desk")
     world.connect("desk", "first", "127.0.0.1:1")
     world.connect("desk", "second", "127.0.0.1:2")
-    seat = world.sides["desk"].open("run", ANY)
-    assert isinstance(seat.error, AmbiguousPeer)
-    assert "first, second" in str(seat.error)
+    registration = world.sides["desk"].open("run", ANY)
+    assert isinstance(registration.error, AmbiguousPeer)
+    assert "first, second" in str(registration.error)
 
 
 def test_no_peer_named_and_one_connected() -> None:
@@ -504,8 +510,11 @@ class Meeting(RuleBasedStateMachine):
         super().__init__()
         self.world = World("desk", "cloud")
         self.key: bytes | None = None
-        self.seats: dict[str, c.Seat | None] = {"desk": None, "cloud": None}
-        self.steps: dict[str, list[tuple[c.Seat, c.Step]]] = {"desk": [], "cloud": []}
+        self.registrations: dict[str, c.Registration | None] = {"desk": None, "cloud": None}
+        self.operations: dict[str, list[tuple[c.Registration, c.ChannelOperation]]] = {
+            "desk": [],
+            "cloud": [],
+        }
         self.count = 0
         for side in self.world.sides.values():
             side.is_slow = True
@@ -528,32 +537,32 @@ class Meeting(RuleBasedStateMachine):
 
     @rule(name=names, channel=st.sampled_from(["main", JUMPER]))
     def open(self, name: str, channel: str) -> None:
-        if self.seats[name] is None:
+        if self.registrations[name] is None:
             self.count += 1
             endpoint = DIAL if name == "desk" else LISTEN
-            self.seats[name] = self.world.sides[name].open(
+            self.registrations[name] = self.world.sides[name].open(
                 f"{name}-{self.count}", endpoint, channel
             )
 
     @rule(name=names, outcome=st.sampled_from(["ok", "failed", "cancelled"]))
     def close(self, name: str, outcome: str) -> None:
-        seat = self.seats[name]
-        if seat is not None:
-            self.world.sides[name].close(seat, outcome, "why")
-            self.seats[name] = None
+        registration = self.registrations[name]
+        if registration is not None:
+            self.world.sides[name].close(registration, outcome, "why")
+            self.registrations[name] = None
 
     @rule(name=names, direction=st.sampled_from(["send", "receive"]), order=st.integers(0, 1))
     def begin(self, name: str, direction: str, order: int) -> None:
-        seat = self.seats[name]
-        if seat is not None:
-            step = c.Step(direction, "text", "", order)
-            self.steps[name].append((seat, step))
-            self.world.sides[name].begin(seat, step, seat.run)
+        registration = self.registrations[name]
+        if registration is not None:
+            step = c.ChannelOperation(direction, "text", "", order)
+            self.operations[name].append((registration, step))
+            self.world.sides[name].begin(registration, step, registration.run)
 
     @rule(sender=names, channel=st.sampled_from(["main", JUMPER]), order=st.integers(0, 1))
     def exchange(self, sender: str, channel: str, order: int) -> None:
         """What people mean to do: both sides run, and one sends what the other awaits."""
-        for name in self.seats:
+        for name in self.registrations:
             self.open(name, channel)
             self.begin(name, "send" if name == sender else "receive", order)
         if self.key is not None:
@@ -566,10 +575,12 @@ class Meeting(RuleBasedStateMachine):
 
     @rule(name=names)
     def cancel(self, name: str) -> None:
-        seat = self.seats[name]
-        if seat is not None and seat.step is not None:
+        registration = self.registrations[name]
+        if registration is not None and registration.step is not None:
             side = self.world.sides[name]
-            side.channels.pairing.fail(seat, seat.step, Cancelled("here"), tell=True)
+            side.channels.matching.fail(
+                registration, registration.step, Cancelled("here"), tell=True
+            )
             side.settle()
 
     @precondition(lambda self: self.key is not None)
@@ -584,20 +595,20 @@ class Meeting(RuleBasedStateMachine):
             self.up()
         self.world.run()
         self.nothing_waits_for_what_is_there()
-        for name in self.seats:
+        for name in self.registrations:
             self.store(name)
         self.world.run()
-        for name in self.seats:
+        for name in self.registrations:
             self.close(name, "ok")
         self.world.run()
-        for name, steps in self.steps.items():
+        for name, steps in self.operations.items():
             side = self.world.sides[name]
-            for seat, step in steps:
+            for registration, step in steps:
                 (outcome,) = side.outcomes[step]
                 if isinstance(outcome, str):
                     assert outcome.split("-")[0] != name, "a value of the other side"
-                    assert seat.partner is not None and outcome == seat.partner.run
-            assert side.channels.seats == []
+                    assert registration.partner is not None and outcome == registration.partner.run
+            assert side.channels.registrations == []
 
     @precondition(lambda self: self.key is not None)
     @rule()
@@ -606,10 +617,12 @@ class Meeting(RuleBasedStateMachine):
         self.nothing_waits_for_what_is_there()
 
     def nothing_waits_for_what_is_there(self) -> None:
-        desk, cloud = self.seats["desk"], self.seats["cloud"]
-        for seat, other in ((desk, cloud), (cloud, desk)):
-            if seat is not None and other is None:
-                assert seat.state in (c.State.WAITING, c.State.ENDED), "bound to a run that is gone"
+        desk, cloud = self.registrations["desk"], self.registrations["cloud"]
+        for registration, other in ((desk, cloud), (cloud, desk)):
+            if registration is not None and other is None:
+                assert registration.state in (c.State.WAITING, c.State.ENDED), (
+                    "bound to a run that is gone"
+                )
         if desk is None or cloud is None:
             return
         if desk.channel == cloud.channel and desk.error is None and cloud.error is None:

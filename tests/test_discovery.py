@@ -105,7 +105,7 @@ def test_the_longest_entry_fits_its_file(tmp_path: Path) -> None:
 
 
 def test_the_exact_name_comes_before_upper_and_lower_case() -> None:
-    known = [entry(1, "Cloud"), entry(2, "cloud"), entry(3, "Desk")]
+    known = [entry(1, "Cloud"), entry(2, "cloud"), entry(3, "JobService")]
     assert choose("Cloud", known) == known[0]
     assert choose("cloud", known) == known[1]
     assert choose(" DESK ", known) == known[2]

@@ -81,7 +81,7 @@ SERVER = """
         print("STATE", engine._thread.is_alive(), len(links.peerings),
               len(links._greetings._under_way), len(links._peerings),
               sum(len(p.listener.by_id) for p in links.places if p.listener),
-              len(engine.bulk._in), len(engine.bulk._out), flush=True)
+              len(engine.transfers._in), len(engine.transfers._out), flush=True)
 """
 
 

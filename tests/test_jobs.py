@@ -27,9 +27,9 @@ from zbus.errors import (
     TransferRefused,
     ZBusError,
 )
-from zbus.protocol.jobs import KEPT, MAX_TASKS, REMEMBERED, Jobs
+from zbus.protocol.job_records import GivenJob, State
+from zbus.protocol.jobs import KEPT, MAX_TAKEN, REMEMBERED, Jobs
 from zbus.protocol.messages import JobCancel, JobState
-from zbus.protocol.orders import Order, State
 from zbus.protocol.outcomes import PLAIN, refused
 from zbus.reasons import MAX_REASONS, Reason
 
@@ -57,13 +57,13 @@ def running(job: str = "j") -> tuple[World, Side, Side, bytes]:
 
 
 def over(world: World) -> None:
-    """Nothing is left anywhere, and every task was forgotten once."""
+    """Nothing is left anywhere, and every taken was forgotten once."""
     world.run()
     assert world.nothing_left()
     for side in world.sides:
         side.check_ended()
         assert all(hosted.forgotten == 1 for hosted in side.hosted.values())
-        assert side.ended.keys() == side.orders.keys()
+        assert side.ended.keys() == side.given.keys()
 
 
 # --- the row of a life --------------------------------------------------------------------------
@@ -71,25 +71,25 @@ def over(world: World) -> None:
 
 def test_a_job_runs_and_its_results_come() -> None:
     world, client, worker, key = pair()
-    order = client.submit(key, "j", title="upscale")
-    assert order.state is State.SUBMITTED and key in client.jobs.sessions
+    given = client.submit(key, "j", title="upscale")
+    assert given.state is State.SUBMITTED and key in client.jobs.sessions
     world.run()
     hosted = worker.hosted["j"]
-    assert hosted.task.what == ("request", "upscale", "") and hosted.task.client == "client"
+    assert hosted.taken.what == ("request", "upscale", "") and hosted.taken.client == "client"
     for place in (2, 1):
         worker.queue("j", place)
         world.run()
-        assert (order.state, order.place) == (State.QUEUED, place)
+        assert (given.state, given.place) == (State.QUEUED, place)
     worker.start("j")
     world.run()
-    assert (order.state, order.place) == (State.RUNNING, 0)
+    assert (given.state, given.place) == (State.RUNNING, 0)
     worker.give("j", "one")
     world.run()
-    assert order.results == {"one": ("j", "one", 0)} and "j" not in client.ended
+    assert given.results == {"one": ("j", "one", 0)} and "j" not in client.ended
     worker.give("j", "two")
     worker.end("j")
     world.run()
-    assert client.outcome("j") is None and set(order.results) == {"one", "two"}
+    assert client.outcome("j") is None and set(given.results) == {"one", "two"}
     over(world)
     assert key not in client.jobs.sessions | worker.jobs.sessions
 
@@ -111,7 +111,7 @@ def test_done_waits_for_every_result_named() -> None:
     worker.end("j")
     (result, end) = worker.packing
     worker.packed(end)
-    while client.orders["j"].end is None:
+    while client.given["j"].end is None:
         step = next(s for s in world.ready() if s.__defaults__ != (worker, result))
         step()
     assert "j" not in client.ended
@@ -187,7 +187,7 @@ def test_not_permitted() -> None:
     client.submit(key, "j")
     assert not worker.jobs.offered(key, b"client0", "client", "j", PLAIN)
     worker.settle()
-    assert not worker.jobs.tasks
+    assert not worker.jobs.taken
     client.jobs.arrived("j", END, worker.packing[0].value)
     client.settle()
     error = client.outcome("j")
@@ -202,7 +202,7 @@ def test_parcels_that_nobody_waits_for() -> None:
     assert not client.jobs.wants(key, "nobody's", END)
     assert not client.jobs.wants(key, "j", "resultx") and not client.jobs.wants(key, "j", SUBMIT)
     client.jobs.state(other, JobState("j", "queued", 9))
-    assert client.orders["j"].place == 0, "told on another session"
+    assert client.given["j"].place == 0, "told on another session"
     client.jobs.arrived("nobody's", END, {})
     worker.jobs.not_submitted("nobody's", LOST)
     worker.jobs.submitted("nobody's", 1)
@@ -228,7 +228,7 @@ def test_a_job_that_is_known_is_not_run_twice() -> None:
             worker.give("j", "a")
             worker.end("j")
     assert client.outcome("j") is None and len(worker.hosted) == 1
-    assert worker.jobs.tasks == {}
+    assert worker.jobs.taken == {}
 
 
 def test_a_job_id_of_another_peer_is_refused() -> None:
@@ -237,7 +237,7 @@ def test_a_job_id_of_another_peer_is_refused() -> None:
     worker.settle()
     (answer,) = worker.packing
     assert answer.part == END and answer.value["outcome"] == "refused"
-    assert worker.hosted["j"].stops == [] and "j" in worker.jobs.tasks
+    assert worker.hosted["j"].stops == [] and "j" in worker.jobs.taken
 
 
 def test_a_thousand_submits() -> None:
@@ -245,14 +245,14 @@ def test_a_thousand_submits() -> None:
     for i in range(1000):
         client.submit(key, f"j{i}")
     world.run()
-    assert len(worker.jobs.tasks) == MAX_TASKS == len(worker.hosted)
+    assert len(worker.jobs.taken) == MAX_TAKEN == len(worker.hosted)
     told = Counter(type(error) for error in client.ended.values())
-    assert told == {JobRefused: 1000 - MAX_TASKS}
-    assert f"more than {MAX_TASKS} jobs at once" in str(client.outcome("j999"))
+    assert told == {JobRefused: 1000 - MAX_TAKEN}
+    assert f"more than {MAX_TAKEN} jobs at once" in str(client.outcome("j999"))
     for job in worker.hosted:
         worker.end(job)
     over(world)
-    assert len(worker.jobs._gone) == MAX_TASKS
+    assert len(worker.jobs._gone) == MAX_TAKEN
     client.submit(key, "one more")
     world.run()
     assert "one more" in worker.hosted
@@ -283,7 +283,7 @@ def test_cancelled_here(at: str) -> None:
         worker.start("j")
         worker.give("j", "a")
     client.cancel("j")
-    assert isinstance(client.outcome("j"), Cancelled) and not client.jobs.orders
+    assert isinstance(client.outcome("j"), Cancelled) and not client.jobs.given
     world.run()
     if "j" in worker.hosted:
         (why,) = worker.hosted["j"].stops
@@ -363,7 +363,7 @@ def test_a_newer_job_of_the_group_leaves_what_has_ended() -> None:
         worker.receive(key, world.queues[key, worker].popleft())
     while "new" not in worker.hosted:
         worker.arrived(world.moving[-1])
-    assert worker.hosted["old"].stops == [] and "old" in worker.jobs.tasks
+    assert worker.hosted["old"].stops == [] and "old" in worker.jobs.taken
     world.run()
     assert client.outcome("old") is None and client.results["old"]
 
@@ -425,7 +425,7 @@ def test_a_result_that_cannot_be_packed(ended: bool) -> None:
     if ended:
         worker.end("j")
         worker.packed(worker.packing[1])
-        while worker.jobs.tasks["j"].parts.keys() != {RESULT + "bad"}:
+        while worker.jobs.taken["j"].parts.keys() != {RESULT + "bad"}:
             next(s for s in world.ready() if s.__defaults__ != (worker, bad))()
     worker.packed(bad, CodecRefused("holds NaN"))
     if not ended:
@@ -459,7 +459,7 @@ def test_a_running_job_survives_its_link() -> None:
     worker.give("j", "before")
     world.cut(key, LOST, LOST)
     worker.give("j", "between")
-    assert client.jobs.orders["j"].session is None and worker.hosted["j"].stops == []
+    assert client.jobs.given["j"].session is None and worker.hosted["j"].stops == []
     world.wait(WAIT - 1)
     world.connect(client, worker)
     worker.give("j", "after")
@@ -487,14 +487,14 @@ def test_results_are_kept_only_so_long() -> None:
     worker.give("j", "a")
     world.cut(key, LOST, LOST)
     world.wait(2 * KEPT)
-    assert "j" in worker.jobs.tasks, "it runs on, and its time begins with its end"
+    assert "j" in worker.jobs.taken, "it runs on, and its time begins with its end"
     worker.end("j")
     world.wait(0)
     world.wait(KEPT - 1)
-    assert "j" in worker.jobs.tasks
+    assert "j" in worker.jobs.taken
     assert worker.jobs.deadline() == world.now + 1
     world.wait(1)
-    assert worker.jobs.tasks == {} and worker.jobs.deadline() is None
+    assert worker.jobs.taken == {} and worker.jobs.deadline() is None
     assert isinstance(client.outcome("j"), LinkLost)
     over(world)
 
@@ -506,7 +506,7 @@ def test_an_order_waits_only_so_long() -> None:
     world.wait(WAIT)
     error = client.outcome("j")
     assert isinstance(error, LinkLost) and "job j" in str(error) and error.peer == "worker"
-    assert "j" in worker.jobs.tasks
+    assert "j" in worker.jobs.taken
     worker.end("j")
     world.wait(0)
     world.wait(KEPT)
@@ -547,7 +547,7 @@ def test_a_job_that_was_arriving_when_the_link_was_lost_is_sent_again() -> None:
     client.packed(client.packing[0])
     worker.receive(key, world.queues[key, worker].popleft())
     world.cut(key, LOST, LOST)
-    assert worker.jobs.tasks == {}
+    assert worker.jobs.taken == {}
     world.connect(client, worker)
     world.run()
     worker.end("j")
@@ -592,7 +592,7 @@ def test_a_session_of_another_process_is_not_waited_for() -> None:
     fresh = world.kill(worker)
     world.connect(client, fresh)
     world.run()
-    assert fresh.hosted == {} and "j" in client.jobs.orders
+    assert fresh.hosted == {} and "j" in client.jobs.given
     world.wait(WAIT)
     assert isinstance(client.outcome("j"), LinkLost)
 
@@ -627,16 +627,16 @@ class Prompts:
                     continue
                 if hosted.stops:
                     steps.append(lambda s=side, j=job: s.end(j, "cancelled", why="stopped"))
-                elif hosted.task.state is State.CHECKING:
+                elif hosted.taken.state is State.CHECKING:
                     steps.append(lambda s=side, j=job: s.queue(j))
-                elif not side.jobs.orders:
+                elif not side.jobs.given:
                     steps.append(lambda s=side, j=job: s.end(j))
             if any(side.ended.values()):
-                steps += [lambda s=side, j=j: s.cancel(j) for j in side.jobs.orders]
-            for order in side.jobs.orders.values():
-                if not order.awaited:
+                steps += [lambda s=side, j=j: s.cancel(j) for j in side.jobs.given]
+            for job in side.jobs.given.values():
+                if not job.awaited:
                     who = f"the prompt of {side.name}"
-                    steps.append(lambda s=side, j=order.id, w=who: s.awaits(j, w))
+                    steps.append(lambda s=side, j=job.id, w=who: s.awaits(j, w))
         return steps
 
     def run(self, pick: Any) -> list[QueueDeadlock]:
@@ -647,7 +647,7 @@ class Prompts:
             steps[pick(len(steps))]()
         else:
             raise AssertionError("the sides never come to rest")
-        assert self.world.nothing_left(), [s.jobs.orders for s in self.world.sides]
+        assert self.world.nothing_left(), [s.jobs.given for s in self.world.sides]
         ends = [error for side in self.world.sides for error in side.ended.values()]
         assert len(ends) == len(self.gives)
         return [error for error in ends if isinstance(error, QueueDeadlock)]
@@ -726,7 +726,7 @@ def test_a_cancelled_job_is_no_part_of_a_ring() -> None:
     x.queue("a of y")
     y.queue("z of x")
     world.run()
-    assert "a of y" in x.orders["z of x"].waits
+    assert "a of y" in x.given["z of x"].waits
     x.jobs.cancelled(key, _cancel("a of y"))  # and its JOB-STATE has not come yet
     x.settle()
     x.awaits("z of x", "prompt X")
@@ -747,10 +747,10 @@ def test_a_wait_that_is_over_is_no_part_of_a_ring() -> None:
     for job in "23":
         a.awaits(job, "prompt A")
     world.run()
-    assert set(c.orders["4"].waits) == {"1", "2", "3"}
+    assert set(c.given["4"].waits) == {"1", "2", "3"}
     a.cancel("2")
     world.run()
-    assert c.orders["4"].waits == ("3",)
+    assert c.given["4"].waits == ("3",)
     c.awaits("4", "prompt C")
     world.run()
     assert c.ended == {}
@@ -819,20 +819,20 @@ class Any_(RuleBasedStateMachine):
     @rule(which=st.booleans(), n=st.integers(0, 100))
     def cancel(self, which: bool, n: int) -> None:
         side = self.side(which)
-        if side.orders:
-            side.cancel(list(side.orders)[n % len(side.orders)])
+        if side.given:
+            side.cancel(list(side.given)[n % len(side.given)])
 
     @rule(which=st.booleans(), n=st.integers(0, 100))
     def awaits(self, which: bool, n: int) -> None:
         side = self.side(which)
-        if side.jobs.orders:
-            side.awaits(list(side.jobs.orders)[n % len(side.jobs.orders)], "a prompt")
+        if side.jobs.given:
+            side.awaits(list(side.jobs.given)[n % len(side.jobs.given)], "a prompt")
 
     @rule(which=st.booleans(), n=st.integers(0, 100), known=st.booleans())
     def submit_again(self, which: bool, n: int, known: bool) -> None:
         """Not by a peer of ours: a job id that is or was known, on the session that stands."""
         side, client = self.side(which), self.side(not which)
-        ids = [job for job in side.hosted if known or job not in side.jobs.tasks]
+        ids = [job for job in side.hosted if known or job not in side.jobs.taken]
         if ids and side.up:
             job, key = ids[n % len(ids)], list(side.up)[-1]
             assert not side.jobs.offered(key, client.incarnation, client.name, job)
@@ -907,7 +907,7 @@ class Any_(RuleBasedStateMachine):
             side.check()
             side.check_ended()
             deadline = side.jobs.deadline()
-            lost = [o for o in side.jobs.orders.values() if o.session is None]
+            lost = [o for o in side.jobs.given.values() if o.session is None]
             assert deadline is not None or not lost
 
     def teardown(self) -> None:
@@ -919,9 +919,9 @@ class Any_(RuleBasedStateMachine):
                 side.end(job, "cancelled" if hosted.stops else "done")
             self.world.run()
             self.world.wait(2 * KEPT)
-        assert self.world.nothing_left(), [(s.jobs.orders, s.jobs.tasks) for s in self.world.sides]
+        assert self.world.nothing_left(), [(s.jobs.given, s.jobs.taken) for s in self.world.sides]
         for side in self.world.sides:
-            assert side.ended.keys() == side.orders.keys()
+            assert side.ended.keys() == side.given.keys()
             assert all(hosted.forgotten == 1 for hosted in side.hosted.values())
             assert side.jobs.deadline() is None
 
@@ -933,6 +933,6 @@ TestAnything.settings = settings(max_examples=250, stateful_step_count=60, deadl
 def test_waits_of_many_jobs_are_clipped() -> None:
     jobs = Jobs()
     for i in range(200):
-        order = Order(f"j{i}", None, "x", b"x", awaited="a prompt")
-        jobs.submit(order, b"s")
+        given = GivenJob(f"j{i}", None, "x", b"x", awaited="a prompt")
+        jobs.submit(given, b"s")
     assert len(jobs._waits) == 64

@@ -331,9 +331,13 @@ def test_channels_of_one_peer_do_not_leak(here: Peer, there: Peer) -> None:
             send.result()
     for peer in (here, there):
         engine = peer._engine
-        until(lambda e=engine: not e.channels.seats, 5, "no seat left")
+        until(lambda e=engine: not e.channels.registrations, 5, "no registration left")
         assert len(engine.links.places) == 1 and len(engine.links.peerings) == 1
-        assert not engine.steps._running and not engine.bulk._in and not engine.bulk._out
+        assert (
+            not engine.operations._running
+            and not engine.transfers._in
+            and not engine.transfers._out
+        )
         assert engine.budget._taken == 0
 
 
@@ -362,7 +366,9 @@ def test_cancel_while_waiting_for_the_peer(here: Peer, kind: str, what: str, add
 
 def _knows_of_an_operation(peer: Peer) -> bool:
     """Whether it has been told of one that the other side has open."""
-    return any(seat.remote is not None for seat in peer._engine.channels.seats)
+    return any(
+        registration.remote is not None for registration in peer._engine.channels.registrations
+    )
 
 
 @pytest.mark.parametrize("what", ["send", "receive"])
@@ -405,7 +411,7 @@ def test_cancel_in_mid_transfer(
             assert receive.result() == "next"
     for peer in (here, there):
         assert peer._engine.budget._taken == 0
-        assert not peer._engine.bulk._in and not peer._engine.bulk._out
+        assert not peer._engine.transfers._in and not peer._engine.transfers._out
 
 
 def test_channel_cancel(here: Peer, addr: str) -> None:

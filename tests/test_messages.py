@@ -17,7 +17,7 @@ from zbus.printable import clean_all
 from zbus.protocol import messages as m
 from zbus.protocol import outcomes
 from zbus.protocol.fields import clip
-from zbus.protocol.orders import Order
+from zbus.protocol.job_records import GivenJob
 from zbus.reasons import Reason
 
 HELLO = m.Hello((1, 1), b"i" * 16, b"n" * 16, "desk-8188", b"x" * 16, codecs=("raw", "png"))
@@ -45,13 +45,13 @@ EXAMPLES: list[m.Message] = [
     m.Refused(2, "no memory"),
     m.Cancel(2, "cancelled"),
     m.Close(1, "failed", "ValueError: x"),
-    m.Near(3, bytes(32)),
-    m.Shared(3, ((1 << 46, 1 << 30), (4096, 1)), bytes(32)),
-    m.Unshared(3, True),
+    m.ShmReady(3, bytes(32)),
+    m.ShmOffer(3, ((1 << 46, 1 << 30), (4096, 1)), bytes(32)),
+    m.ShmDecline(3, True),
     m.Measure(2, "up", 1 << 30),
     m.JobProgress("job", "57:8", "KSampler #57:8", 14, 20),
     m.JobPreview("job", "57:8", "image/jpeg"),
-    m.Parcel("job", "result:a", 2, 192 << 20, "raw", b"spec", 0, False),
+    m.JobOffer("job", "result:a", 2, 192 << 20, "raw", b"spec", 0, False),
     m.JobState("job", "queued", 3, ("other", "job")),
     m.JobCancel("job", "cancelled"),
     m.Enquire(1),
@@ -103,11 +103,11 @@ def test_a_name_of_the_wire_is_as_long_as_before() -> None:
 
 @pytest.mark.parametrize("told", ["class_type", "message", "traceback"])
 def test_how_a_job_ended_is_printable_too(told: str) -> None:
-    error = outcomes.outcome(Order("id", None, "desk", b""), {"outcome": "failed", told: DIRT})
+    error = outcomes.outcome(GivenJob("id", None, "desk", b""), {"outcome": "failed", told: DIRT})
     assert error is not None
     assert all(line.isprintable() for line in str(error).split("\n"))
     kept = outcomes.outcome(
-        Order("id", None, "d", b""), {"outcome": "failed", "traceback": "a\n b"}
+        GivenJob("id", None, "d", b""), {"outcome": "failed", "traceback": "a\n b"}
     )
     assert isinstance(kept, JobFailed) and kept.traceback == "a\n b"
     reason = Reason.read({"kind": "choice", "text": DIRT, "near": [DIRT]})

@@ -198,12 +198,12 @@ def why(data: bytes) -> str:
 def test_a_pairing() -> None:
     host, guest = open_invitation(), asking()
     step = host.receive(ACCEPTER, guest.ask, 101)
-    assert step == invitation.Step(reply=step.reply)
+    assert step == invitation.ChannelOperation(reply=step.reply)
     assert guest.receive(step.reply) == HOST
     step = host.receive(ACCEPTER, guest.stored, 102)
-    assert step == invitation.Step(store=GUEST) and not host.is_used
+    assert step == invitation.ChannelOperation(store=GUEST) and not host.is_used
     assert guest.receive(host.stored()) is None and guest.is_done
-    assert host.receive(ACCEPTER, guest.thanks, 103) == invitation.Step(ends=True)
+    assert host.receive(ACCEPTER, guest.thanks, 103) == invitation.ChannelOperation(ends=True)
     assert host.is_over and host.lapsed(100 + LIFETIME * 2) == ""
 
 

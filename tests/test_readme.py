@@ -165,7 +165,7 @@ def test_the_limits_are_the_real_ones():
         f"{lan.MAX_SEEN}, with {lan.MAX_HOSTS} addresses each",
         f"{door.MAX_OPEN}; {door.PER_SECOND:.0f} new ones a second, {door.BURST} at once; "
         f"{door.FIRST_TIME:.0f} s for the first bytes",
-        f"| jobs of one paired peer at a time | {jobs.MAX_TASKS} |",
+        f"| jobs of one paired peer at a time | {jobs.MAX_TAKEN} |",
     )
     for words in told:
         assert words in text

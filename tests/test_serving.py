@@ -139,7 +139,7 @@ class Host(types.ModuleType):
         self.status()
 
 
-class Desk:
+class JobService:
     """What a job told."""
 
     def __init__(self) -> None:
@@ -182,12 +182,12 @@ class Site:
         for loaded in [n for n in sys.modules if n.partition(".")[0] == PACKAGE]:
             del sys.modules[loaded]
 
-    def job(self, job_id="j1", prompt=None, **more) -> tuple[Taken, Desk]:
-        desk = Desk()
+    def job(self, job_id="j1", prompt=None, **more) -> tuple[Taken, JobService]:
+        desk = JobService()
         request = Request(prompt or PROMPT, **more)
         return Taken(job_id, "home", request, lambda call: call(desk)), desk
 
-    def submit(self, job_id="j1", prompt=None, **more) -> tuple[Taken, Desk]:
+    def submit(self, job_id="j1", prompt=None, **more) -> tuple[Taken, JobService]:
         job, desk = self.job(job_id, prompt, **more)
         self.serving.submitted(job)
         return job, desk

@@ -32,7 +32,7 @@ from zbus.net.websocket import open_lane
 from zbus.nudging import nudge
 from zbus.operation import Operation
 from zbus.protocol.channel import Channels
-from zbus.protocol.seats import Endpoint, Link
+from zbus.protocol.registrations import Endpoint, Link
 from zbus.remote import Remote
 from zbus.trust import EXCHANGE, JOBS, Trust
 
@@ -478,9 +478,11 @@ def _flood(port: int, says: bytes, count: int) -> list[socket.socket]:
 
 
 def test_the_core_knows_no_other_way_in() -> None:
-    """A seat for a certain peer is never met by a plain link, whatever that says of itself."""
+    """A run that waits for a certain peer is never met by a plain link, whatever that says."""
     channels = Channels()
-    seat = channels.open("r", Endpoint("peer", "there", b"k" * 32, b"i" * 16), "main", "now")
+    registration = channels.open(
+        "r", Endpoint("peer", "there", b"k" * 32, b"i" * 16), "main", "now"
+    )
     for link in (
         Link(b"1" * 16, "dial", "127.0.0.1:1", "there", b"x", instance=b"i" * 16),
         Link(b"2" * 16, "listen", "127.0.0.1:1", "there", b"y", b"q" * 32, b"i" * 16),
@@ -488,9 +490,9 @@ def test_the_core_knows_no_other_way_in() -> None:
         Link(b"4" * 16, "listen", "a", "there", b"w", b"k" * 32, b"j" * 16),
     ):
         channels.session_up(link)
-        assert not seat.endpoint.covers(link)
+        assert not registration.endpoint.covers(link)
     right = Link(b"5" * 16, "listen", "a", "there", b"v", b"k" * 32, b"i" * 16)
-    assert seat.endpoint.covers(right)
+    assert registration.endpoint.covers(right)
 
 
 def test_plain_addresses_need_no_keys_and_no_home(tmp_path: Path, addr: str) -> None:

@@ -33,7 +33,7 @@ from .net.places import Place
 from .operation import Operation
 from .printable import shown
 from .protocol.messages import MAX_CHUNK, VERSION, Hello
-from .protocol.seats import Endpoint
+from .protocol.registrations import Endpoint
 from .remote import Remote
 from .run import Channel, Run, fitting
 from .settings import Settings
@@ -176,7 +176,7 @@ class Peer:
         remote: Remote | None = None,
     ) -> Channel:
         run = run or Run()
-        seat = self._engine.channels.open(
+        registration = self._engine.channels.open(
             run.id,
             where,
             channel,
@@ -184,10 +184,10 @@ class Peer:
             fitting(run.manifest),
         )
         if run.on_broken is not None:
-            self._engine.on_broken[seat] = run.on_broken
+            self._engine.on_broken[registration] = run.on_broken
         if remote is not None:
-            self._engine.meetings.begin(seat, remote, place)
-        return Channel(self._engine, seat, place)
+            self._engine.meetings.begin(registration, remote, place)
+        return Channel(self._engine, registration, place)
 
     # --- jobs ---------------------------------------------------------------------------------
 
@@ -220,7 +220,7 @@ class Peer:
 
         def open_listener() -> str:
             links, wanted = self._engine.links, port if port < 65536 else 0
-            self._engine.desk.host = host
+            self._engine.job_service.host = host
             links.admission.takes_jobs, links.placing.on_lan = host is not None, on_lan
             try:
                 place = links.placing.listen_always(Address("127.0.0.1", wanted))
@@ -258,16 +258,16 @@ class Peer:
 
         def cancel(operation: Operation[Any]) -> None:
             error = Cancelled("cancelled here", peer=job.peer, stage=f"job {request.title}".strip())
-            engine.post(lambda: engine.desk.cancel(job, error))
+            engine.post(lambda: engine.job_service.cancel(job, error))
 
         def awaits(who: str) -> None:
-            engine.post(lambda: engine.desk.awaits(job, who))
+            engine.post(lambda: engine.job_service.awaits(job, who))
 
         job = Job(str(uuid.uuid4()), self._keyed(remote), request, cancel, awaits)
         job.on_change, job.on_preview = on_change, on_preview
         if engine.closed:
             raise PeerClosed("this Peer is closed")
-        engine.post(lambda: engine.desk.submit(job, flat))
+        engine.post(lambda: engine.job_service.submit(job, flat))
         return job
 
     def enquire(self, remote: Remote) -> Future[dict[str, Any]]:
@@ -275,7 +275,7 @@ class Peer:
         "jobs" whether it permits them. Nothing but that where it does not."""
         given.a("remote", remote, Remote)
         wanted = self._keyed(remote)
-        return self._engine.ask(lambda: self._engine.desk.enquiries.ask(wanted))
+        return self._engine.ask(lambda: self._engine.job_service.enquiries.ask(wanted))
 
     def set_activity(self, activity: str) -> None:
         """Tell every peer what this process is doing ("KSampler 14/20"), for their texts."""

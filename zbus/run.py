@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from . import codecs, given
+from .engine.context import Running
 from .engine.loop import Engine
-from .engine.parts import Running
 from .errors import InputError, InvalidOrder, PeerClosed, ZBusError
 from .net.places import Place
 from .operation import Operation, Progress
@@ -20,7 +20,7 @@ from .printable import shown
 from .protocol.fields import clip
 from .protocol.manifest import Manifest
 from .protocol.messages import MAX_HEADER, MAX_PLANNED
-from .protocol.seats import Seat, State, Step
+from .protocol.registrations import ChannelOperation, Registration, State
 from .values import payload
 
 MAX_ID, MAX_SINCE, MAX_KIND, MAX_NODE = 80, 20, 20, 120  # characters
@@ -67,8 +67,8 @@ class Channel:
     other side hears of the end, and make another for the next. Usable from any thread.
     """
 
-    def __init__(self, engine: Engine, seat: Seat, place: Place | None) -> None:
-        self._engine, self._seat, self._place = engine, seat, place
+    def __init__(self, engine: Engine, registration: Registration, place: Place | None) -> None:
+        self._engine, self._seat, self._place = engine, registration, place
         self._closed = False
 
     @property
@@ -151,7 +151,7 @@ class Channel:
         flat = payload.flatten(value)
         payload.check_choice(flat, codecs.eight_bit(quality) == "always")
         kind = flat.kind if kind is None else given.label("kind", kind, MAX_KIND)
-        step = Step("send", kind, _node(node), _order(order))
+        step = ChannelOperation("send", kind, _node(node), _order(order))
         return self._start(step, timeout, progress, flat, quality)
 
     def start_receive(
@@ -165,12 +165,12 @@ class Channel:
     ) -> Operation[Any]:
         """As `receive`, but returns at once: see `start_send`."""
         given.one_of("expect", expect, EXPECT)
-        step = Step("receive", expect, _node(node), _order(order))
+        step = ChannelOperation("receive", expect, _node(node), _order(order))
         return self._start(step, timeout, progress)
 
     def _start(
         self,
-        step: Step,
+        step: ChannelOperation,
         timeout: float | None,
         progress: Progress | None,
         flat: payload.Flat | None = None,
@@ -180,20 +180,20 @@ class Channel:
         given.callback("progress", progress)
         deadline = None if limit is None else time.monotonic() + limit
         operation: Operation[Any] = Operation(
-            lambda op: engine.post(lambda: engine.steps.cancel(op)), progress
+            lambda op: engine.post(lambda: engine.operations.cancel(op)), progress
         )
         running = Running(operation, self._seat, step, self._place, deadline, flat, quality)
         if engine.closed:
             operation.fail(PeerClosed("this Peer is closed"))
-        engine.post(lambda: engine.steps.begin(running))
+        engine.post(lambda: engine.operations.begin(running))
         return operation
 
     def cancel(self) -> None:
         """End the operation that is open here, from any thread; the channel stays usable."""
 
         def cancel() -> None:
-            for running in self._engine.steps.on(self._seat):
-                self._engine.steps.cancel(running.operation)
+            for running in self._engine.operations.on(self._seat):
+                self._engine.operations.cancel(running.operation)
 
         self._engine.post(cancel)
 

@@ -16,8 +16,8 @@ from ..job import Remote
 from ..net.places import Peering
 from ..printable import clean_all
 from ..protocol.messages import MAX_FACTS, Enquire, Facts
-from .errands import Errand, Errands
-from .parts import Parts
+from .connecting import Connecting, SessionRequest
+from .context import Context
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ Answer = Callable[[dict[str, Any] | ZBusError], None]
 class Enquiries:
     """All questions of one peer, and those that it is asked."""
 
-    def __init__(self, parts: Parts, errands: Errands) -> None:
-        self._parts, self._errands = parts, errands
+    def __init__(self, context: Context, connecting: Connecting) -> None:
+        self._context, self._connecting = context, connecting
         self._questions: dict[tuple[bytes, int], Answer] = {}
         self._asked = 0
         self._answering: dict[bytes, int] = {}
@@ -46,14 +46,14 @@ class Enquiries:
             peering.session.send(Enquire(self._asked))
 
         def answered(result: dict[str, Any] | ZBusError) -> None:
-            self._errands.done(errand)
+            self._connecting.done(errand)
             if isinstance(result, ZBusError):
                 future.set_exception(result)
             else:
                 future.set_result(result)
 
-        errand = Errand(remote, then, future.set_exception)
-        self._errands.begin(errand)
+        errand = SessionRequest(remote, then, future.set_exception)
+        self._connecting.begin(errand)
         return future
 
     def asked(
@@ -87,7 +87,7 @@ class Enquiries:
                 self._answering[peering.key] -= 1
                 peering.session.send(Facts(message.question, text))
 
-        self._parts.in_pool(look, tell)
+        self._context.in_pool(look, tell)
 
     def told(self, peering: Peering, message: Facts) -> None:
         """The peer answers."""

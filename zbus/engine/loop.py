@@ -32,26 +32,35 @@ from ..protocol.messages import (
     Hello,
     Measure,
     Message,
-    Near,
     Pong,
     Refused,
-    Shared,
+    ShmDecline,
+    ShmOffer,
+    ShmReady,
     Status,
     Stored,
-    Unshared,
 )
-from ..protocol.seats import Endpoint, Failed, Link, Matched, RunBroken, Seat, SeatBound, Send
-from ..protocol.seats import Event as ChannelEvent
+from ..protocol.registrations import (
+    Endpoint,
+    Failed,
+    Link,
+    Matched,
+    Registration,
+    RegistrationBound,
+    RunBroken,
+    Send,
+)
+from ..protocol.registrations import Event as ChannelEvent
 from ..trust import EXCHANGE, Trust
 from ..values.recycling import RECYCLER
 from ..values.streams import Budget
-from .bulk import Bulk
-from .desk import Desk
+from .context import Context
+from .job_service import JobService
 from .measure import Measuring
 from .meetings import Meetings
-from .parts import Parts
-from .sharing import Sharing
-from .steps import Steps
+from .operations import Operations
+from .shm_lane import ShmLane
+from .transfers import Transfers
 
 logger = logging.getLogger(__name__)
 
@@ -72,18 +81,18 @@ class Engine:
         self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="zbus-work")
         self.links = Links(self.transport, own, settings, self, trust)
         self.channels = Channels()
-        self.sharing = Sharing(own, trust)
-        self.bulk = Bulk(self.transport, self.pool, self.post, self.sharing)
+        self.shm_lane = ShmLane(own, trust)
+        self.transfers = Transfers(self.transport, self.pool, self.post, self.shm_lane)
         self.budget = Budget(self._memory)
-        self.parts = Parts(
-            settings, self.links, self.channels, self.bulk, self.budget, self.in_pool
+        self.context = Context(
+            settings, self.links, self.channels, self.transfers, self.budget, self.in_pool
         )
-        self.steps = Steps(self.parts)
-        self.measuring = Measuring(self.parts)
+        self.operations = Operations(self.context)
+        self.measuring = Measuring(self.context)
         self.meetings = Meetings(self.links, self.channels)
-        self.desk = Desk(self.parts, own.instance, self.post)
+        self.job_service = JobService(self.context, own.instance, self.post)
         self.activity = ""
-        self.on_broken: dict[Seat, Callable[[ZBusError], None]] = {}
+        self.on_broken: dict[Registration, Callable[[ZBusError], None]] = {}
         self._calls: deque[Callable[[], None]] = deque()
         self._closing = False
         self._sweep_at: float | None = None
@@ -139,9 +148,9 @@ class Engine:
 
     def _goodbye(self, why: str) -> None:
         error = PeerClosed(f"this side closes: {why}")
-        self.steps.close(error)
+        self.operations.close(error)
         self.measuring.close(error)
-        self.desk.close(error)
+        self.job_service.close(error)
         self._flush()
         self.links.say_goodbye(why)
         self._let_them_hang_up()
@@ -167,7 +176,7 @@ class Engine:
         except Exception:
             logger.critical("the I/O thread has failed; this Peer is closed", exc_info=True)
             self._closing = True
-            self.steps.close(PeerClosed("the I/O thread has failed; the log says why"))
+            self.operations.close(PeerClosed("the I/O thread has failed; the log says why"))
         finally:
             self._answer_late_calls()
             self.transport.close()
@@ -196,10 +205,10 @@ class Engine:
         for _ in range(len(self._calls)):
             self._guard(self._calls.popleft())
         self._guard(lambda: self.links.tick(now, late))
-        self._guard(lambda: self.steps.tick(now))
-        self._guard(lambda: self.desk.tick(now))
+        self._guard(lambda: self.operations.tick(now))
+        self._guard(lambda: self.job_service.tick(now))
         self._guard(lambda: self._sweep(now))
-        self._guard(self.bulk.grants)
+        self._guard(self.transfers.grants)
         self._flush()
         self._more = False
         self._guard(self._pump)
@@ -212,7 +221,7 @@ class Engine:
             self._sweep_at = RECYCLER.sweep(now)
 
     def _pump(self) -> None:
-        self._more = self.bulk.pump(time.monotonic())
+        self._more = self.transfers.pump(time.monotonic())
 
     def _guard(self, call: Callable[[], None]) -> None:
         """Do one thing, and what the channels want done for it. A bug in it ends that one thing,
@@ -225,7 +234,11 @@ class Engine:
 
     def _deadline(self, now: float) -> float | None:
         times = (
-            *(self.links.deadline(now), self.steps.deadline(now), self.desk.deadline(now)),
+            *(
+                self.links.deadline(now),
+                self.operations.deadline(now),
+                self.job_service.deadline(now),
+            ),
             self._sweep_at,
         )
         return min((t for t in times if t is not None), default=None)
@@ -244,7 +257,7 @@ class Engine:
 
     def _settle(self) -> None:
         """Do what the channels and the jobs want done."""
-        self.desk.settle()
+        self.job_service.settle()
         while events := self.channels.drain():
             for event in events:
                 try:
@@ -255,21 +268,21 @@ class Engine:
     def _do(self, event: ChannelEvent) -> None:
         match event:
             case Send():
-                peering = self.parts.peering(event.session)
+                peering = self.context.peering(event.session)
                 if peering is not None:
                     peering.session.send(event.message, event.body)
-            case SeatBound():
-                self.steps.bound(event.seat)
+            case RegistrationBound():
+                self.operations.bound(event.registration)
             case Matched():
-                self.steps.matched(event)
+                self.operations.matched(event)
             case Failed():
-                self.steps.failed(event)
+                self.operations.failed(event)
             case RunBroken():
                 self._broken(event)
 
     def _broken(self, event: RunBroken) -> None:
-        tell = self.on_broken.get(event.seat)
-        logger.warning("run %s is stopped: %s", event.seat.run, event.error)
+        tell = self.on_broken.get(event.registration)
+        logger.warning("run %s is stopped: %s", event.registration.run, event.error)
         if tell is not None:
             try:
                 tell(event.error)
@@ -280,7 +293,7 @@ class Engine:
 
     def session_up(self, peering: Peering) -> None:
         place, peer = peering.place, peering.session.peer
-        peering.shares = self.sharing.serves(peering)
+        peering.shares = self.shm_lane.serves(peering)
         link = Link(peering.key, place.kind, str(place.address), peer.name, peer.incarnation)
         link.permitted = EXCHANGE in peering.permissions
         if peering.principal:
@@ -292,19 +305,19 @@ class Engine:
     def session_linked(self, peering: Peering) -> None:
         self._tell_activity(peering)
         # A break that this side did not notice is noticed now.
-        self.bulk.unlinked(peering)
-        self.bulk.linked(peering)
+        self.transfers.unlinked(peering)
+        self.transfers.linked(peering)
         self.measuring.linked(peering)
         self.meetings.linked(peering)
-        self.desk.linked(peering)
+        self.job_service.linked(peering)
 
     def session_unlinked(self, peering: Peering) -> None:
-        self.bulk.unlinked(peering)
+        self.transfers.unlinked(peering)
 
     def session_down(self, peering: Peering, error: ZBusError) -> None:
-        self.bulk.session_down(peering, error)
+        self.transfers.session_down(peering, error)
         self.measuring.session_down(peering, error)
-        self.desk.session_down(peering, error)
+        self.job_service.session_down(peering, error)
         self.channels.session_down(peering.key, error)
         self._settle()
 
@@ -314,7 +327,7 @@ class Engine:
         else:
             self.channels.refuse(Endpoint(place.kind, str(place.address)), error)
         self.measuring.place_failed(place, error)
-        self.desk.place_failed(place, error)
+        self.job_service.place_failed(place, error)
         self._settle()
 
     def in_pool(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
@@ -326,7 +339,7 @@ class Engine:
 
         self.pool.submit(work).add_done_callback(done)
 
-    def aside(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
+    def in_thread(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
         """As `in_pool`, for what may block long: a process's end waits for the pool's threads,
         and not for this one."""
 
@@ -344,33 +357,33 @@ class Engine:
         """
         match message:
             case Chunk():
-                self.bulk.chunk(peering, message, body)
+                self.transfers.chunk(peering, message, body)
             case Grant():
-                self.bulk.grant(peering, message, time.monotonic())
-            case Near():
-                self.bulk.near(peering, message)
-            case Shared():
-                self.bulk.shared(peering, message)
-            case Unshared():
-                self.bulk.unshared(peering, message)
+                self.transfers.grant(peering, message, time.monotonic())
+            case ShmReady():
+                self.transfers.near(peering, message)
+            case ShmOffer():
+                self.transfers.shared(peering, message)
+            case ShmDecline():
+                self.transfers.unshared(peering, message)
             case Finish():
-                self.bulk.finish(peering, message)
+                self.transfers.finish(peering, message)
             case Stored():
-                self.bulk.stored(peering, message.transfer)
-                self.steps.stored(peering, message.transfer)
-                self.desk.parcels.stored(peering, message.transfer)
+                self.transfers.stored(peering, message.transfer)
+                self.operations.stored(peering, message.transfer)
+                self.job_service.job_transfers.stored(peering, message.transfer)
             case Refused():
                 error = TransferRefused(message.why, peer=peering.name)
-                self.bulk.refused(peering, message.transfer, error)
-                self.steps.refused(peering, message.transfer, error)
-                self.desk.parcels.refused(peering, message.transfer, error)
+                self.transfers.refused(peering, message.transfer, error)
+                self.operations.refused(peering, message.transfer, error)
+                self.job_service.job_transfers.refused(peering, message.transfer, error)
             case Pong():
                 self.measuring.pong(peering, message.token)
             case Measure():
                 self.measuring.asked(peering, message)
             case _:
                 data = _body(message, body)
-                if not self.desk.message(peering, message, data):
+                if not self.job_service.message(peering, message, data):
                     self.channels.receive(peering.key, message, data)
 
     # --- for people ---------------------------------------------------------------------------

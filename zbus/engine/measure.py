@@ -17,8 +17,8 @@ from ..protocol.fields import clip
 from ..protocol.messages import Hello, Measure, Refused, Stored
 from ..protocol.transfer import Incoming, Outgoing
 from ..values.streams import DropSink, PatternSource
+from .context import Context
 from .flows import Inflow, Outflow
-from .parts import Parts
 
 WINDOW = 64 << 20  # bytes granted ahead; nothing is held
 
@@ -33,8 +33,8 @@ class _Ask:
 class Measuring:
     """What zbus-ping asks of a link, on both sides."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, context: Context) -> None:
+        self._context = context
         self._meetings: list[tuple[Place, Future[Hello]]] = []
         self._pings: dict[tuple[bytes, int], tuple[float, _Ask]] = {}
         self._asks: list[_Ask] = []
@@ -65,7 +65,7 @@ class Measuring:
     def block(self, place: Place, direction: str, size: int) -> Future[float]:
         """The seconds that a verified block of `size` bytes takes, "up" or "down"."""
         ask, peering = self._ask(place)
-        link = self._parts.channels.links.get(peering.key) if peering is not None else None
+        link = self._context.channels.links.get(peering.key) if peering is not None else None
         if peering is None or link is None:
             return ask.future
         transfer, began = link.new_operation(), time.monotonic()
@@ -110,7 +110,7 @@ class Measuring:
         Raises:
             RemoteProtocolError: It has another measurement under way already.
         """
-        if peering.transfers > 4 or self._parts.bulk.knows(peering, message.transfer):
+        if peering.transfers > 4 or self._context.transfers.knows(peering, message.transfer):
             raise RemoteProtocolError("too many measurements at once, or one twice")
         if message.direction == "down":
             self._send(peering, message.transfer, message.size, _ignore, _ignore_error)
@@ -120,7 +120,7 @@ class Measuring:
     def _send(self, peering: Peering, transfer: int, size: int, done, failed) -> None:  # type: ignore[no-untyped-def]
         source = PatternSource(size)
         outgoing = Outgoing(transfer, size, source.cut, peering.pace, peering.largest_chunk)
-        self._parts.bulk.send(
+        self._context.transfers.send(
             Outflow(peering, outgoing, source, CODECS["raw"], lambda _: None, done, failed)
         )
 
@@ -134,7 +134,7 @@ class Measuring:
             failed(error)
 
         incoming = Incoming(transfer, size, WINDOW)
-        self._parts.bulk.receive(
+        self._context.transfers.receive(
             Inflow(peering, incoming, DropSink(), CODECS["raw"], lambda _: None, complete, broken)
         )
 

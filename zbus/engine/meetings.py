@@ -11,7 +11,7 @@ from ..errors import NotPermitted, ZBusError
 from ..net.links import Links
 from ..net.places import Peering, Place
 from ..protocol.channel import Channels
-from ..protocol.seats import Endpoint, Link, Seat, State
+from ..protocol.registrations import Endpoint, Link, Registration, State
 from ..remote import Remote
 from ..trust import EXCHANGE
 from ..wrong import wrong_peer
@@ -28,7 +28,7 @@ class Meetings:
 
     def __init__(self, links: Links, channels: Channels) -> None:
         self._links, self._channels = links, channels
-        self._open: dict[Seat, tuple[Remote, Place | None]] = {}
+        self._open: dict[Registration, tuple[Remote, Place | None]] = {}
 
     def way(self, remote: Remote) -> Place | None:
         """What leads to that peer: its session if one stands, else its own listener is dialled;
@@ -48,46 +48,46 @@ class Meetings:
             return None
         return self._links.placing.dial_own(routes, remote.key, time.monotonic(), remote.hinted())
 
-    def begin(self, seat: Seat, remote: Remote, place: Place | None) -> None:
+    def begin(self, registration: Registration, remote: Remote, place: Place | None) -> None:
         """A run waits for that peer's."""
-        self._open[seat] = remote, place
+        self._open[registration] = remote, place
         if place is not None and place.given_up is not None:
-            self._fail(seat, place.given_up)
+            self._fail(registration, place.given_up)
         for peering in self._links.peerings:
-            self._look(seat, peering)
+            self._look(registration, peering)
 
-    def end(self, seat: Seat) -> None:
+    def end(self, registration: Registration) -> None:
         """The run has ended."""
-        self._open.pop(seat, None)
+        self._open.pop(registration, None)
 
     def linked(self, peering: Peering) -> None:
         """A connection stands: perhaps it is the one, and perhaps it will not do."""
-        for seat in list(self._open):
-            self._look(seat, peering)
+        for registration in list(self._open):
+            self._look(registration, peering)
 
     def place_failed(self, place: Place, error: ZBusError) -> None:
         """Dialling there cannot help."""
-        for seat, (remote, its) in list(self._open.items()):
+        for registration, (remote, its) in list(self._open.items()):
             if its is place:
-                self._fail(seat, error.at(peer=str(remote)))
+                self._fail(registration, error.at(peer=str(remote)))
 
-    def _look(self, seat: Seat, peering: Peering) -> None:
-        remote, place = self._open[seat]
+    def _look(self, registration: Registration, peering: Peering) -> None:
+        remote, place = self._open[registration]
         told = peering.session.peer
         link: Link | None = self._channels.links.get(peering.key)
-        if link is None or seat.state is not State.WAITING:
+        if link is None or registration.state is not State.WAITING:
             return
         if not remote.is_met_by(peering.principal, told.instance, told.name):
             if place is peering.place and place.kind == "dial":  # who comes may be anybody
-                self._fail(seat, wrong_peer(remote, told.name))
+                self._fail(registration, wrong_peer(remote, told.name))
         elif not link.permitted:
-            self._fail(seat, _not_permitted_here(told.name))
+            self._fail(registration, _not_permitted_here(told.name))
         elif EXCHANGE not in told.permissions:
-            self._fail(seat, _not_permitted_there(told.name))
+            self._fail(registration, _not_permitted_there(told.name))
 
-    def _fail(self, seat: Seat, error: ZBusError) -> None:
-        if seat.state is State.WAITING:
-            self._channels.pairing.end(seat, error)
+    def _fail(self, registration: Registration, error: ZBusError) -> None:
+        if registration.state is State.WAITING:
+            self._channels.matching.end(registration, error)
 
 
 def _not_permitted_here(name: str) -> NotPermitted:

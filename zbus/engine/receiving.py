@@ -12,13 +12,13 @@ from ..errors import Mismatch, RemoteProtocolError, TransferRefused, ZBusError
 from ..net.places import Peering
 from ..operation import Operation, size_text
 from ..protocol.fields import clip
-from ..protocol.messages import DIGEST, Offer, Parcel, Refused, Stored
+from ..protocol.messages import DIGEST, JobOffer, Offer, Refused, Stored
 from ..protocol.transfer import Incoming
 from ..values import payload
 from ..values.streams import ValueSink
 from ..values.unpack import Unpacker
+from .context import Context
 from .flows import Inflow
-from .parts import Parts
 from .sending import HEAVY
 
 
@@ -45,16 +45,16 @@ class Receiving:
 
     def __init__(
         self,
-        parts: Parts,
+        context: Context,
         peering: Peering,
         holder: Holder,
-        offer: Offer | Parcel,
+        offer: Offer | JobOffer,
         body: bytes,
         expect: str,
         on_value: Callable[[Any], None],
         on_failed: Callable[[ZBusError], None],
     ) -> None:
-        self._parts, self._peering, self._holder = parts, peering, holder
+        self._context, self._peering, self._holder = context, peering, holder
         self._offer, self._body, self._expect = offer, body, expect
         self._on_value, self._on_failed = on_value, on_failed
         self._sink = ValueSink()
@@ -77,7 +77,7 @@ class Receiving:
 
     def _open(self, spec: bytes) -> None:
         """The spec is there: wait for the memory that it asks for."""
-        budget = self._parts.budget
+        budget = self._context.budget
         try:
             unpacker = Unpacker(spec)
             if unpacker.total + self._offer.head != self._offer.total:
@@ -96,7 +96,7 @@ class Receiving:
 
     def _allocate(self, unpacker: Unpacker) -> None:
         if self._holder.ended:  # while it waited for memory
-            self._parts.budget.give_back(unpacker.memory)
+            self._context.budget.give_back(unpacker.memory)
             return
         self._holder.memory = unpacker.memory
 
@@ -111,7 +111,7 @@ class Receiving:
         if "torch" in sys.modules or not unpacker.needs_torch:
             self._allocated(work())
         else:
-            self._parts.in_pool(work, self._allocated)
+            self._context.in_pool(work, self._allocated)
 
     def _allocated(self, error: ZBusError | None) -> None:
         if self._holder.ended:
@@ -121,7 +121,7 @@ class Receiving:
         elif self._offer.inline:
             self._fill()
         elif self._flow is not None:
-            self._parts.bulk.open(self._flow, self._offer.total)
+            self._context.transfers.open(self._flow, self._offer.total)
         else:
             self._receive(self._offer.total)
 
@@ -152,7 +152,7 @@ class Receiving:
             head=offer.head,
             on_head=(lambda: self._open(self._sink.head())) if offer.head else None,
         )
-        self._parts.bulk.receive(self._flow)
+        self._context.transfers.receive(self._flow)
 
     def _build(self) -> None:
         """Every byte is there and right: build the value and hand it over."""
@@ -185,7 +185,7 @@ class Receiving:
         if self._offer.total < HEAVY:
             then(work())
         else:
-            self._parts.in_pool(work, then)
+            self._context.in_pool(work, then)
 
     def _let_go(self) -> None:
         """The memory is the caller's alone: it is free when that lets go of it, and not when the

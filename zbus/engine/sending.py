@@ -11,13 +11,13 @@ from ..codecs import CODECS
 from ..errors import ZBusError
 from ..net.places import Peering
 from ..operation import size_text
-from ..protocol.messages import MAX_INLINE, MAX_SPEC
+from ..protocol.messages import MAX_INLINE, MAX_OFFERED_SPEC
 from ..protocol.transfer import Outgoing
 from ..values import payload
 from ..values.layout import PLAIN
 from ..values.streams import PackedSource
+from .context import Context, Running
 from .flows import Outflow
-from .parts import Parts, Running
 
 HEAVY = 1 << 20  # bytes from which packing and building go to the worker pool
 
@@ -27,7 +27,7 @@ class Wrapped:
     """A value, packed for one link.
 
     Attributes:
-        told: The fields of its OFFER or PARCEL that speak of it.
+        told: The fields of its OFFER or JOB_OFFER that speak of it.
         body: The whole of it, where it rides inside that message.
         source: Its bytes, where they follow in chunks.
         plain: How many bytes it has, without a spec in front.
@@ -46,7 +46,7 @@ class Wrapped:
 
 
 def wrap(
-    parts: Parts,
+    context: Context,
     peering: Peering,
     flat: payload.Flat,
     quality: str,
@@ -67,13 +67,13 @@ def wrap(
     if flat.nbytes < HEAVY:
         then(pack())
     else:
-        parts.in_pool(pack, then)
+        context.in_pool(pack, then)
 
 
 def _wrapped(packed: payload.Packed, codec: str) -> Wrapped:
     views = [buffer.view for buffer in packed.buffers]
     layouts = [(len(buffer.view), buffer.layout) for buffer in packed.buffers]
-    head = len(packed.spec) if len(packed.spec) > MAX_SPEC else 0
+    head = len(packed.spec) if len(packed.spec) > MAX_OFFERED_SPEC else 0
     if head:
         views.insert(0, memoryview(packed.spec))
         layouts.insert(0, (head, PLAIN))
@@ -90,7 +90,7 @@ def _wrapped(packed: payload.Packed, codec: str) -> Wrapped:
 
 
 def stream(
-    parts: Parts,
+    context: Context,
     peering: Peering,
     transfer: int,
     wrapped: Wrapped,
@@ -101,7 +101,7 @@ def stream(
     source = wrapped.source
     if source is None:
         return
-    parts.bulk.send(
+    context.transfers.send(
         Outflow(
             peering,
             Outgoing(transfer, source.total, source.cut, peering.pace, peering.largest_chunk),
@@ -117,11 +117,11 @@ def stream(
 # --- on a channel -------------------------------------------------------------------------------
 
 
-def prepare(parts: Parts, running: Running) -> None:
-    """The seat of this send has met its partner: pack the value for that link, and offer it.
+def prepare(context: Context, running: Running) -> None:
+    """The run of this send has met its partner: pack the value for that link, and offer it.
     Nothing happens if this is no send, or it is being prepared already."""
-    link = running.seat.link
-    peering = parts.peering(link.key) if link is not None else None
+    link = running.registration.link
+    peering = context.peering(link.key) if link is not None else None
     running.peering = peering
     if running.flat is None or running.preparing or peering is None:
         return
@@ -131,22 +131,22 @@ def prepare(parts: Parts, running: Running) -> None:
         if running.ended:
             return
         if isinstance(result, ZBusError):
-            parts.channels.pairing.fail(running.seat, running.step, result, tell=True)
+            context.channels.matching.fail(running.registration, running.step, result, tell=True)
         else:
-            _offer(parts, running, peering, result)
+            _offer(context, running, peering, result)
 
     if running.flat.nbytes >= HEAVY:
         running.operation.note = f"packing {size_text(running.flat.nbytes)}"
-    wrap(parts, peering, running.flat, running.quality, then)
+    wrap(context, peering, running.flat, running.quality, then)
 
 
-def _offer(parts: Parts, running: Running, peering: Peering, wrapped: Wrapped) -> None:
+def _offer(context: Context, running: Running, peering: Peering, wrapped: Wrapped) -> None:
     operation = running.operation
     operation.notes, operation.codec = wrapped.notes, wrapped.codec
     operation.begin_bytes(wrapped.plain)
     running.transfer = running.step.id
-    offered = parts.channels.pairing.offer(
-        running.seat, running.step, body=wrapped.body, **wrapped.told
+    offered = context.channels.matching.offer(
+        running.registration, running.step, body=wrapped.body, **wrapped.told
     )
 
     def progress(received: int) -> None:
@@ -154,4 +154,4 @@ def _offer(parts: Parts, running: Running, peering: Peering, wrapped: Wrapped) -
         operation.progressed(received)
 
     if offered is not None:
-        stream(parts, peering, running.transfer, wrapped, progress)
+        stream(context, peering, running.transfer, wrapped, progress)

@@ -80,7 +80,7 @@ def key_changed() -> KeyChanged:
 class Helper(Protocol):
     """What a dialler needs done: the engine does it."""
 
-    def aside(self, work: Callable[[], T], then: Callable[[T], None]) -> None: ...
+    def in_thread(self, work: Callable[[], T], then: Callable[[T], None]) -> None: ...
     def place_failed(self, place: Place, error: ZBusError) -> None: ...
 
 
@@ -137,7 +137,7 @@ class Dialler:
                 then(place, result)
 
         place.looking = True
-        self._helper.aside(guarded, done)
+        self._helper.in_thread(guarded, done)
 
     def _found(self, place: Place, address: Address, way: Way | ZBusError) -> None:
         if isinstance(way, ZBusError):

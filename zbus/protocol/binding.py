@@ -1,8 +1,9 @@
 """Sans-IO: the operations of two bound runs, and whether they are two ends of one item.
 
-On a bound seat one operation at a time is open on each side: a send OFFERs, a receive AWAITs.
-They pair by their key: the order, or on Jumper's channel the place in the run's sequence. If each
-side has one open and they do not pair, both fail at once, each with both halves in its text.
+On a bound registration one operation at a time is open on each side: a send OFFERs, a receive
+AWAITs. They pair by their key: the order, or on Jumper's channel the place in the run's sequence.
+If each side has one open and they do not pair, both fail at once, each with both halves in its
+text.
 """
 
 from __future__ import annotations
@@ -19,14 +20,24 @@ from ..errors import (
 from .fields import clip
 from .manifest import JUMPER, accepts
 from .messages import Await, Cancel, Close, Offer
-from .seats import Event, Failed, Link, Matched, RunBroken, Seat, Send, State, Step
+from .registrations import (
+    ChannelOperation,
+    Event,
+    Failed,
+    Link,
+    Matched,
+    Registration,
+    RunBroken,
+    Send,
+    State,
+)
 
 MAX_ORDER = (1 << 63) - 1  # on the wire
 MIRROR = "Make the two chains mirror each other"
 
 
-class Pairing:
-    """The operations of all seats.
+class Matching:
+    """The operations of all registrations.
 
     Args:
         out: Where what is to be done is left, in order.
@@ -37,22 +48,22 @@ class Pairing:
 
     # --- this side ----------------------------------------------------------------------------
 
-    def begin(self, seat: Seat, step: Step) -> None:
+    def begin(self, registration: Registration, step: ChannelOperation) -> None:
         """A send or receive begins. A send is posted by `offer`, when its value is prepared.
 
         Raises:
             OperationPending: One is open here already.
-            ZBusError: The seat has ended; its own error.
+            ZBusError: The registration has ended; its own error.
         """
-        if seat.step is not None:
+        if registration.step is not None:
             raise OperationPending(
-                f"{step} began while {seat.step} is still open on {seat.endpoint}",
+                f"{step} began while {registration.step} is still open on {registration.endpoint}",
                 remedy="Wire the order output of the one into the order input of the other",
             )
-        if seat.error is not None:
-            raise _staged(seat.error, step)
-        if seat.channel == JUMPER or step.order is None:
-            step.key = seat.count
+        if registration.error is not None:
+            raise _staged(registration.error, step)
+        if registration.channel == JUMPER or step.order is None:
+            step.key = registration.count
         else:
             step.key = step.order
         if step.key > MAX_ORDER:
@@ -60,20 +71,22 @@ class Pairing:
                 f"{step} has no order left: the one before had {MAX_ORDER}",
                 remedy="Start the chain at 0",
             )
-        step.before, seat.count = seat.count, step.key + 1
-        seat.step = step
-        if seat.state is State.BOUND:
-            self.post(seat)
+        step.before, registration.count = registration.count, step.key + 1
+        registration.step = step
+        if registration.state is State.BOUND:
+            self.post(registration)
 
-    def offer(self, seat: Seat, step: Step, body: bytes = b"", **told: object) -> Link | None:
+    def offer(
+        self, registration: Registration, step: ChannelOperation, body: bytes = b"", **told: object
+    ) -> Link | None:
         """The value of a send is prepared: offer it, a small one in `body`; `told` are the fields
         of OFFER that speak of the value. Returns the link, None if it is too late."""
-        link = seat.link
-        if seat.step is not step or seat.state is not State.BOUND or link is None:
+        link = registration.link
+        if registration.step is not step or registration.state is not State.BOUND or link is None:
             return None
         step.posted = True
         offer = Offer(
-            binding=seat.binding,
+            binding=registration.binding,
             operation=step.id,
             key=step.key,
             kind=step.kind,
@@ -81,32 +94,39 @@ class Pairing:
             **told,  # type: ignore[arg-type]
         )
         self._out.append(Send(link.key, offer, body))
-        self._pair(seat)
+        self._pair(registration)
         return link
 
-    def complete(self, seat: Seat, step: Step) -> None:
+    def complete(self, registration: Registration, step: ChannelOperation) -> None:
         """The operation's value has been stored."""
-        if seat.step is step:
-            seat.step = seat.remote = None
-            seat.remote_body = b""
-            seat.finished += 1
+        if registration.step is step:
+            registration.step = registration.remote = None
+            registration.remote_body = b""
+            registration.finished += 1
 
-    def fail(self, seat: Seat, step: Step, error: ZBusError, tell: bool) -> None:
+    def fail(
+        self, registration: Registration, step: ChannelOperation, error: ZBusError, tell: bool
+    ) -> None:
         """The operation failed or was cancelled on this side; `tell` the other side."""
-        if seat.step is not step:
+        if registration.step is not step:
             return
-        if tell and step.posted and seat.link is not None and seat.state is State.BOUND:
-            self._send(seat.link, Cancel(step.id, clip(str(error))))
-        seat.step = None
-        if seat.channel != JUMPER:
-            seat.count = step.before  # its number is free again, on both sides
+        if (
+            tell
+            and step.posted
+            and registration.link is not None
+            and registration.state is State.BOUND
+        ):
+            self._send(registration.link, Cancel(step.id, clip(str(error))))
+        registration.step = None
+        if registration.channel != JUMPER:
+            registration.count = step.before  # its number is free again, on both sides
         if step.matched:
-            seat.remote, seat.remote_body = None, b""
-        self._out.append(Failed(seat, step, error))
+            registration.remote, registration.remote_body = None, b""
+        self._out.append(Failed(registration, step, error))
 
-    def post(self, seat: Seat) -> None:
-        """The seat is bound: say what this side has open."""
-        step, link = seat.step, seat.link
+    def post(self, registration: Registration) -> None:
+        """The registration is bound: say what this side has open."""
+        step, link = registration.step, registration.link
         if step is None or link is None:
             return
         step.id = link.new_operation()
@@ -115,72 +135,74 @@ class Pairing:
             self._send(
                 link,
                 Await(
-                    seat.binding,
+                    registration.binding,
                     step.id,
                     step.key,
                     step.kind,
                     clip(step.node, 120),
                 ),
             )
-        self._pair(seat)
+        self._pair(registration)
 
-    def _pair(self, seat: Seat) -> None:
+    def _pair(self, registration: Registration) -> None:
         """Look whether the open operations of the two sides belong together."""
-        mine, other = seat.step, seat.remote
+        mine, other = registration.step, registration.remote
         if mine is None or other is None or mine.matched:
             return
         problem = _misfit(mine, other)
         if problem:
-            error = Mismatch(problem, peer=seat.who, remedy=MIRROR)
-            self.broken(seat, error)
+            error = Mismatch(problem, peer=registration.who, remedy=MIRROR)
+            self.broken(registration, error)
         elif isinstance(other, Offer):
             mine.matched = True
-            self._out.append(Matched(seat, mine, other, seat.remote_body))
+            self._out.append(Matched(registration, mine, other, registration.remote_body))
         elif mine.posted:
             mine.matched = True
 
     # --- the other side -----------------------------------------------------------------------
 
-    def remote(self, seat: Seat, message: Await | Offer, body: bytes) -> None:
+    def remote(self, registration: Registration, message: Await | Offer, body: bytes) -> None:
         """The other side has begun an operation. One at a time: the one before is over there."""
-        seat.remote, seat.remote_body = message, body
-        self._pair(seat)
+        registration.remote, registration.remote_body = message, body
+        self._pair(registration)
 
-    def cancelled(self, seat: Seat, message: Cancel) -> bool:
+    def cancelled(self, registration: Registration, message: Cancel) -> bool:
         """The other side gives up an operation; whether it was the one that is open here."""
-        if seat.remote is None or seat.remote.operation != message.operation:
+        if registration.remote is None or registration.remote.operation != message.operation:
             return False
-        mine = seat.step
-        seat.remote, seat.remote_body = None, b""
+        mine = registration.step
+        registration.remote, registration.remote_body = None, b""
         if mine is not None and mine.matched:
             why = f"the other side gave up: {message.why}"
-            self.fail(seat, mine, RunEnded(why, peer=seat.who, stage=str(mine)), tell=True)
+            self.fail(
+                registration, mine, RunEnded(why, peer=registration.who, stage=str(mine)), tell=True
+            )
         return True
 
     # --- ends ---------------------------------------------------------------------------------
 
-    def broken(self, seat: Seat, error: ChannelError) -> None:
+    def broken(self, registration: Registration, error: ChannelError) -> None:
         """Both sides see this fault for themselves; the CLOSE is for a side that does not."""
-        if seat.link is not None:
-            self._send(seat.link, Close(seat.binding, "failed", clip(error.what)))
-        self.end(seat, error)
+        if registration.link is not None:
+            self._send(registration.link, Close(registration.binding, "failed", clip(error.what)))
+        self.end(registration, error)
 
-    def end(self, seat: Seat, error: ZBusError, tell_run: bool = True) -> None:
-        """The seat has ended, for `error`: so does its operation, or its run is told."""
-        expected = seat.expects_more
-        step, seat.step = seat.step, None
-        seat.state, seat.error = State.ENDED, error
-        seat.remote, seat.remote_body = None, b""
+    def end(self, registration: Registration, error: ZBusError, tell_run: bool = True) -> None:
+        """The registration has ended, for `error`: so does its operation, or its run is told."""
+        expected = registration.expects_more
+        step, registration.step = registration.step, None
+        registration.state, registration.error = State.ENDED, error
+        registration.remote, registration.remote_body = None, b""
         if step is not None:
-            self._out.append(Failed(seat, step, _staged(error, step)))
+            self._out.append(Failed(registration, step, _staged(error, step)))
         elif tell_run and expected:
-            self._out.append(RunBroken(seat, error))
+            self._out.append(RunBroken(registration, error))
 
     def _send(self, link: Link, message: Await | Cancel | Close) -> None:
         self._out.append(Send(link.key, message))
 
 
-def _misfit(mine: Step, other: Await | Offer) -> str | None:
+def _misfit(mine: ChannelOperation, other: Await | Offer) -> str | None:
     """Why the two cannot be the ends of one item, with both halves; None if they can."""
     theirs = "receive" if isinstance(other, Await) else "send"
     here, there = str(mine), other.node or theirs
@@ -196,5 +218,5 @@ def _misfit(mine: Step, other: Await | Offer) -> str | None:
     return None
 
 
-def _staged(error: ZBusError, step: Step) -> ZBusError:
+def _staged(error: ZBusError, step: ChannelOperation) -> ZBusError:
     return error if isinstance(error, LinkError) and error.stage else error.at(stage=str(step))

@@ -24,7 +24,7 @@ from .fields import Check, blob, each, flag, number, one_of, optional, piece, si
 VERSION = 1  # of the protocol; HELLO carries the span that a peer speaks
 MAX_HEADER = 64 * 1024
 MAX_INLINE = 64 * 1024  # a value up to this size rides inside its OFFER
-MAX_SPEC = 16 * 1024  # a longer spec goes in front of its value's bytes
+MAX_OFFERED_SPEC = 16 * 1024  # a longer spec goes in front of its value's bytes
 MAX_HEAD = 16 << 20  # bytes of a spec in front: taken before the memory budget is asked
 MAX_CHUNK = 1024 * 1024
 DIGEST = "xxh3-128"  # of a value's plain bytes
@@ -274,7 +274,7 @@ class Offer(Message):
     node: str = _is(text(120))
     total: int = _is(number(0, MAX_TOTAL))
     codec: str = _is(text(20))
-    spec: bytes = _is(blob(0, MAX_SPEC))
+    spec: bytes = _is(blob(0, MAX_OFFERED_SPEC))
     head: int = _is(number(0, MAX_HEAD))
     inline: bool = _is(flag)
     digest: str = _is(text(20), DIGEST)  # its kind; FINISH carries it
@@ -331,7 +331,7 @@ class Close(Message):
 
 
 @dataclass(frozen=True)
-class Near(Message):
+class ShmReady(Message):
     """The receiver could read the value of that transfer in the sender's memory.
 
     `proof` is keyed with the secret key of the user whose processes both are.
@@ -344,8 +344,8 @@ class Near(Message):
 
 
 @dataclass(frozen=True)
-class Shared(Message):
-    """The bytes of a granted transfer lie there, in the sender's memory. `proof` as in NEAR."""
+class ShmOffer(Message):
+    """The bytes of a granted transfer lie there, in the sender's memory; `proof`: see SHM_READY."""
 
     KIND = 44
     SEQUENCED = True
@@ -355,7 +355,7 @@ class Shared(Message):
 
 
 @dataclass(frozen=True)
-class Unshared(Message):
+class ShmDecline(Message):
     """The receiver cannot read them: they are to come as chunks, and `for_good` all others too."""
 
     KIND = 45
@@ -376,7 +376,7 @@ class Measure(Message):
 
 
 @dataclass(frozen=True)
-class Parcel(Message):
+class JobOffer(Message):
     """One value of a job: "submit" to the peer that shall run it; "result:NAME" and "end" back.
 
     The fields from `operation` on are those of OFFER.
@@ -390,7 +390,7 @@ class Parcel(Message):
     operation: int = _is(number())
     total: int = _is(number(0, MAX_TOTAL))
     codec: str = _is(text(20))
-    spec: bytes = _is(blob(0, MAX_SPEC))
+    spec: bytes = _is(blob(0, MAX_OFFERED_SPEC))
     head: int = _is(number(0, MAX_HEAD))
     inline: bool = _is(flag)
     digest: str = _is(text(20), DIGEST)
@@ -445,8 +445,8 @@ KINDS: dict[int, type[Message]] = {
     for cls in (
         *(Hello, Ready, Reject, Ack, Ping, Pong, Bye, Status, Chunk, Grant),
         *(Announce, Withdraw, Bound, BoundOk, NotBound, Await, Offer),
-        *(Finish, Stored, Refused, Cancel, Close, Near, Shared, Unshared, Measure),
-        *(JobProgress, JobPreview, Parcel, JobState, JobCancel, Enquire, Facts),
+        *(Finish, Stored, Refused, Cancel, Close, ShmReady, ShmOffer, ShmDecline, Measure),
+        *(JobProgress, JobPreview, JobOffer, JobState, JobCancel, Enquire, Facts),
     )
 }
 _CHECKS: dict[type[Message], tuple[tuple[str, Check, Any], ...]] = {

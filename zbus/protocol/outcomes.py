@@ -15,7 +15,7 @@ from ..errors import (
 )
 from ..printable import clean_lines
 from ..reasons import MAX_REASONS, Reason, lines
-from .orders import Order
+from .job_records import GivenJob
 
 MAX_TOLD = 200_000  # characters of a text, a traceback above all
 
@@ -39,14 +39,14 @@ def not_permitted(why: str) -> dict[str, Any]:
     return refused([Reason("permission", text=why)])
 
 
-def stage(order: Order) -> str:
+def stage(given: GivenJob) -> str:
     """What texts call it."""
-    return f"job {order.title}".strip()
+    return f"job {given.title}".strip()
 
 
-def outcome(order: Order, end: dict[str, Any]) -> ZBusError | None:
-    """How the order has ended, by what was told; None: well."""
-    kind, where = end.get("outcome"), {"peer": order.peer, "stage": stage(order)}
+def outcome(given: GivenJob, end: dict[str, Any]) -> ZBusError | None:
+    """How the given has ended, by what was told; None: well."""
+    kind, where = end.get("outcome"), {"peer": given.peer, "stage": stage(given)}
     if kind == "done":
         return None
     if kind == "refused":

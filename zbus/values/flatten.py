@@ -159,14 +159,14 @@ class _Walk:
         self.atoms.append(Leaf("a", array, array.nbytes, place, dtype, array.shape, what))
 
     def _bytes(self, value: bytes | bytearray, place: str) -> None:
-        if len(value) > wire.MAX_INLINE:
+        if len(value) > wire.MAX_SHORT:
             self.atoms.append(Leaf("b", value, len(value), place))
         else:
             self.atoms.append(bytes(value))
 
     def _text(self, value: str, place: str) -> None:
         data = value.encode("utf-8", "surrogatepass")
-        if len(data) > wire.MAX_INLINE:
+        if len(data) > wire.MAX_SHORT:
             self.atoms.append(Leaf("S", data, len(data), place))
         else:
             self.atoms += ["s", str.__str__(value)]

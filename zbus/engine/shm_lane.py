@@ -1,11 +1,11 @@
 """The same-host lane of transfers: the receiver reads a value where the sender has it.
 
-A receiver says NEAR: that it is a process of the sender's own user, with a proof that is keyed with
-that user's secret key. Once it has granted the transfer, the sender says SHARED: the addresses of
-its pieces, with such a proof of its own; for a receiver that read whatever it is told could be led
-to read a third process. So addresses are told to this user's processes alone, and taken from them
-alone. The digest comes as ever, and holds here too: a sender that was cancelled may let go of the
-memory while it is read. What cannot be read so (UNSHARED) comes in chunks.
+A receiver says SHM_READY: that it is a process of the sender's own user, with a proof that is
+keyed with that user's secret key. Once it has granted the transfer, the sender says SHM_OFFER: the
+addresses of its pieces, with such a proof of its own; for a receiver that read whatever it is told
+could be led to read a third process. So addresses are told to this user's processes alone, and
+taken from them alone. The digest comes as ever, and holds here too: a sender that was cancelled
+may let go of the memory while it is read. What cannot be read so (SHM_DECLINE) comes in chunks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import xxhash
 from ..errors import ZBusError
 from ..net import memory
 from ..net.places import Peering
-from ..protocol.messages import MAX_PIECES, Hello, Near, Shared
+from ..protocol.messages import MAX_PIECES, Hello, ShmOffer, ShmReady
 from ..trust import Trust
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Target(Protocol):
     def view(self, offset: int, size: int) -> memoryview | None: ...
 
 
-class Sharing:
+class ShmLane:
     """What the two sides of the lane do, in worker threads.
 
     Args:
@@ -66,28 +66,30 @@ class Sharing:
         lanes = (self._own.lanes, peering.session.peer.lanes)
         return peering.is_local and all(memory.LANE in known for known in lanes)
 
-    def near(self, peering: Peering, transfer: int) -> Near | None:
+    def near(self, peering: Peering, transfer: int) -> ShmReady | None:
         """What to tell the sender of a value; None where this user has no key."""
         proof = self._proof(self._own, peering.session.peer, transfer)
-        return Near(transfer, proof) if proof else None
+        return ShmReady(transfer, proof) if proof else None
 
-    def is_near(self, peering: Peering, message: Near) -> bool:
+    def is_near(self, peering: Peering, message: ShmReady) -> bool:
         """Whether it is this user's process that says so."""
         proof = self._proof(peering.session.peer, self._own, message.transfer)
         return bool(proof) and hmac.compare_digest(proof, message.proof)
 
-    def shared(self, peering: Peering, transfer: int, views: Sequence[memoryview]) -> Shared | None:
+    def shared(
+        self, peering: Peering, transfer: int, views: Sequence[memoryview]
+    ) -> ShmOffer | None:
         """What to tell who is near of a value in these views; None where it takes the socket."""
         if not 0 < len(views) <= MAX_PIECES:
             return None
         pieces = tuple((memory.address_of(view), len(view)) for view in views)
         proof = self._proof(self._own, peering.session.peer, transfer, pieces)
-        return Shared(transfer, pieces, proof) if proof else None
+        return ShmOffer(transfer, pieces, proof) if proof else None
 
     def read(
         self,
         peering: Peering,
-        message: Shared,
+        message: ShmOffer,
         total: int,
         target: Target,
         is_wanted: Callable[[], bool],

@@ -47,8 +47,8 @@ from zbus.protocol.messages import (
     Facts,
     Hello,
     JobCancel,
+    JobOffer,
     JobState,
-    Parcel,
     Ready,
     Refused,
     Reject,
@@ -254,7 +254,7 @@ def test_a_job_that_comes_by_a_plain_listener(two: Two) -> None:
     with two.there.listen("127.0.0.1:0") as channel:
         bad = Bad(two.there, channel.address, plain=True)
         bad.parcel("job", "submit", request().told())
-        refused = bad.hear(Parcel)
+        refused = bad.hear(JobOffer)
         assert refused.part == "end" and b"not permitted over this link" in bad.body + refused.spec
         bad.say(Enquire(1))
         assert bad.hear(Facts).facts == '{"jobs": false}'
@@ -730,7 +730,7 @@ def test_a_job_goes_on_after_a_session_was_given_up() -> None:
         taken.started()
         until(lambda: job.progress.state == "running")
         session = two.here._engine.links.peerings[0].session.key
-        two.here._engine.desk.jobs._reconnect_wait = 60.0
+        two.here._engine.job_service.jobs._reconnect_wait = 60.0
         proxy.refuse()
         proxy.cut()
         taken.result("a", 1)
@@ -756,7 +756,7 @@ def test_enquire(two: Two) -> None:
         two.host.told = told  # type: ignore[assignment]
         assert two.here.enquire(two.remote).result(10) == {"jobs": True}
     clean(two.here, two.there)
-    assert not any(two.there._engine.desk.enquiries._answering.values())
+    assert not any(two.there._engine.job_service.enquiries._answering.values())
 
 
 def test_questions_that_nobody_waits_for_any_more(two: Two) -> None:
@@ -900,9 +900,9 @@ def test_300_jobs_in_a_row_do_not_grow(two: Two) -> None:
     for peer in (two.here, two.there):
         engine = peer._engine
         assert len(engine.links.places) == 1 and len(engine.links.peerings) == 1
-        assert not engine.desk.jobs.orders and not engine.desk.jobs.tasks
+        assert not engine.job_service.jobs.given and not engine.job_service.jobs.taken
         assert all(p.session.drained or p.is_own for p in engine.links.peerings)
-    assert len(two.there._engine.desk.jobs._gone) <= 512
+    assert len(two.there._engine.job_service.jobs._gone) <= 512
     assert two.host.count("submitted") == two.host.count("forget") == 320
 
 
@@ -994,7 +994,7 @@ class Bad:
         self._link.send_multipart(frames)
 
     def parcel(self, job: str, part: str, value: Any, **told: Any) -> int:
-        """Say a value as a PARCEL; `told` are fields that lie."""
+        """Say a value as a JOB_OFFER; `told` are fields that lie."""
         packed = payload.pack(payload.flatten(value), "never")
         body = b"".join(buffer.view for buffer in packed.buffers)
         self._operation += 2
@@ -1006,7 +1006,7 @@ class Bad:
             "head": 0,
             "inline": True,
         } | told
-        self.say(Parcel(job, part, **fields), body or None)
+        self.say(JobOffer(job, part, **fields), body or None)
         return self._operation
 
     def hear(self, kind: Any, within: float = 5.0) -> Any:
@@ -1075,7 +1075,7 @@ SUBMITS: list[Any] = [
 def test_submits_that_cannot_be_used(two: Two, bad: Bad, value: Any) -> None:
     packed = payload.pack(payload.flatten(value), "never")
     if packed.total > 60_000 or len(packed.spec) > 16_000:  # as a peer of ours would send it
-        told = two.here._engine.desk
+        told = two.here._engine.job_service
         job = two.here.submit(two.remote, request())
         until(lambda: len(two.host.jobs) == 2)
         two.host.jobs[job.id].done()
@@ -1086,7 +1086,7 @@ def test_submits_that_cannot_be_used(two: Two, bad: Bad, value: Any) -> None:
         failed = error(sent)
     else:
         bad.parcel("bad-job", "submit", value)
-        end = bad.hear(Parcel)
+        end = bad.hear(JobOffer)
         assert (end.job, end.part) == ("bad-job", "end")
         assert b"refused" in bad.body + end.spec
         bad.say(Stored(end.operation))
@@ -1098,8 +1098,8 @@ def test_submits_that_cannot_be_used(two: Two, bad: Bad, value: Any) -> None:
 
 def clean_but(two: Two) -> None:
     """Of all jobs only the good one is there."""
-    until(lambda: len(two.there._engine.desk.jobs.tasks) == 1, 5)
-    assert set(left(two.there)) <= {"taken", "tasks", "previewed"}
+    until(lambda: len(two.there._engine.job_service.jobs.taken) == 1, 5)
+    assert set(left(two.there)) <= {"taken", "taken_jobs", "previewed"}
     assert two.host.count("submitted") <= 2
 
 
@@ -1124,7 +1124,7 @@ def test_parcels_that_lie(two: Two, bad: Bad, told: dict[str, Any]) -> None:
         bad.say(JobCancel("bad-job", "and away"))
     assert bad.hear(Refused).transfer == operation
     if "head" not in told or told["head"] == 16:
-        end = bad.hear(Parcel)
+        end = bad.hear(JobOffer)
         assert end.part == "end"
         bad.say(Stored(end.operation))
     clean_but(two)
@@ -1149,7 +1149,7 @@ def test_parcels_for_nobody(two: Two, bad: Bad) -> None:
     bad.say(Stored(999_999))
     bad.say(Refused(999_998, "no"))
     bad.parcel(good, "submit", GOOD)
-    assert b"another peer" in bad.hear(Parcel).spec + bad.body
+    assert b"another peer" in bad.hear(JobOffer).spec + bad.body
     assert two.host.count("cancel") == 0
 
 
@@ -1173,7 +1173,7 @@ def test_a_thousand_submits_of_a_bad_client(two: Two, bad: Bad) -> None:
     assert two.host.count("submitted") == 257, "256 of one session, and the good one"
     bad.say(Bye("enough"))
     until(lambda: two.host.count("forget") == two.host.count("cancel") == 256)
-    until(lambda: len(two.there._engine.desk.jobs.tasks) == 1, 5)
+    until(lambda: len(two.there._engine.job_service.jobs.taken) == 1, 5)
 
 
 @pytest.mark.usefixtures("goes_on")

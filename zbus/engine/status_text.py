@@ -5,48 +5,53 @@ from __future__ import annotations
 from ..job import Job
 from ..net.places import Peering
 from ..operation import size_text
-from ..protocol.seats import Link, State
-from .parts import Parts, Running
+from ..protocol.registrations import Link, State
+from .context import Context, Running
 
 
-def explain(parts: Parts, running: Running, now: float) -> str:
+def explain(context: Context, running: Running, now: float) -> str:
     """Whom this operation waits for and why; "" where the line that stands says more."""
-    seat = running.seat
-    if seat.link is not None and seat.state is State.BOUND:
-        peering = parts.peering(seat.link.key)
-        return "" if peering is None else _bound(parts, running, peering, now)
-    covered = [link for link in parts.channels.links.values() if seat.endpoint.covers(link)]
-    known = [(link, peering) for link in covered if (peering := parts.peering(link.key))]
+    registration = running.registration
+    if registration.link is not None and registration.state is State.BOUND:
+        peering = context.peering(registration.link.key)
+        return "" if peering is None else _bound(context, running, peering, now)
+    covered = [
+        link for link in context.channels.links.values() if registration.endpoint.covers(link)
+    ]
+    known = [(link, peering) for link in covered if (peering := context.peering(link.key))]
     # A session whose link stands says more than one that is lost.
     for link, peering in sorted(known, key=lambda pair: not pair[1].session.is_linked):
-        return _waiting(parts, running, link, peering, now)
+        return _waiting(context, running, link, peering, now)
     if running.place is not None:
-        return parts.links.placing.explain(running.place, now)
-    if seat.endpoint.kind == "peer":
+        return context.links.placing.explain(running.place, now)
+    if registration.endpoint.kind == "peer":
         return (
-            f"{seat.endpoint} is not connected, and no address of it is known here: run there too"
+            f"{registration.endpoint} is not connected, and no address of it is known here: "
+            "run there too"
         )
     return "press Run on the other side, or name a peer here: none is connected yet"
 
 
-def _waiting(parts: Parts, running: Running, link: Link, peering: Peering, now: float) -> str:
+def _waiting(context: Context, running: Running, link: Link, peering: Peering, now: float) -> str:
     """There is a session, and no run on it that would be for us."""
-    troubled = _trouble(parts, peering, now)
+    troubled = _trouble(context, peering, now)
     if troubled:
         return troubled
-    busy = link.busy.get(running.seat.channel)
+    busy = link.busy.get(running.registration.channel)
     if busy:
         return f"{peering.name}: {busy}"
     others = sorted({channel for _, channel in link.remote})
-    if others and running.seat.channel not in others:
-        return f'{peering.name} waits on channel "{others[0]}", not "{running.seat.channel}"'
+    if others and running.registration.channel not in others:
+        return (
+            f'{peering.name} waits on channel "{others[0]}", not "{running.registration.channel}"'
+        )
     if peering.activity not in ("", "idle"):
         return f"{peering.name} is connected and busy: {peering.activity}"
     return f"press Run on {peering.name}: it is connected and idle"
 
 
-def _bound(parts: Parts, running: Running, peering: Peering, now: float) -> str:
-    troubled = _trouble(parts, peering, now)
+def _bound(context: Context, running: Running, peering: Peering, now: float) -> str:
+    troubled = _trouble(context, peering, now)
     if troubled:
         return troubled
     if running.transferring or (running.preparing and not running.step.posted):
@@ -57,11 +62,11 @@ def _bound(parts: Parts, running: Running, peering: Peering, now: float) -> str:
     return f"{peering.name} has not come to this yet: {doing}"
 
 
-def explain_job(parts: Parts, job: Job, peering: Peering | None, now: float) -> str:
+def explain_job(context: Context, job: Job, peering: Peering | None, now: float) -> str:
     """Where a job of this side is."""
     if peering is None:
         return f"connecting to {job.remote}"
-    troubled = _trouble(parts, peering, now)
+    troubled = _trouble(context, peering, now)
     if troubled:
         return troubled
     at, who = job.progress, peering.name
@@ -78,10 +83,10 @@ def explain_job(parts: Parts, job: Job, peering: Peering | None, now: float) -> 
     return f"{who}: {at.title}{step}" if at.title else f"running on {who}"
 
 
-def _trouble(parts: Parts, peering: Peering, now: float) -> str:
+def _trouble(context: Context, peering: Peering, now: float) -> str:
     lost = peering.session.lost_for(now)
     if lost > 0:
-        minutes, seconds = divmod(int(parts.settings.reconnect_wait), 60)
+        minutes, seconds = divmod(int(context.settings.reconnect_wait), 60)
         return (
             f"link to {peering.name} lost {lost:.0f} s ago, trying, "
             f"gives up at {minutes}:{seconds:02d}"

@@ -14,28 +14,28 @@ from typing import Any
 from ..errors import RemoteProtocolError, ZBusError
 from ..job import Job, JobHost, Progress, Reason, Request, Taken
 from ..net.places import Peering, Place
-from ..protocol import orders as core
+from ..protocol import job_records as core
 from ..protocol.fields import clip
+from ..protocol.job_records import END, RESULT, SUBMIT, GivenJob, State
 from ..protocol.jobs import Jobs
 from ..protocol.messages import (
     Enquire,
     Facts,
     JobCancel,
+    JobOffer,
     JobPreview,
     JobProgress,
     JobState,
     Message,
-    Parcel,
 )
-from ..protocol.orders import END, RESULT, SUBMIT, Order, State
 from ..protocol.outcomes import NOBODY, NOT_YOU, PLAIN, refused
 from ..trust import JOBS
 from ..values.payload import Flat, flatten
+from .connecting import Connecting, SessionRequest
+from .context import Context
 from .enquiries import Enquiries
-from .errands import Errand, Errands
-from .parcels import Parcels
-from .parts import Parts
-from .words import explain_job
+from .job_transfers import JobTransfers
+from .status_text import explain_job
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +51,12 @@ class _Given:
 
     job: Job
     flat: Flat
-    errand: Errand
-    order: Order | None = None
+    errand: SessionRequest
+    record: GivenJob | None = None
     awaited: str = ""  # by whom, told before there was a link
 
 
-class Desk:
+class JobService:
     """All jobs of one peer, in both directions.
 
     Args:
@@ -65,13 +65,13 @@ class Desk:
     """
 
     def __init__(
-        self, parts: Parts, instance: bytes, post: Callable[[Callable[[], None]], None]
+        self, context: Context, instance: bytes, post: Callable[[Callable[[], None]], None]
     ) -> None:
-        self._parts, self._post = parts, post
-        self.jobs = Jobs(parts.settings.reconnect_wait)
-        self.errands = Errands(parts, instance)
-        self.enquiries = Enquiries(parts, self.errands)
-        self.parcels = Parcels(parts, self.jobs, self._moved)
+        self._context, self._post = context, post
+        self.jobs = Jobs(context.settings.reconnect_wait)
+        self.connecting = Connecting(context, instance)
+        self.enquiries = Enquiries(context, self.connecting)
+        self.job_transfers = JobTransfers(context, self.jobs, self._moved)
         self.host: JobHost | None = None
         self._given: dict[str, _Given] = {}
         self._taken: dict[str, Taken] = {}
@@ -88,32 +88,32 @@ class Desk:
         def then(peering: Peering) -> None:
             told = peering.session.peer
             job.peer = job.remote.name or told.name
-            given.order = Order(job.id, flat, job.peer, told.incarnation, job.request.title)
-            given.order.awaited = given.awaited
-            self.jobs.submit(given.order, peering.key)
+            given.record = GivenJob(job.id, flat, job.peer, told.incarnation, job.request.title)
+            given.record.awaited = given.awaited
+            self.jobs.submit(given.record, peering.key)
 
         def failed(error: ZBusError) -> None:
             del self._given[job.id]
             job.fail(error)
 
-        given = self._given[job.id] = _Given(job, flat, Errand(job.remote, then, failed))
-        self.errands.begin(given.errand)
+        given = self._given[job.id] = _Given(job, flat, SessionRequest(job.remote, then, failed))
+        self.connecting.begin(given.errand)
 
     def cancel(self, job: Job, error: ZBusError) -> None:
         """This side does not want it any more."""
         given = self._given.get(job.id)
-        if given is not None and given.order is not None:
-            self.jobs.cancel(given.order, error)
+        if given is not None and given.record is not None:
+            self.jobs.cancel(given.record, error)
         elif given is not None:
             del self._given[job.id]
-            self.errands.done(given.errand)
+            self.connecting.done(given.errand)
             job.fail(error)
 
     def awaits(self, job: Job, who: str) -> None:
         """A running prompt waits for it."""
         given = self._given.get(job.id)
-        if given is not None and given.order is not None:
-            self.jobs.awaits(given.order, who)
+        if given is not None and given.record is not None:
+            self.jobs.awaits(given.record, who)
         elif given is not None:
             given.awaited = who
 
@@ -123,12 +123,12 @@ class Desk:
         self.ended(job, refused(list(reasons)))
 
     def queued(self, job: str, place: int) -> None:
-        if job in self.jobs.tasks:
-            self.jobs.queued(self.jobs.tasks[job], place)
+        if job in self.jobs.taken:
+            self.jobs.queued(self.jobs.taken[job], place)
 
     def started(self, job: str) -> None:
-        if job in self.jobs.tasks:
-            self.jobs.started(self.jobs.tasks[job])
+        if job in self.jobs.taken:
+            self.jobs.started(self.jobs.taken[job])
 
     def progressed(self, job: str, node: str, title: str, value: int, maximum: int) -> None:
         peering = self._client(job)
@@ -150,16 +150,20 @@ class Desk:
 
     def _client(self, job: str) -> Peering | None:
         """The session of the peer that gave the job."""
-        task = self.jobs.tasks.get(job)
-        return self._parts.peering(task.session) if task is not None and task.session else None
+        taken_job = self.jobs.taken.get(job)
+        return (
+            self._context.peering(taken_job.session)
+            if taken_job is not None and taken_job.session
+            else None
+        )
 
     def result(self, job: str, name: str, flat: Flat) -> None:
-        if job in self.jobs.tasks:
-            self.jobs.result(self.jobs.tasks[job], name, flat)
+        if job in self.jobs.taken:
+            self.jobs.result(self.jobs.taken[job], name, flat)
 
     def ended(self, job: str, end: dict[str, Any]) -> None:
-        if job in self.jobs.tasks:
-            self.jobs.ended(self.jobs.tasks[job], end)
+        if job in self.jobs.taken:
+            self.jobs.ended(self.jobs.taken[job], end)
 
     # --- messages -----------------------------------------------------------------------------
 
@@ -170,7 +174,7 @@ class Desk:
             RemoteProtocolError: It breaks the rules.
         """
         match message:
-            case Parcel():
+            case JobOffer():
                 self._parcel(peering, message, body)
             case JobState():
                 self.jobs.state(peering.key, message)
@@ -188,13 +192,13 @@ class Desk:
                 return False
         return True
 
-    def _parcel(self, peering: Peering, parcel: Parcel, body: bytes) -> None:
+    def _parcel(self, peering: Peering, parcel: JobOffer, body: bytes) -> None:
         job = parcel.job
-        self.parcels.check(peering, parcel)
+        self.job_transfers.check(peering, parcel)
         if parcel.part == SUBMIT:
             told, denial = peering.session.peer, self.denial(peering)
             if self.jobs.offered(peering.key, told.incarnation, told.name, job, denial):
-                self.parcels.take(
+                self.job_transfers.take(
                     peering,
                     parcel,
                     body,
@@ -202,9 +206,9 @@ class Desk:
                     lambda error: self.jobs.not_submitted(job, error),
                 )
             else:
-                self.parcels.known(peering, parcel)
+                self.job_transfers.known(peering, parcel)
         elif self.jobs.wants(peering.key, job, parcel.part):
-            self.parcels.take(
+            self.job_transfers.take(
                 peering,
                 parcel,
                 body,
@@ -212,7 +216,7 @@ class Desk:
                 lambda error: self.jobs.lost(job, error.at(peer=peering.name)),
             )
         else:
-            self.parcels.refuse(peering, parcel, "that job is not waited for here")
+            self.job_transfers.refuse(peering, parcel, "that job is not waited for here")
 
     def _facts(self) -> dict[str, Any]:
         return self.host.facts() if self.host is not None else {}
@@ -226,8 +230,8 @@ class Desk:
         return "" if JOBS in peering.permissions else NOT_YOU
 
     def _submitted(self, job: str, value: object) -> None:
-        task = self.jobs.tasks.get(job)
-        if task is None or task.state is not State.ARRIVING:
+        taken_job = self.jobs.taken.get(job)
+        if taken_job is None or taken_job.state is not State.ARRIVING:
             return
         try:
             request = Request.read(value)
@@ -235,7 +239,7 @@ class Desk:
             self.jobs.not_submitted(job, error)
             return
         self._taken[job] = Taken(
-            job, task.client, request, lambda tell: self._post(lambda: tell(self))
+            job, taken_job.client, request, lambda tell: self._post(lambda: tell(self))
         )
         self.jobs.submitted(job, request, request.title, request.group)
 
@@ -259,8 +263,8 @@ class Desk:
 
     def _mine(self, peering: Peering, job: str) -> _Given | None:
         given = self._given.get(job)
-        order = given.order if given is not None else None
-        return given if order is not None and order.session == peering.key else None
+        record = given.record if given is not None else None
+        return given if record is not None and record.session == peering.key else None
 
     # --- told by the engine -------------------------------------------------------------------
 
@@ -268,11 +272,11 @@ class Desk:
         """A connection stands."""
         if peering.is_own:
             self.jobs.session_up(peering.key, peering.session.peer.incarnation)
-        self.errands.linked(peering)
+        self.connecting.linked(peering)
 
     def session_down(self, peering: Peering, error: ZBusError) -> None:
         """The session has ended."""
-        self.parcels.session_down(peering)
+        self.job_transfers.session_down(peering)
         self.jobs.session_down(peering.key, error, time.monotonic())
         self._hold(peering, False, time.monotonic())
         self.enquiries.session_down(peering, error)
@@ -280,11 +284,11 @@ class Desk:
 
     def place_failed(self, place: Place, error: ZBusError) -> None:
         """Dialling there cannot help."""
-        self.errands.place_failed(place, error)
+        self.connecting.place_failed(place, error)
 
     def close(self, error: ZBusError) -> None:
         """The peer is closed: everything ends."""
-        self.errands.close(error)
+        self.connecting.close(error)
         self.jobs.close(error)
         self.enquiries.close(error)
         self.settle()
@@ -303,42 +307,42 @@ class Desk:
             case core.Say(session, JobState() as state):
                 self._say_state(session, state)
             case core.Say():
-                peering = self._parts.peering(event.session)
+                peering = self._context.peering(event.session)
                 if peering is not None:
                     peering.session.send(event.message)
             case core.Deliver():
                 self._deliver(event)
             case core.Drop():
-                self.parcels.drop(event.job, "not wanted any more")
+                self.job_transfers.drop(event.job, "not wanted any more")
             case core.Submitted():
                 if self.host is not None:
-                    _told(self.host.submitted, self._taken[event.task.id])
+                    _told(self.host.submitted, self._taken[event.taken.id])
             case core.Stop():
                 if self.host is not None:
-                    _told(self.host.cancel, self._taken[event.task.id], event.why)
+                    _told(self.host.cancel, self._taken[event.taken.id], event.why)
             case core.Forget():
-                self._forget(event.task.id)
+                self._forget(event.taken.id)
             case core.Changed():
-                self._show(event.order)
+                self._show(event.given)
             case core.Ended():
                 self._ended(event)
 
     def _deliver(self, event: core.Deliver) -> None:
-        peering = self._parts.peering(event.session)
+        peering = self._context.peering(event.session)
         if peering is None:
             return
         flat = event.value if isinstance(event.value, Flat) else flatten(event.value)
         taken = self._taken.get(event.job)
         is_result = event.part.startswith(RESULT) and taken is not None
         quality = taken.request.quality if is_result and taken is not None else "exact"
-        self.parcels.send(peering, event.job, event.part, flat, quality)
+        self.job_transfers.send(peering, event.job, event.part, flat, quality)
 
     def _say_state(self, session: bytes, state: JobState) -> None:
         """Where a peer's job is, now or later. The latest counts: while a link is down or a peer
         reads nothing, each place in a long queue would else be kept for it."""
         self._states[session, state.job] = state
-        peering = self._parts.peering(session)
-        if peering is None or state.job not in self.jobs.tasks:
+        peering = self._context.peering(session)
+        if peering is None or state.job not in self.jobs.taken:
             del self._states[session, state.job]
             return
         told = 0 if peering.session.drained else self._stated.get(session, 0)
@@ -353,14 +357,14 @@ class Desk:
         if taken is not None and self.host is not None:
             _told(self.host.forget, taken)
 
-    def _show(self, order: Order) -> None:
-        given = self._given.get(order.id)
+    def _show(self, record: GivenJob) -> None:
+        given = self._given.get(record.id)
         if given is not None:
             job = given.job
-            job.results = order.results
-            if order.state in (State.QUEUED, State.RUNNING):
+            job.results = record.results
+            if record.state in (State.QUEUED, State.RUNNING):
                 job.accepted = True
-                job.progress = replace(job.progress, state=order.state.value, place=order.place)
+                job.progress = replace(job.progress, state=record.state.value, place=record.place)
             _changed(job)
 
     def _moved(self, job: str, part: str, done: int, total: int) -> None:
@@ -375,16 +379,16 @@ class Desk:
         _changed(given.job)
 
     def _ended(self, event: core.Ended) -> None:
-        given = self._given.pop(event.order.id, None)
+        given = self._given.pop(event.given.id, None)
         if given is None:
             return
         job = given.job
-        self.errands.done(given.errand)
+        self.connecting.done(given.errand)
         job.progress = Progress("ended")
         job.request = replace(job.request, values={})  # the handle may be kept for long
-        job.results = event.order.results
+        job.results = event.given.results
         if event.error is None:
-            job.succeed(event.order.results)
+            job.succeed(event.given.results)
         else:
             job.fail(event.error)
 
@@ -392,20 +396,20 @@ class Desk:
 
     def tick(self, now: float) -> None:
         """Do what is due."""
-        self.errands.tick(now)
+        self.connecting.tick(now)
         self.jobs.tick(now)
         for (key, _), state in list(self._states.items()):
             self._say_state(key, state)
         needed = self.jobs.sessions
-        for peering in self._parts.links.peerings:
+        for peering in self._context.links.peerings:
             self._hold(peering, peering.key in needed, now)
         if self._given and now >= self._explain_at:
             self._explain_at = now + EXPLAIN_EVERY
             for given in self._given.values():
-                order = given.order
-                session = order.session if order is not None else None
-                through = self._parts.peering(session) if session else None
-                note = explain_job(self._parts, given.job, through, now)
+                record = given.record
+                session = record.session if record is not None else None
+                through = self._context.peering(session) if session else None
+                note = explain_job(self._context, given.job, through, now)
                 if note != given.job.note:
                     given.job.note = note
                     _changed(given.job)
@@ -419,11 +423,11 @@ class Desk:
         if busy:
             peering.place.users += 1
         else:
-            self._parts.links.placing.release(peering.place, now)
+            self._context.links.placing.release(peering.place, now)
 
     def deadline(self, now: float) -> float | None:
         """When `tick` has something to do."""
-        times = [self.errands.deadline(now), self.jobs.deadline()]
+        times = [self.connecting.deadline(now), self.jobs.deadline()]
         if self._given:
             times.append(max(now, self._explain_at))
         return min((t for t in times if t is not None), default=None)

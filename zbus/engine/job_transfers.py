@@ -14,9 +14,9 @@ from ..errors import RemoteProtocolError, ZBusError
 from ..net.places import Peering
 from ..operation import Operation
 from ..protocol.fields import clip
-from ..protocol.messages import Parcel, Refused, Stored
+from ..protocol.messages import JobOffer, Refused, Stored
 from ..values.payload import Flat
-from .parts import Parts
+from .context import Context
 from .receiving import Receiving
 from .sending import Wrapped, stream, wrap
 
@@ -49,7 +49,7 @@ class _Moving:
     memory: int = 0
 
 
-class Parcels:
+class JobTransfers:
     """All parcels of one peer.
 
     Args:
@@ -57,8 +57,8 @@ class Parcels:
         on_progress: Hears of the bytes, in both directions.
     """
 
-    def __init__(self, parts: Parts, owner: Owner, on_progress: Progress) -> None:
-        self._parts, self._owner, self._on_progress = parts, owner, on_progress
+    def __init__(self, context: Context, owner: Owner, on_progress: Progress) -> None:
+        self._context, self._owner, self._on_progress = context, owner, on_progress
         self._moving: dict[tuple[bytes, int], _Moving] = {}
         self._waiting: list[tuple[Peering, str, str, Flat, str]] = []  # to be sent
 
@@ -77,7 +77,7 @@ class Parcels:
             self._send(*waiting)
 
     def _send(self, peering: Peering, job: str, part: str, flat: Flat, quality: str) -> None:
-        link = self._parts.channels.links[peering.key]
+        link = self._context.channels.links[peering.key]
         moving = self._begin(peering, job, part, link.new_operation(), outgoing=True)
 
         def then(result: Wrapped | ZBusError) -> None:
@@ -88,12 +88,12 @@ class Parcels:
                 self._owner.undeliverable(peering.key, job, part, result)
                 return
             moving.operation.begin_bytes(result.plain)
-            parcel = Parcel(job, part, moving.transfer, **result.told)
+            parcel = JobOffer(job, part, moving.transfer, **result.told)
             peering.session.send(parcel, result.body)
             progressed = moving.operation.progressed
-            stream(self._parts, peering, moving.transfer, result, progressed)
+            stream(self._context, peering, moving.transfer, result, progressed)
 
-        wrap(self._parts, peering, flat, quality, then)
+        wrap(self._context, peering, flat, quality, then)
 
     def stored(self, peering: Peering, transfer: int) -> None:
         """The peer has it."""
@@ -115,18 +115,18 @@ class Parcels:
 
     # --- in -----------------------------------------------------------------------------------
 
-    def check(self, peering: Peering, parcel: Parcel) -> None:
+    def check(self, peering: Peering, parcel: JobOffer) -> None:
         """Raises:
         RemoteProtocolError: Its id is that of a transfer which is under way.
         """
         known = (peering.key, parcel.operation) in self._moving
-        if known or self._parts.bulk.knows(peering, parcel.operation):
-            raise RemoteProtocolError("a PARCEL with the id of a transfer that is under way")
+        if known or self._context.transfers.knows(peering, parcel.operation):
+            raise RemoteProtocolError("a JOB_OFFER with the id of a transfer that is under way")
 
     def take(
         self,
         peering: Peering,
-        parcel: Parcel,
+        parcel: JobOffer,
         body: bytes,
         on_value: Callable[[Any], None],
         on_failed: Callable[[ZBusError], None],
@@ -142,13 +142,13 @@ class Parcels:
             self._end(moving)
             on_failed(error)
 
-        Receiving(self._parts, peering, moving, parcel, body, "any", value, failed).begin()
+        Receiving(self._context, peering, moving, parcel, body, "any", value, failed).begin()
 
-    def refuse(self, peering: Peering, parcel: Parcel, why: str) -> None:
+    def refuse(self, peering: Peering, parcel: JobOffer, why: str) -> None:
         """Nobody here wants it."""
         peering.session.send(Refused(parcel.operation, clip(why)))
 
-    def known(self, peering: Peering, parcel: Parcel) -> None:
+    def known(self, peering: Peering, parcel: JobOffer) -> None:
         """It is here already."""
         peering.session.send(Stored(parcel.operation))
 
@@ -168,9 +168,9 @@ class Parcels:
     def _end(self, moving: _Moving) -> None:
         moving.ended = True
         self._moving.pop((moving.peering.key, moving.transfer), None)
-        self._parts.bulk.drop(moving.peering, moving.transfer)
+        self._context.transfers.drop(moving.peering, moving.transfer)
         if moving.memory:
-            self._parts.budget.give_back(moving.memory)
+            self._context.budget.give_back(moving.memory)
         if moving.outgoing and moving.peering.error is None:
             self._begin_waiting(moving.peering)
 

@@ -24,7 +24,7 @@ class State(Enum):
 
 
 @dataclass(eq=False)
-class Order:
+class GivenJob:
     """A job that another peer runs for this one."""
 
     id: str
@@ -43,7 +43,7 @@ class Order:
 
 
 @dataclass(eq=False)
-class Task:
+class TakenJob:
     """A job that this peer runs for another one."""
 
     id: str
@@ -97,14 +97,14 @@ class Drop:
 class Submitted:
     """A job has come: check it and queue it."""
 
-    task: Task
+    taken: TakenJob
 
 
 @dataclass(frozen=True)
 class Stop:
     """Stop exactly that job, and say `ended` when it has."""
 
-    task: Task
+    taken: TakenJob
     why: str
 
 
@@ -112,21 +112,21 @@ class Stop:
 class Forget:
     """Its results are delivered or dropped: remove every trace of it."""
 
-    task: Task
+    taken: TakenJob
 
 
 @dataclass(frozen=True)
 class Changed:
-    """Something about that order is new, for people."""
+    """Something about that given job is new, for people."""
 
-    order: Order
+    given: GivenJob
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The order has come to its end: well, or for `error`."""
+    """The given job has come to its end: well, or for `error`."""
 
-    order: Order
+    given: GivenJob
     error: ZBusError | None
 
 

@@ -14,7 +14,7 @@ SessionKey = bytes
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a seat may meet.
+    """Where a registration may meet.
 
     Attributes:
         kind: "listen" or "dial" with an address, "peer" with a key, or "any" of those that have
@@ -87,7 +87,7 @@ class State(Enum):
 
 
 @dataclass(eq=False)
-class Step:
+class ChannelOperation:
     """One send or receive of this side."""
 
     direction: str
@@ -95,7 +95,7 @@ class Step:
     node: str
     order: int | None = None
     key: int = -1
-    before: int = 0  # the seat's `count` when it began
+    before: int = 0  # the registration's `count` when it began
     id: int = 0
     posted: bool = False
     matched: bool = False
@@ -105,7 +105,7 @@ class Step:
 
 
 @dataclass(eq=False)
-class Seat:
+class Registration:
     """One run's place at one endpoint and channel."""
 
     run: str
@@ -118,7 +118,7 @@ class Seat:
     binding: int = -1
     partner: Announce | None = None
     error: ZBusError | None = None
-    step: Step | None = None
+    step: ChannelOperation | None = None
     remote: Await | Offer | None = None  # the other side's open step
     remote_body: bytes = b""
     count: int = 0  # the key of the next operation that has no order of its own
@@ -126,7 +126,7 @@ class Seat:
 
     @property
     def who(self) -> str:
-        """Whom this seat has met, or hopes to."""
+        """Whom this registration has met, or hopes to."""
         return self.link.peer if self.link else str(self.endpoint)
 
     @property
@@ -150,18 +150,18 @@ class Send:
 
 
 @dataclass(frozen=True)
-class SeatBound:
-    """The seat has met its partner; a pending send may be prepared."""
+class RegistrationBound:
+    """The registration has met its partner; a pending send may be prepared."""
 
-    seat: Seat
+    registration: Registration
 
 
 @dataclass(frozen=True)
 class Matched:
     """A receive has its offer: take the value."""
 
-    seat: Seat
-    step: Step
+    registration: Registration
+    step: ChannelOperation
     offer: Offer
     body: bytes
 
@@ -170,17 +170,17 @@ class Matched:
 class Failed:
     """The operation failed. Its transfer, if any, is to be dropped."""
 
-    seat: Seat
-    step: Step
+    registration: Registration
+    step: ChannelOperation
     error: ZBusError
 
 
 @dataclass(frozen=True)
 class RunBroken:
-    """The seat ended while its run was computing with operations still to come: stop that run."""
+    """It ended while its run was computing with operations still to come: stop that run."""
 
-    seat: Seat
+    registration: Registration
     error: ZBusError
 
 
-Event = Send | SeatBound | Matched | Failed | RunBroken
+Event = Send | RegistrationBound | Matched | Failed | RunBroken

@@ -10,10 +10,10 @@ from ..net.links import Links
 from ..net.places import Peering, Place, Settings
 from ..operation import Operation
 from ..protocol.channel import Channels
-from ..protocol.seats import Seat, Step
+from ..protocol.registrations import ChannelOperation, Registration
 from ..values.payload import Flat
 from ..values.streams import Budget
-from .bulk import Bulk
+from .transfers import Transfers
 
 T = TypeVar("T")
 
@@ -25,13 +25,13 @@ class InPool(Protocol):
 
 
 @dataclass
-class Parts:
+class Context:
     """The parts that the engine joins."""
 
     settings: Settings
     links: Links
     channels: Channels
-    bulk: Bulk
+    transfers: Transfers
     budget: Budget
     in_pool: InPool
 
@@ -45,8 +45,8 @@ class Running:
     """One operation of this side under way."""
 
     operation: Operation[Any]
-    seat: Seat
-    step: Step
+    registration: Registration
+    step: ChannelOperation
     place: Place | None
     deadline: float | None
     flat: Flat | None = None  # of a send

@@ -22,7 +22,7 @@ from ..errors import (
 from ..net.places import Peering, Place
 from ..remote import Remote
 from ..wrong import wrong_peer
-from .parts import Parts
+from .context import Context
 
 PATIENCE = 10.0  # seconds for the first link: nobody has to press Run for it;
 DEAF = 40.0  # where TCP stands: a process can be deaf for half a minute while it loads a model,
@@ -31,7 +31,7 @@ LOOK_EVERY = 0.1
 
 
 @dataclass(eq=False)
-class Errand:
+class SessionRequest:
     """Somebody who needs a session with `remote`. `done` when it needs it no more."""
 
     remote: Remote
@@ -45,14 +45,14 @@ class Errand:
     waiting: bool = True
 
 
-class Errands:
+class Connecting:
     """All errands of one peer."""
 
-    def __init__(self, parts: Parts, instance: bytes) -> None:
-        self._parts, self._instance = parts, instance
-        self._open: list[Errand] = []
+    def __init__(self, context: Context, instance: bytes) -> None:
+        self._context, self._instance = context, instance
+        self._open: list[SessionRequest] = []
 
-    def begin(self, errand: Errand) -> None:
+    def begin(self, errand: SessionRequest) -> None:
         """Call `then` with the session, at once if there is one, or `failed`."""
         self._open.append(errand)
         remote, now = errand.remote, time.monotonic()
@@ -69,9 +69,9 @@ class Errands:
             routes = remote.routes()
             if not routes:
                 raise _absent(remote)
-            if any(p.own and p.address in routes for p in self._parts.links.places):
+            if any(p.own and p.address in routes for p in self._context.links.places):
                 raise _own(remote)
-            errand.place = self._parts.links.placing.dial_own(
+            errand.place = self._context.links.placing.dial_own(
                 routes, remote.key, now, remote.hinted()
             )
         except ZBusError as error:
@@ -82,29 +82,29 @@ class Errands:
         if errand.place.peering is not None and errand.place.peering.connection is not None:
             self._met(errand, errand.place.peering)
 
-    def done(self, errand: Errand) -> None:
+    def done(self, errand: SessionRequest) -> None:
         """It is over: the place may go, after a while."""
         if errand in self._open:
             self._open.remove(errand)
             errand.waiting = False
             if errand.place is not None:
-                self._parts.links.placing.release(errand.place, time.monotonic())
+                self._context.links.placing.release(errand.place, time.monotonic())
 
     def _peering(self, remote: Remote) -> Peering | None:
         """A session that stands with that very peer, whichever side dialled."""
-        for peering in self._parts.links.peerings:
+        for peering in self._context.links.peerings:
             if _is_met(remote, peering) and peering.connection is not None:
                 return peering
         return None
 
-    def _met(self, errand: Errand, peering: Peering) -> None:
+    def _met(self, errand: SessionRequest, peering: Peering) -> None:
         errand.waiting = False
         if _is_met(errand.remote, peering):
             errand.then(peering)
         else:
             self._fail(errand, wrong_peer(errand.remote, peering.session.peer.name))
 
-    def _fail(self, errand: Errand, error: ZBusError) -> None:
+    def _fail(self, errand: SessionRequest, error: ZBusError) -> None:
         self.done(errand)
         errand.failed(error)
 

@@ -19,9 +19,9 @@ from ..net import memory
 from ..net.frames import Body
 from ..net.places import Peering
 from ..net.transport import Transport
-from ..protocol.messages import Chunk, Finish, Grant, Near, Shared, Unshared, encode
+from ..protocol.messages import Chunk, Finish, Grant, ShmDecline, ShmOffer, ShmReady, encode
 from .flows import Encoding, Inflow, Outflow
-from .sharing import LEAST, Sharing, Unreadable, digest
+from .shm_lane import LEAST, ShmLane, Unreadable, digest
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ ENCODES_AHEAD = 8  # chunks of one transfer in the pool at once
 TURN = 8 << 20  # bytes that one turn sends before it looks at its input again
 
 
-class Bulk:
+class Transfers:
     """All transfers of one peer.
 
     Args:
@@ -44,10 +44,10 @@ class Bulk:
         transport: Transport,
         pool: Executor,
         post: Callable[[Callable[[], None]], None],
-        sharing: Sharing,
+        sharing: ShmLane,
     ) -> None:
         self._transport, self._pool, self._post = transport, pool, post
-        self._sharing = sharing
+        self._shm = sharing
         self._out: dict[tuple[bytes, int], Outflow] = {}
         self._in: dict[tuple[bytes, int], Inflow] = {}
         self._due: dict[Inflow, None] = {}  # those that may have a GRANT to say
@@ -65,7 +65,7 @@ class Bulk:
         flow.peering.transfers += 1
         self._due[flow] = None
         if flow.peering.shares and flow.codec.name == "raw" and flow.incoming.total >= LEAST:
-            near = None if flow.head else self._sharing.near(flow.peering, flow.incoming.id)
+            near = None if flow.head else self._shm.near(flow.peering, flow.incoming.id)
             if near is not None:
                 flow.peering.session.send(near)
 
@@ -201,17 +201,17 @@ class Bulk:
 
     # --- sending: the peer reads it itself ----------------------------------------------------
 
-    def near(self, peering: Peering, message: Near) -> None:
+    def near(self, peering: Peering, message: ShmReady) -> None:
         """The peer, which has not granted it yet, could read a value itself."""
         flow = self._out.get((peering.key, message.transfer))
         if flow is not None and peering.shares and flow.codec.name == "raw":
-            flow.may_share = self._sharing.is_near(peering, message)
+            flow.may_share = self._shm.is_near(peering, message)
 
     def _share(self, flow: Outflow) -> None:
         pieces = flow.source.pieces
         if flow.outgoing.next:
             return
-        shared = self._sharing.shared(flow.peering, flow.outgoing.id, pieces)
+        shared = self._shm.shared(flow.peering, flow.outgoing.id, pieces)
         if shared is None:
             return
         flow.shared = True
@@ -231,7 +231,7 @@ class Bulk:
     def _permit(self) -> None:
         memory.permit({f.peering.session.peer.pid for f in self._out.values() if f.shared})
 
-    def unshared(self, peering: Peering, message: Unshared) -> None:
+    def unshared(self, peering: Peering, message: ShmDecline) -> None:
         """The peer cannot read it: it gets chunks."""
         peering.shares = peering.shares and not message.for_good
         flow = self._out.get((peering.key, message.transfer))
@@ -253,7 +253,7 @@ class Bulk:
         if body is None:
             raise RemoteProtocolError("a CHUNK without a body")
         if flow.reading:
-            raise RemoteProtocolError("a CHUNK of what is SHARED")
+            raise RemoteProtocolError("a CHUNK of what is SHM_OFFER")
         if not flow.incoming.arrive(chunk):
             return
         if chunk.encoded:
@@ -332,7 +332,7 @@ class Bulk:
 
     # --- receiving: read out of the sender's memory -------------------------------------------
 
-    def shared(self, peering: Peering, message: Shared) -> None:
+    def shared(self, peering: Peering, message: ShmOffer) -> None:
         """The peer says where a value lies.
 
         Raises:
@@ -342,7 +342,7 @@ class Bulk:
         if flow is None:
             return  # of a cancelled transfer
         if flow.reading or flow.incoming.arrived or flow.head or flow.codec.name != "raw":
-            raise RemoteProtocolError("a SHARED where chunks are due")
+            raise RemoteProtocolError("a SHM_OFFER where chunks are due")
         flow.reading = True
         if not peering.shares:
             self._unshare(flow, for_good=True)
@@ -353,7 +353,7 @@ class Bulk:
 
         def work() -> Any:
             total, is_wanted = flow.incoming.total, lambda: not flow.dropped
-            return self._sharing.read(peering, message, total, flow.sink, is_wanted, progress)
+            return self._shm.read(peering, message, total, flow.sink, is_wanted, progress)
 
         def done(future: Future[Any]) -> None:
             self._post(lambda: self._was_read(flow, future))
@@ -388,7 +388,7 @@ class Bulk:
         flow.peering.shares = flow.peering.shares and not for_good
         flow.hasher = xxhash.xxh3_128()
         flow.incoming.restart()
-        flow.peering.session.send(Unshared(flow.incoming.id, for_good))
+        flow.peering.session.send(ShmDecline(flow.incoming.id, for_good))
         self._due[flow] = None
 
     def grants(self) -> None:

@@ -20,11 +20,11 @@ from ends import Ends, linked
 from proxy import Proxy
 
 from zbus import Peer, Settings, ZBusError
-from zbus.engine import sharing
-from zbus.engine.sharing import Sharing, Unreadable
+from zbus.engine import shm_lane
+from zbus.engine.shm_lane import ShmLane, Unreadable
 from zbus.errors import PeerGone, RemoteProtocolError
 from zbus.net import memory
-from zbus.protocol.messages import Chunk, Near, Shared, Unshared
+from zbus.protocol.messages import Chunk, ShmDecline, ShmOffer, ShmReady
 from zbus.trust import Trust
 
 MIB = 1 << 20
@@ -43,7 +43,7 @@ def _missing() -> str:
 
 MISSING = _missing()
 if MISSING:
-    print(f"test_sharing: skipped: {MISSING}")
+    print(f"test_shm_lane: skipped: {MISSING}")
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 
@@ -84,7 +84,7 @@ def shares(ends: Ends) -> list[bool]:
 def settled(ends: Ends) -> None:
     """Nothing is left of any transfer."""
     for end in (ends.server, ends.client):
-        until(lambda e=end: not e._engine.bulk._in and not e._engine.bulk._out)
+        until(lambda e=end: not e._engine.transfers._in and not e._engine.transfers._out)
         assert end._engine.budget._taken == 0
 
 
@@ -143,8 +143,8 @@ def test_8_bit(ends: Ends) -> None:
 
 
 def test_its_progress_is_told_on_both_sides(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "STEP", MIB)
-    monkeypatch.setattr(sharing, "TELL", MIB)
+    monkeypatch.setattr(shm_lane, "STEP", MIB)
+    monkeypatch.setattr(shm_lane, "TELL", MIB)
     true = memory.read
 
     def slow(*read: Any) -> None:
@@ -196,7 +196,7 @@ def test_memory_is_free_when_the_value_is(lane: str) -> None:
 @pytest.mark.parametrize(
     ("value", "quality"),
     [
-        (noise(sharing.LEAST // 2), "raw"),
+        (noise(shm_lane.LEAST // 2), "raw"),
         (noise(), "lz4"),
         ([torch.full((16384,), float(i)) for i in range(300)], "raw"),
     ],
@@ -232,7 +232,7 @@ def test_another_users_process_is_not_read(
     with linked(other=Trust(tmp_path)) as ends:
         told: list[Any] = []
         for end in (ends.server, ends.client):
-            monkeypatch.setattr(end._engine.sharing, "shared", lambda *given: told.append(given))
+            monkeypatch.setattr(end._engine.shm_lane, "shared", lambda *given: told.append(given))
         for _ in range(2):
             got, wire = passed(ends, noise(), up=up)
             assert torch.equal(got, noise()) and wire > LARGE
@@ -379,7 +379,7 @@ def test_a_cut_before_the_socket_takes_over(ends: Ends, gate: Gate) -> None:
     assert gate.reached.wait(10)
     ends.proxy.black_hole = True
     gate.opened.set()
-    until(lambda: not any(f.reading for f in ends.server._engine.bulk._in.values()))
+    until(lambda: not any(f.reading for f in ends.server._engine.transfers._in.values()))
     ends.proxy.black_hole = False
     ends.proxy.cut()
     assert torch.equal(receive.result(), noise())
@@ -405,7 +405,7 @@ def test_the_sender_is_killed_in_mid_read(gate: Gate) -> None:
             gate.opened.set()
             with pytest.raises(PeerGone):
                 receive.result()
-        until(lambda: not here._engine.bulk._in)
+        until(lambda: not here._engine.transfers._in)
 
 
 # --- the proof ------------------------------------------------------------------------------------
@@ -430,33 +430,33 @@ def test_only_what_this_user_says_is_read(
     ends: Ends, pair: tuple[Any, Any], tmp_path: Path
 ) -> None:
     to_server, to_client = pair
-    data = memoryview(os.urandom(sharing.LEAST))
+    data = memoryview(os.urandom(shm_lane.LEAST))
     into = Into(len(data))
 
-    def read(message: Shared) -> None:
-        here = ends.server._engine.sharing
+    def read(message: ShmOffer) -> None:
+        here = ends.server._engine.shm_lane
         here.read(to_client, message, len(data), into, lambda: True, lambda _: None)
 
-    sender, reader = ends.client._engine.sharing, ends.server._engine.sharing
+    sender, reader = ends.client._engine.shm_lane, ends.server._engine.shm_lane
     near = reader.near(to_client, 5)
     assert near is not None and sender.is_near(to_server, near)
-    assert not sender.is_near(to_server, Near(6, near.proof))
-    assert not sender.is_near(to_server, Near(5, bytes(32)))
+    assert not sender.is_near(to_server, ShmReady(6, near.proof))
+    assert not sender.is_near(to_server, ShmReady(5, bytes(32)))
     assert not sender.is_near(
-        to_server, Sharing(ends.server.own, Trust(tmp_path)).near(to_client, 5)
+        to_server, ShmLane(ends.server.own, Trust(tmp_path)).near(to_client, 5)
     )
     assert not sender.is_near(to_server, sender.near(to_server, 5)), "its own word, sent back"
     said = sender.shared(to_server, 5, [data])
     assert said is not None
-    stranger = Sharing(ends.client.own, Trust(tmp_path)).shared(to_server, 5, [data])
+    stranger = ShmLane(ends.client.own, Trust(tmp_path)).shared(to_server, 5, [data])
     assert stranger is not None
     [(address, length)] = said.pieces
     for wrong in (
         stranger,
-        Shared(6, said.pieces, said.proof),
-        Shared(5, ((address + 1, length),), said.proof),
-        Shared(5, said.pieces, bytes(32)),
-        Shared(5, said.pieces, ends.server._engine.sharing.shared(to_client, 5, [data]).proof),
+        ShmOffer(6, said.pieces, said.proof),
+        ShmOffer(5, ((address + 1, length),), said.proof),
+        ShmOffer(5, said.pieces, bytes(32)),
+        ShmOffer(5, said.pieces, ends.server._engine.shm_lane.shared(to_client, 5, [data]).proof),
     ):
         with pytest.raises(Unreadable, match="another user") as raised:
             read(wrong)
@@ -470,22 +470,22 @@ def test_only_what_this_user_says_is_read(
 
 def test_a_peer_that_breaks_the_rules(ends: Ends, pair: tuple[Any, Any], gate: Gate) -> None:
     to_server, _ = pair
-    bulk = ends.server._engine.bulk
+    bulk = ends.server._engine.transfers
     send = ends.dialled.start_send(noise(), timeout=30)
     receive = ends.listening.start_receive(timeout=30)
     assert gate.reached.wait(10)
     (peering_key, transfer), flow = next(iter(bulk._in.items()))
-    said = Shared(transfer, ((4096, LARGE),), bytes(32))
-    with pytest.raises(RemoteProtocolError, match="SHARED"):
+    said = ShmOffer(transfer, ((4096, LARGE),), bytes(32))
+    with pytest.raises(RemoteProtocolError, match="SHM_OFFER"):
         bulk.shared(flow.peering, said)
-    with pytest.raises(RemoteProtocolError, match="SHARED"):
+    with pytest.raises(RemoteProtocolError, match="SHM_OFFER"):
         bulk.chunk(flow.peering, Chunk(transfer, 0, 1, False), object())  # type: ignore[arg-type]
     gate.opened.set()
     assert torch.equal(receive.result(), noise())
     send.result()
     # Of what is over, or never was.
     bulk.shared(flow.peering, said)
-    ends.client._engine.bulk.unshared(to_server, Unshared(12345, False))
+    ends.client._engine.transfers.unshared(to_server, ShmDecline(12345, False))
 
 
 # --- the system's own rules -----------------------------------------------------------------------

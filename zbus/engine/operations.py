@@ -11,21 +11,21 @@ from typing import Any
 from ..errors import Cancelled, PeerClosed, TimedOut, ZBusError
 from ..net.places import Peering
 from ..operation import Operation
-from ..protocol.seats import Failed, Matched, Seat, State, Step
-from .parts import Parts, Running
+from ..protocol.registrations import ChannelOperation, Failed, Matched, Registration, State
+from .context import Context, Running
 from .receiving import Receiving
 from .sending import prepare
-from .words import explain
+from .status_text import explain
 
 EXPLAIN_EVERY = 0.25  # seconds
 
 
-class Steps:
+class Operations:
     """All operations of one peer that are under way."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._running: dict[Step, Running] = {}
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._running: dict[ChannelOperation, Running] = {}
         self._explain_at = 0.0
 
     # --- from the caller ----------------------------------------------------------------------
@@ -35,24 +35,28 @@ class Steps:
         self._running[running.step] = running
         self._explain_at = 0.0
         try:
-            self._parts.channels.pairing.begin(running.seat, running.step)
+            self._context.channels.matching.begin(running.registration, running.step)
         except ZBusError as error:
             self._end(running, error)
             return
-        if running.seat.state is State.BOUND:
-            prepare(self._parts, running)
+        if running.registration.state is State.BOUND:
+            prepare(self._context, running)
 
     def cancel(self, operation: Operation[Any], error: ZBusError | None = None) -> None:
         """The caller gives up."""
         for running in self._running.values():
             if running.operation is operation:
                 error = error or Cancelled("cancelled here", stage=str(running.step))
-                self._parts.channels.pairing.fail(running.seat, running.step, error, tell=True)
+                self._context.channels.matching.fail(
+                    running.registration, running.step, error, tell=True
+                )
                 return
 
-    def on(self, seat: Seat) -> list[Running]:
-        """The operations under way on a seat."""
-        return [running for running in self._running.values() if running.seat is seat]
+    def on(self, registration: Registration) -> list[Running]:
+        """The operations under way on a registration."""
+        return [
+            running for running in self._running.values() if running.registration is registration
+        ]
 
     def close(self, error: PeerClosed) -> None:
         """The peer is closed: everything ends."""
@@ -61,17 +65,17 @@ class Steps:
 
     # --- told by the engine -------------------------------------------------------------------
 
-    def bound(self, seat: Seat) -> None:
-        """The seat has met its partner: a send that waits for it may go."""
-        running = self._running.get(seat.step) if seat.step is not None else None
+    def bound(self, registration: Registration) -> None:
+        """The registration has met its partner: a send that waits for it may go."""
+        running = self._running.get(registration.step) if registration.step is not None else None
         if running is not None:
-            prepare(self._parts, running)
+            prepare(self._context, running)
 
     def matched(self, event: Matched) -> None:
         """A receive has its offer."""
         running = self._running.get(event.step)
-        link = event.seat.link
-        peering = self._parts.peering(link.key) if link is not None else None
+        link = event.registration.link
+        peering = self._context.peering(link.key) if link is not None else None
         if running is None or peering is None:
             return
         running.peering, running.transfer = peering, event.offer.operation
@@ -81,10 +85,12 @@ class Steps:
 
         def failed(error: ZBusError) -> None:
             error = error.at(peer=peering.name, stage=str(running.step))
-            self._parts.channels.pairing.fail(running.seat, running.step, error, tell=False)
+            self._context.channels.matching.fail(
+                running.registration, running.step, error, tell=False
+            )
 
         Receiving(
-            self._parts, peering, running, event.offer, event.body, event.step.kind, value, failed
+            self._context, peering, running, event.offer, event.body, event.step.kind, value, failed
         ).begin()
 
     def stored(self, peering: Peering, transfer: int) -> None:
@@ -97,7 +103,9 @@ class Steps:
         """The peer will not take a value of ours."""
         running = self._find(peering, transfer)
         if running is not None:
-            self._parts.channels.pairing.fail(running.seat, running.step, error, tell=False)
+            self._context.channels.matching.fail(
+                running.registration, running.step, error, tell=False
+            )
 
     def failed(self, event: Failed) -> None:
         """Channels say that a step failed."""
@@ -113,7 +121,7 @@ class Steps:
         return None
 
     def _complete(self, running: Running, value: Any) -> None:
-        self._parts.channels.pairing.complete(running.seat, running.step)
+        self._context.channels.matching.complete(running.registration, running.step)
         running.operation.progressed(running.operation.total_bytes)
         self._end(running, None, value)
 
@@ -121,9 +129,9 @@ class Steps:
         running.ended = True
         self._running.pop(running.step, None)
         if running.peering is not None and running.transfer >= 0:
-            self._parts.bulk.drop(running.peering, running.transfer)
+            self._context.transfers.drop(running.peering, running.transfer)
         if running.memory:
-            self._parts.budget.give_back(running.memory)
+            self._context.budget.give_back(running.memory)
         if error is None:
             running.operation.succeed(value)
         else:
@@ -149,6 +157,6 @@ class Steps:
         if self._running and now >= self._explain_at:
             self._explain_at = now + EXPLAIN_EVERY
             for running in self._running.values():
-                running.operation.note = explain(self._parts, running, now) or (
+                running.operation.note = explain(self._context, running, now) or (
                     running.operation.note
                 )
