@@ -37,7 +37,8 @@ ROOMS = {"protocol", "values", "net", "engine", "pairing"}
 FLOORS = (
     ("reasons", "printable", "values/recycling"),
     ("errors", "protocol/fields"),
-    ("address", "machine", "operation"),
+    ("given",),
+    ("address", "machine", "operation", "settings"),
     ("protocol/messages", "protocol/pace", "values/layout", "values/spec"),
     ("protocol/handshake", "protocol/session", "protocol/transfer", "protocol/manifest"),
     ("protocol/job_records", "protocol/outcomes", "protocol/jobs"),

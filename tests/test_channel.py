@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from zbus.errors import (
     AmbiguousPeer,
     Cancelled,
+    InvalidOrder,
     LinkLost,
     Mismatch,
     OperationPending,
@@ -234,6 +235,43 @@ def test_jumpers_chains_pair_in_sequence_whatever_their_numbers() -> None:
         sent, got = desk.begin(a, mine, value), cloud.begin(b, theirs)
         world.run()
         assert desk.outcome(sent) is None and cloud.outcome(got) == value
+
+
+def test_no_order_is_the_one_after_the_last() -> None:
+    """Also after explicit ones, which the other side may have to all of its own."""
+    world, desk, cloud, a, b = pair()
+    for mine, theirs in ((None, 0), (5, 5), (None, 6), (7, None), (None, None), (2, None)):
+        if (mine, theirs) == (2, None):  # one may go back: the other side has to say so, too
+            theirs = 2
+        sent, got = desk.begin(a, send(mine), "x"), cloud.begin(b, receive(theirs))
+        world.run()
+        assert desk.outcome(sent) is None and cloud.outcome(got) == "x", (mine, theirs)
+    assert a.next_key == b.next_key == 3
+
+
+@pytest.mark.parametrize("order", [None, 0, 7])
+def test_a_number_whose_operation_came_to_nothing_is_free_again(order: int | None) -> None:
+    world, desk, cloud, a, b = pair()
+    desk.begin(a, send(4), "first")
+    cloud.begin(b, receive(4))
+    world.run()
+    given_up = send(order)
+    desk.begin(a, given_up, "never")
+    desk.channels.matching.fail(a, given_up, Cancelled("cancelled here"), tell=True)
+    desk.settle()
+    world.run()
+    sent, got = desk.begin(a, send(None), "y"), cloud.begin(b, receive(None))
+    world.run()
+    assert desk.outcome(sent) is None and cloud.outcome(got) == "y" and got.key == 5
+
+
+def test_there_is_an_order_after_which_none_is_left() -> None:
+    world, desk, _, a, _ = pair()
+    last = (1 << 63) - 1
+    a.next_key = last + 1
+    with pytest.raises(InvalidOrder, match="no order left"):
+        desk.channels.matching.begin(a, send(None))
+    assert a.operation is None and a.next_key == last + 1
 
 
 @pytest.mark.parametrize(
@@ -471,7 +509,8 @@ def test_a_cancel_that_crosses_a_stored_leaves_both_runs_usable(
     got = cloud.begin(b, receive(order))
     world.run()
     if store_first:
-        cloud.store()  # and its word is still on the way
+        cloud.store()
+        world.acknowledge()  # its word is on the way
     desk.channels.matching.fail(a, given_up, Cancelled("here"), tell=True)
     desk.settle()
     assert isinstance(desk.outcome(given_up), Cancelled), "a cancel never waits for the peer"
@@ -486,8 +525,9 @@ def test_a_cancel_that_crosses_a_stored_leaves_both_runs_usable(
         assert cloud.outcome(got) == "one"
     world.run()
     cloud.store()
+    world.acknowledge()
     world.run()
-    assert cloud.outcome(taken) == "two" and desk.outcome(sent) is not None
+    assert cloud.outcome(taken) == "two" and desk.outcome(sent) is None
     assert a.state is b.state is c.State.BOUND
     assert (a.next_key, a.finished) == (b.next_key, b.finished)
 

@@ -468,7 +468,7 @@ def test_progress(here: Peer, there: Peer) -> None:
             send = dialled.start_send(
                 value, quality="raw", timeout=30, progress=lambda *a: seen["send"].append(a)
             )
-            note = noted(receive, " of 12.0 MiB, ", " GB/s, ", " s left")
+            note = noted(receive, " of 12.0 MiB, ", "B/s, ", " s left")
             assert torch.equal(receive.result(), value), note
             send.result()
     for calls in seen.values():

@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import socket
+import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -35,7 +37,7 @@ HOMES = ("desk", "pod")
 
 pairing, own_browser = load("page.pairing"), load("page.own_browser")
 VERBS = tuple(pairing.VERBS)
-# What each verb takes, so that only the guard can refuse it.
+# What each verb takes, so that only the own_browser can refuse it.
 GOOD: dict[str, dict[str, Any]] = {
     "invite": {},
     "cancel": {},
@@ -254,7 +256,10 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("end", LOOPBACK)
-def test_both_ends_of_the_socket_are_on_the_loopback(end: Any) -> None:
+def test_both_ends_of_the_socket_are_on_the_loopback(
+    end: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_browser, "connection_owner", lambda *_: os.geteuid())
     assert not own_browser.why_not(mocked(end, end))
 
 
@@ -564,3 +569,37 @@ def test_another_user_of_this_computer(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(own_browser, "connection_owner", lambda *_: mine + 1)
             assert own_browser.why_not(mocked(*ends)) == "another user of this computer sent it"
     assert machine.connection_owner(("127.0.0.1", 1), ("127.0.0.1", 2)) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell whose it is")
+@pytest.mark.parametrize("how", ["close", "reset", "half"])
+def test_who_sends_a_request_and_leaves_is_nobody(how: str) -> None:
+    """The kernel writes root, or nothing at all, where the other end has been closed."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        with server.accept()[0] as link:
+            ends = link.getpeername(), link.getsockname()
+            assert machine.connection_owner(*ends) == os.geteuid()
+            client.sendall(b"a whole request")
+            if how == "reset":
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.shutdown(socket.SHUT_WR) if how == "half" else client.close()
+            assert machine.connection_owner(*ends) is None
+            assert own_browser.why_not(mocked(*ends)) == "another user of this computer sent it"
+        client.close()
+
+
+def test_where_the_system_has_no_such_table_every_program_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(own_browser, "connection_owner", lambda *_: None)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not own_browser.why_not(mocked(LOOPBACK[0], LOOPBACK[0]))
+
+
+def test_whom_this_user_knows_is_told_to_no_other_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names for the drop-down: for who sees the page in the network as before."""
+    for owner, refused in ((os.geteuid(), False), (os.geteuid() + 1, True)):
+        monkeypatch.setattr(own_browser, "connection_owner", lambda *_, owner=owner: owner)
+        assert own_browser.is_of_another_user(mocked(LOOPBACK[0], LOOPBACK[0])) is refused
+        assert not own_browser.is_of_another_user(mocked(("192.168.1.20", 1), ("192.168.1.5", 2)))

@@ -103,7 +103,7 @@ class Operation(Generic[T]):
         rate = self.done_bytes / took
         left = (self.total_bytes - self.done_bytes) / rate if rate else 0.0
         done, total = size_text(self.done_bytes), size_text(self.total_bytes)
-        return f"{done} of {total}, {rate / 1e9:.2f} GB/s, {left:.1f} s left"
+        return f"{done} of {total}, {rate_text(rate)}, {left:.1f} s left"
 
     def succeed(self, value: T) -> None:
         if not self._future.done():
@@ -122,3 +122,11 @@ def size_text(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.2f} GiB"
+
+
+def rate_text(rate: float) -> str:
+    """Bytes per second, for people: of a thin line, too, there is something to see."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if rate >= size * 0.9995:  # what would else be written as 1000.0 of the smaller unit
+            return f"{rate / size:.2f} {unit}/s" if size == 1e9 else f"{rate / size:.1f} {unit}/s"
+    return f"{rate:.0f} B/s"

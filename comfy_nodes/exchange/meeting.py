@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from zbus.address import parse_dial, parse_listen
 from zbus.errors import InputError
+from zbus.printable import clean
 from zbus.protocol.manifest import JUMPER
 
 MODES = ("Client", "Server")
@@ -43,7 +44,7 @@ def at_peer(peer: str, channel: str) -> Meeting:
     Raises:
         InputError: The peer or the channel cannot be used.
     """
-    peer, channel = peer.strip(), channel.strip()
+    peer, channel = peer.strip(), clean(channel).strip()  # a wide space, say, is a space
     if not channel or len(channel) > 80:
         raise InputError("a channel has a name of 1 to 80 characters", remedy='Write "main"')
     if channel == JUMPER:

@@ -15,6 +15,7 @@ from datetime import datetime
 import zbus
 from zbus import Channel
 from zbus.errors import ZBusError
+from zbus.printable import shown
 from zbus.remote import Remote
 
 from .. import host
@@ -128,7 +129,10 @@ class Runs:
         def broken(error: ZBusError) -> None:
             self._broken(run, planned, error)
 
-        told = zbus.Run(run.id, run.since, planned.manifest if planned else None, broken)
+        # A prompt's id is what its client likes it to be.
+        told = zbus.Run(
+            shown(run.id, 80) or "prompt", run.since, planned.manifest if planned else None, broken
+        )
         if meeting.kind == "any":
             channel = peer.anyone(channel=meeting.channel, run=told)
         elif meeting.kind == "listen":

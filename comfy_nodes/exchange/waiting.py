@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from zbus import Operation
 from zbus.errors import Cancelled, ZBusError
-from zbus.operation import size_text
+from zbus.operation import rate_text, size_text
 
 from .. import host
 from ..page import peers
@@ -164,6 +164,6 @@ def _summary(operation: Operation[Any], verb: str, value: Any) -> str:
     elif total >= SMALL:
         text += f" {size_text(total)}"
     if total >= 1 << 20 and operation.seconds > 0:
-        text += f" in {operation.seconds:.2f} s, {total / operation.seconds / 1e9:.2f} GB/s"
+        text += f" in {operation.seconds:.2f} s, {rate_text(total / operation.seconds)}"
     codec = "" if operation.codec in ("", "raw") else f", {operation.codec}"
     return "; ".join((text + codec, *operation.notes))

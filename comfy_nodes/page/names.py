@@ -13,6 +13,7 @@ from zbus.errors import ZBusError
 from .. import host
 from ..prompt.cutting import THIS
 from .in_a_thread import in_a_thread
+from .own_browser import is_of_another_user
 from .peers import ALL, ANY, resolver
 
 logger = logging.getLogger(__name__)
@@ -23,8 +24,11 @@ MAX_NAMES = 500
 _FEW = asyncio.Semaphore(2)  # threads that look at a time
 
 
-async def handle(_: web.Request) -> web.Response:
-    """Names only, for whoever sees this page: a way there or a key is none of its business."""
+async def handle(request: web.Request) -> web.Response:
+    """Names only, for whoever sees this page: a way there or a key is none of its business. Other
+    users of this computer can see the page too, and whom this one knows is not for them."""
+    if is_of_another_user(request):
+        return web.json_response({"error": "another user of this computer"}, status=403)
     try:
         async with _FEW:
             names = await in_a_thread(_names)

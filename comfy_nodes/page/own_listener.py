@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 from zbus import __version__, discovery
 from zbus.errors import ZBusError
+from zbus.given import switch
 from zbus.job import JobHost
 from zbus.keys import to_text
 
@@ -40,8 +40,8 @@ class OwnListener:
         if self.address:
             return
         peer = host.peer()
-        taken = self.job_host is not None and os.environ.get(JOBS) != "0"
-        serving = self.job_host(peer.name) if taken else None
+        taken = self.job_host is not None and switch(JOBS, otherwise=True, wary=False)
+        serving = self.job_host(peer.name) if self.job_host is not None and taken else None
         try:
             port = host.port() + PORT_OFFSET
             self.address = peer.serve(serving, port, on_lan=self._lan_changed)

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import RemoteProtocolError, ZBusError
 from ..job import Remote
 from ..net.places import Peering
+from ..printable import clean_all
 from ..protocol.messages import MAX_FACTS, Enquire, Facts
 from .connecting import Connecting, SessionRequest
 from .context import Context
@@ -95,7 +96,7 @@ class Enquiries:
         if answered is None:
             return
         try:
-            facts = json.loads(message.facts)
+            facts = clean_all(json.loads(message.facts))
         except (ValueError, RecursionError):
             facts = None
         if not isinstance(facts, dict):

@@ -13,7 +13,15 @@ after that word. Then both sides agree on which items are done, and the channel 
 
 from __future__ import annotations
 
-from ..errors import ChannelError, LinkError, Mismatch, OperationPending, RunEnded, ZBusError
+from ..errors import (
+    ChannelError,
+    InvalidOrder,
+    LinkError,
+    Mismatch,
+    OperationPending,
+    RunEnded,
+    ZBusError,
+)
 from .fields import clip
 from .manifest import JUMPER, accepts
 from .messages import Await, Cancel, CancelOk, Close, Offer
@@ -30,6 +38,7 @@ from .registrations import (
     State,
 )
 
+MAX_ORDER = (1 << 63) - 1  # on the wire
 MIRROR = "Make the two chains mirror each other"
 
 
@@ -60,6 +69,11 @@ class Matching:
             )
         if registration.error is not None:
             raise _staged(registration.error, step)
+        if step.order is None and registration.next_key > MAX_ORDER:
+            raise InvalidOrder(
+                f"{step} has no order left: the one before had {MAX_ORDER}",
+                remedy="Start the chain at 0",
+            )
         registration.operation = step
         self.post(registration)
 
