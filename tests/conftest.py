@@ -31,6 +31,9 @@ class Pair(NamedTuple):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
+        "--stress", action="store_true", help="the tests that take long, and no others"
+    )
+    parser.addoption(
         "--no-comfyui", action="store_true", help="leave out the tests on real ComfyUI processes"
     )
 
@@ -46,7 +49,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Whatever needs ComfyUI says so by its fixtures; and it comes last, being slow."""
+    """Whatever needs ComfyUI says so by its fixtures; and it comes last, being slow. What takes
+    long is run where it was asked for, and nothing else then."""
+    stress = config.getoption("--stress")
+    unwanted = [i for i in items if bool(i.get_closest_marker("stress")) is not stress]
+    config.hook.pytest_deselected(items=unwanted)
+    items[:] = [i for i in items if i not in set(unwanted)]
     needs = [i for i in items if "comfyui_dir" in getattr(i, "fixturenames", ())]
     for item in needs:
         item.add_marker("comfyui")

@@ -72,6 +72,10 @@ class Budget:
         """How many tickets wait for their bytes."""
         return len(self._row)
 
+    def _has_room(self, size: int) -> bool:
+        # The first is taken in any case: it was looked at by `fits`, and less may be free by now.
+        return self._taken + size <= self.cap or not self._taken
+
     def fits(self, size: int) -> bool:
         """Whether `size` bytes could be taken, if not now then later."""
         return size <= self.cap
@@ -101,7 +105,7 @@ class Budget:
             return
         self._is_serving = True
         try:
-            while self._row and (not self._taken or self._taken + self._row[0].size <= self.cap):
+            while self._row and self._has_room(self._row[0].size):
                 ticket = self._row.popleft()
                 self._taken += ticket.size
                 ticket._give()

@@ -237,7 +237,8 @@ class Delivery(Generic[S, E]):
         return self._on(event)
 
     def _broken(self, event: E, error: ZBusError) -> Actions:
-        self.resumable = not self.ended and isinstance(error, LinkLost)
+        if not self.ended:
+            self.resumable = isinstance(error, LinkLost)
         return self._fail(event, error)
 
 
@@ -283,12 +284,11 @@ class Sending(Delivery[SendState, SendEvent]):
         """
         if self.ended:
             return ()
-        if self.outgoing is None:
-            raise RemoteProtocolError("a GRANT of what rode inside its offer")
-        if grant.limit > self.outgoing.total or grant.received > grant.limit:
+        total = self.outgoing.total if self.outgoing is not None else 0
+        if grant.limit > total or grant.received > grant.limit:
             raise RemoteProtocolError("a GRANT beyond the value")
         self.held = grant.limit == 0
-        if self.held:
+        if self.held or self.outgoing is None:  # which rode inside its offer, and waits there
             return self._on(SendEvent.HELD)
         if self.state is SendState.LENT:  # how far the peer has read
             self.received = grant.received
