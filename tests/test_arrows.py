@@ -15,6 +15,7 @@ PACKAGE = ROOT / "zbus"
 
 SANS_IO = (
     "protocol/fields",
+    "protocol/identity",
     "protocol/messages",
     "protocol/handshake",
     "protocol/session",
@@ -36,7 +37,7 @@ ROOMS = {"protocol", "values", "net", "engine", "pairing"}
 # Each may import from the rows above its own and from its own row, but for itself in a circle.
 FLOORS = (
     ("reasons", "printable", "values/recycling"),
-    ("errors", "protocol/fields"),
+    ("errors", "protocol/fields", "protocol/identity"),
     ("address", "machine", "operation"),
     ("protocol/messages", "protocol/pace", "values/layout", "values/spec"),
     ("protocol/handshake", "protocol/session", "protocol/transfer", "protocol/manifest"),
@@ -57,7 +58,7 @@ FLOORS = (
     ("pairing/tokens", "pairing/reach"),
     ("pairing/invitation", "pairing/hellos"),
     ("pairing/inviting", "pairing/accepting", "pairing/offers"),
-    ("net/dialling", "net/greeting"),
+    ("net/dialling", "net/greeting", "net/proving"),
     ("net/admission",),
     ("net/placing",),
     ("net/links",),

@@ -10,6 +10,7 @@ from ..net.links import Links
 from ..net.places import Peering, Place, Settings
 from ..operation import Operation
 from ..protocol.channel import Channels
+from ..protocol.identity import SessionKey
 from ..protocol.registrations import ChannelOperation, Registration
 from ..values.payload import Flat
 from ..values.streams import Budget
@@ -35,7 +36,7 @@ class Context:
     budget: Budget
     in_pool: InPool
 
-    def peering(self, key: bytes) -> Peering | None:
+    def peering(self, key: SessionKey) -> Peering | None:
         """The session of that key."""
         return next((p for p in self.links.peerings if p.key == key), None)
 

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import RemoteProtocolError, ZBusError
 from ..job import Remote
 from ..net.places import Peering
+from ..protocol.identity import SessionKey
 from ..protocol.messages import MAX_FACTS, Enquire, Facts
 from .connecting import Connecting, SessionRequest
 from .context import Context
@@ -30,9 +31,9 @@ class Enquiries:
 
     def __init__(self, context: Context, connecting: Connecting) -> None:
         self._context, self._connecting = context, connecting
-        self._questions: dict[tuple[bytes, int], Answer] = {}
+        self._questions: dict[tuple[SessionKey, int], Answer] = {}
         self._asked = 0
-        self._answering: dict[bytes, int] = {}
+        self._answering: dict[SessionKey, int] = {}
 
     def ask(self, remote: Remote) -> Future[dict[str, Any]]:
         """What that peer tells of itself."""

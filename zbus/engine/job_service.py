@@ -16,6 +16,7 @@ from ..job import Job, JobHost, Progress, Reason, Request, Taken
 from ..net.places import Peering, Place
 from ..protocol import job_records as core
 from ..protocol.fields import clip
+from ..protocol.identity import SessionKey
 from ..protocol.job_records import END, RESULT, SUBMIT, GivenJob, State
 from ..protocol.jobs import Jobs
 from ..protocol.messages import (
@@ -75,8 +76,10 @@ class JobService:
         self.host: JobHost | None = None
         self._given: dict[str, _Given] = {}
         self._taken: dict[str, Taken] = {}
-        self._states: dict[tuple[bytes, str], JobState] = {}  # to be said: the latest of each job
-        self._stated: dict[bytes, int] = {}  # how many were, since a session was drained
+        self._states: dict[
+            tuple[SessionKey, str], JobState
+        ] = {}  # to be said: the latest of each job
+        self._stated: dict[SessionKey, int] = {}  # how many were, since a session was drained
         self._previewed: dict[str, float] = {}  # when the next preview of a job may go
         self._explain_at = 0.0
 
@@ -337,7 +340,7 @@ class JobService:
         quality = taken.request.quality if is_result and taken is not None else "exact"
         self.job_transfers.send(peering, event.job, event.part, flat, quality)
 
-    def _say_state(self, session: bytes, state: JobState) -> None:
+    def _say_state(self, session: SessionKey, state: JobState) -> None:
         """Where a peer's job is, now or later. The latest counts: while a link is down or a peer
         reads nothing, each place in a long queue would else be kept for it."""
         self._states[session, state.job] = state

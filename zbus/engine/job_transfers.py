@@ -14,6 +14,7 @@ from ..errors import RemoteProtocolError, ZBusError
 from ..net.places import Peering
 from ..operation import Operation
 from ..protocol.fields import clip
+from ..protocol.identity import SessionKey
 from ..protocol.messages import JobOffer, Refused, Stored
 from ..values.payload import Flat
 from .context import Context
@@ -24,8 +25,8 @@ from .sending import Wrapped, stream, wrap
 class Owner(Protocol):
     """Who is told how each parcel ends, once: see `jobs.Jobs`."""
 
-    def delivered(self, session: bytes, job: str, part: str) -> None: ...
-    def undeliverable(self, session: bytes, job: str, part: str, error: ZBusError) -> None: ...
+    def delivered(self, session: SessionKey, job: str, part: str) -> None: ...
+    def undeliverable(self, session: SessionKey, job: str, part: str, error: ZBusError) -> None: ...
 
 
 MAX_OUT = 128  # of one session at once: a burst must not fill what the session keeps
@@ -59,7 +60,7 @@ class JobTransfers:
 
     def __init__(self, context: Context, owner: Owner, on_progress: Progress) -> None:
         self._context, self._owner, self._on_progress = context, owner, on_progress
-        self._moving: dict[tuple[bytes, int], _Moving] = {}
+        self._moving: dict[tuple[SessionKey, int], _Moving] = {}
         self._waiting: list[tuple[Peering, str, str, Flat, str]] = []  # to be sent
 
     # --- out ----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from ..codecs import CODECS
 from ..errors import LinkLost, RemoteProtocolError, ZBusError
 from ..net.places import Peering, Place
 from ..protocol.fields import clip
+from ..protocol.identity import SessionKey
 from ..protocol.messages import Hello, Measure, Refused, Stored
 from ..protocol.transfer import Incoming, Outgoing
 from ..values.streams import DropSink, PatternSource
@@ -36,7 +37,7 @@ class Measuring:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._meetings: list[tuple[Place, Future[Hello]]] = []
-        self._pings: dict[tuple[bytes, int], tuple[float, _Ask]] = {}
+        self._pings: dict[tuple[SessionKey, int], tuple[float, _Ask]] = {}
         self._asks: list[_Ask] = []
 
     # --- asking -------------------------------------------------------------------------------

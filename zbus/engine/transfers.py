@@ -19,6 +19,7 @@ from ..net import memory
 from ..net.frames import Body
 from ..net.places import Peering
 from ..net.transport import Transport
+from ..protocol.identity import SessionKey
 from ..protocol.messages import Chunk, Finish, Grant, ShmDecline, ShmOffer, ShmReady, encode
 from .flows import Encoding, Inflow, Outflow
 from .shm_lane import LEAST, ShmLane, Unreadable, digest
@@ -48,8 +49,8 @@ class Transfers:
     ) -> None:
         self._transport, self._pool, self._post = transport, pool, post
         self._shm = sharing
-        self._out: dict[tuple[bytes, int], Outflow] = {}
-        self._in: dict[tuple[bytes, int], Inflow] = {}
+        self._out: dict[tuple[SessionKey, int], Outflow] = {}
+        self._in: dict[tuple[SessionKey, int], Inflow] = {}
         self._due: dict[Inflow, None] = {}  # those that may have a GRANT to say
 
     # --- beginning and ending -----------------------------------------------------------------
@@ -111,7 +112,7 @@ class Transfers:
             flow.incoming.linked()
             self._due[flow] = None
 
-    def _of(self, peering: Peering, flows: dict[tuple[bytes, int], Any]) -> list[Any]:
+    def _of(self, peering: Peering, flows: dict[tuple[SessionKey, int], Any]) -> list[Any]:
         return [flow for key, flow in flows.items() if key[0] == peering.key]
 
     # --- sending ------------------------------------------------------------------------------

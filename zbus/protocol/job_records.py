@@ -7,11 +7,10 @@ from enum import Enum
 from typing import Any
 
 from ..errors import ZBusError
+from .identity import SessionKey
 from .messages import Message
 
 SUBMIT, RESULT, END = "submit", "result:", "end"  # the parts that a job's parcels carry
-
-SessionKey = bytes
 
 
 class State(Enum):

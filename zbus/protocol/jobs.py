@@ -23,6 +23,7 @@ from typing import Any
 from ..errors import Cancelled, LinkLost, QueueDeadlock, ZBusError
 from ..reasons import Reason
 from .fields import clip
+from .identity import SessionKey
 from .job_records import (
     END,
     RESULT,
@@ -35,7 +36,6 @@ from .job_records import (
     Forget,
     GivenJob,
     Say,
-    SessionKey,
     State,
     Stop,
     Submitted,
