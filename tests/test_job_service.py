@@ -730,7 +730,7 @@ def test_a_job_goes_on_after_a_session_was_given_up() -> None:
         taken.started()
         until(lambda: job.progress.state == "running")
         session = two.here._engine.links.peerings[0].session.key
-        two.here._engine.job_service.jobs._reconnect_wait = 60.0
+        two.here._engine.job_service.jobs.giving.reconnect_wait = 60.0
         proxy.refuse()
         proxy.cut()
         taken.result("a", 1)
@@ -902,7 +902,7 @@ def test_300_jobs_in_a_row_do_not_grow(two: Two) -> None:
         assert len(engine.links.places) == 1 and len(engine.links.peerings) == 1
         assert not engine.job_service.jobs.given and not engine.job_service.jobs.taken
         assert all(p.session.drained or p.is_own for p in engine.links.peerings)
-    assert len(two.there._engine.job_service.jobs._gone) <= 512
+    assert len(two.there._engine.job_service.jobs.taking._gone) <= 512
     assert two.host.count("submitted") == two.host.count("forget") == 320
 
 
@@ -1075,7 +1075,7 @@ SUBMITS: list[Any] = [
 def test_submits_that_cannot_be_used(two: Two, bad: Bad, value: Any) -> None:
     packed = payload.pack(payload.flatten(value), "never")
     if packed.total > 60_000 or len(packed.spec) > 16_000:  # as a peer of ours would send it
-        told = two.here._engine.job_service
+        told = two.here._engine.job_service.giving
         job = two.here.submit(two.remote, request())
         until(lambda: len(two.host.jobs) == 2)
         two.host.jobs[job.id].done()

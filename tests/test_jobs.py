@@ -27,16 +27,21 @@ from zbus.errors import (
     TransferRefused,
     ZBusError,
 )
-from zbus.protocol.job_records import GivenJob, State
-from zbus.protocol.jobs import KEPT, MAX_TAKEN, REMEMBERED, Jobs
+from zbus.protocol.identity import Identity, SessionKey
+from zbus.protocol.job_records import GivenJob, State, wait_token
+from zbus.protocol.jobs import Jobs
 from zbus.protocol.messages import JobCancel, JobState
 from zbus.protocol.outcomes import PLAIN, refused
+from zbus.protocol.queue_deadlock import waits_of
+from zbus.protocol.taken_jobs import KEPT, MAX_TAKEN, REMEMBERED
 from zbus.reasons import MAX_REASONS, Reason
 
 LOST = LinkLost("the link was lost", peer="x")
 GONE = PeerGone("its process has ended", peer="x")
 RESTARTED = PeerRestarted("was restarted", peer="x")
 WAIT = 300.0
+STRANGER = Identity(b"another's key", b"client's life")
+SESSION = SessionKey(b"key", b"theirs", b"ours", "listen 127.0.0.1:1", b"id")
 
 
 def pair() -> tuple[World, Side, Side, bytes]:
@@ -163,8 +168,8 @@ def test_a_failure_says_which_node() -> None:
 def test_ends_that_are_told(end: Any, kind: type[ZBusError]) -> None:
     _world, client, _worker, key = pair()
     client.submit(key, "j")
-    assert client.jobs.wants(key, "j", END)
-    client.jobs.arrived("j", END, end)
+    assert client.jobs.giving.wants(key, "j", END)
+    client.jobs.arrived(key, "j", END, end)
     client.settle()
     assert type(client.outcome("j")) is kind
 
@@ -172,7 +177,7 @@ def test_ends_that_are_told(end: Any, kind: type[ZBusError]) -> None:
 def test_an_end_whose_results_are_no_names() -> None:
     _world, client, _worker, key = pair()
     client.submit(key, "j")
-    client.jobs.arrived("j", END, {"outcome": "failed", "results": [1, {}, None]})
+    client.jobs.arrived(key, "j", END, {"outcome": "failed", "results": [1, {}, None]})
     client.settle()
     assert isinstance(client.outcome("j"), JobFailed)
 
@@ -185,10 +190,10 @@ def test_reasons_are_at_most_so_many() -> None:
 def test_not_permitted() -> None:
     world, client, worker, key = pair()
     client.submit(key, "j")
-    assert not worker.jobs.offered(key, b"client0", "client", "j", PLAIN)
+    worker.jobs.taking.deny(key, "j", PLAIN)
     worker.settle()
     assert not worker.jobs.taken
-    client.jobs.arrived("j", END, worker.packing[0].value)
+    client.jobs.arrived(key, "j", END, worker.packing[0].value)
     client.settle()
     error = client.outcome("j")
     assert isinstance(error, NotPermitted) and "not permitted over this link" in str(error)
@@ -197,16 +202,20 @@ def test_not_permitted() -> None:
 def test_parcels_that_nobody_waits_for() -> None:
     world, client, worker, key = running()
     other = world.connect(client, worker)
-    assert client.jobs.wants(key, "j", RESULT + "x") and client.jobs.wants(key, "j", END)
-    assert not client.jobs.wants(other, "j", END), "of another session"
-    assert not client.jobs.wants(key, "nobody's", END)
-    assert not client.jobs.wants(key, "j", "resultx") and not client.jobs.wants(key, "j", SUBMIT)
-    client.jobs.state(other, JobState("j", "queued", 9))
+    assert client.jobs.giving.wants(key, "j", RESULT + "x") and client.jobs.giving.wants(
+        key, "j", END
+    )
+    assert not client.jobs.giving.wants(other, "j", END), "of another session"
+    assert not client.jobs.giving.wants(key, "nobody's", END)
+    assert not client.jobs.giving.wants(key, "j", "resultx") and not client.jobs.giving.wants(
+        key, "j", SUBMIT
+    )
+    client.jobs.giving.state(other, JobState("j", "queued", 9))
     assert client.given["j"].place == 0, "told on another session"
-    client.jobs.arrived("nobody's", END, {})
-    worker.jobs.not_submitted("nobody's", LOST)
-    worker.jobs.submitted("nobody's", 1)
-    worker.jobs.cancelled(other, _cancel("j"))
+    client.jobs.arrived(key, "nobody's", END, {})
+    worker.jobs.lost(key, "nobody's", SUBMIT, LOST, False)
+    worker.jobs.taking.submitted(key, "nobody's", 1)
+    worker.jobs.taking.cancelled(STRANGER, _cancel("j"))
     worker.settle()
     assert worker.hosted["j"].stops == []
 
@@ -221,7 +230,7 @@ def _cancel(job: str) -> JobCancel:
 def test_a_job_that_is_known_is_not_run_twice() -> None:
     world, client, worker, key = running()
     for step in ("running", "ended", "forgotten"):
-        assert not worker.jobs.offered(key, b"client0", "client", "j"), step
+        assert not worker.jobs.taking.offered(key, client.identity, "client", "j"), step
         worker.settle()
         world.run()
         if step == "running":
@@ -233,7 +242,7 @@ def test_a_job_that_is_known_is_not_run_twice() -> None:
 
 def test_a_job_id_of_another_peer_is_refused() -> None:
     _world, _client, worker, key = running()
-    assert not worker.jobs.offered(key, b"another", "another", "j")
+    assert not worker.jobs.taking.offered(key, STRANGER, "another", "j")
     worker.settle()
     (answer,) = worker.packing
     assert answer.part == END and answer.value["outcome"] == "refused"
@@ -252,7 +261,7 @@ def test_a_thousand_submits() -> None:
     for job in worker.hosted:
         worker.end(job)
     over(world)
-    assert len(worker.jobs._gone) == MAX_TAKEN
+    assert len(worker.jobs.taking._gone) == MAX_TAKEN
     client.submit(key, "one more")
     world.run()
     assert "one more" in worker.hosted
@@ -261,7 +270,7 @@ def test_a_thousand_submits() -> None:
         world.run()
         worker.end(f"k{i}")
         world.run()
-    assert len(worker.jobs._gone) == REMEMBERED
+    assert len(worker.jobs.taking._gone) == REMEMBERED
 
 
 # --- cancelled ----------------------------------------------------------------------------------
@@ -524,14 +533,37 @@ def test_a_peer_that_is_gone(error: ZBusError) -> None:
     over(world)
 
 
-def test_a_queued_job_goes_with_its_link_and_says_so() -> None:
+def test_a_queued_job_survives_its_link() -> None:
     world, client, worker, key = pair()
     client.submit(key, "j")
     world.run()
     worker.queue("j", 1)
     world.run()
     world.cut(key, LOST, LOST)
-    assert worker.hosted["j"].stops
+    assert worker.hosted["j"].stops == [] and worker.jobs.deadline() == world.now + WAIT
+    world.wait(WAIT - 1)
+    assert worker.hosted["j"].stops == []
+    world.connect(client, worker)
+    world.run()
+    assert client.given["j"].state is State.QUEUED and worker.jobs.deadline() is None
+    worker.start("j")
+    worker.give("j", "a")
+    worker.end("j")
+    world.run()
+    assert client.outcome("j") is None and client.results["j"]
+    over(world)
+
+
+def test_a_queued_job_goes_when_nobody_comes_back_and_says_so() -> None:
+    world, client, worker, key = pair()
+    client.submit(key, "j")
+    world.run()
+    worker.queue("j", 1)
+    world.run()
+    world.cut(key, LOST, LOST)
+    client.jobs.giving.reconnect_wait = 2 * WAIT
+    world.wait(WAIT)
+    assert worker.hosted["j"].stops == ["client, whose job it is, is gone"]
     world.connect(client, worker)  # before it has stopped there
     world.run()
     error = client.outcome("j")
@@ -709,6 +741,11 @@ def test_a_ring_whose_last_job_comes_late(ids: str, waits_first: bool) -> None:
     world.run()
     x.queue(theirs)
     world.run()
+    for side in world.sides:
+        for job, hosted in side.hosted.items():
+            if hosted.stops:
+                side.end(job, "cancelled", why="stopped")
+    world.run()
     errors = [*x.ended.values(), *y.ended.values()]
     assert [type(error) for error in errors] == [QueueDeadlock]
     assert "prompt X" in str(errors[0]) or "prompt Y" in str(errors[0])
@@ -726,8 +763,8 @@ def test_a_cancelled_job_is_no_part_of_a_ring() -> None:
     x.queue("a of y")
     y.queue("z of x")
     world.run()
-    assert "a of y" in x.given["z of x"].waits
-    x.jobs.cancelled(key, _cancel("a of y"))  # and its JOB-STATE has not come yet
+    assert wait_token("a of y") in x.given["z of x"].waits
+    x.jobs.taking.cancelled(y.identity, _cancel("a of y"))  # and its JOB-STATE has not come yet
     x.settle()
     x.awaits("z of x", "prompt X")
     assert x.ended == {}
@@ -747,10 +784,10 @@ def test_a_wait_that_is_over_is_no_part_of_a_ring() -> None:
     for job in "23":
         a.awaits(job, "prompt A")
     world.run()
-    assert set(c.given["4"].waits) == {"1", "2", "3"}
+    assert set(c.given["4"].waits) == {wait_token(job) for job in "123"}
     a.cancel("2")
     world.run()
-    assert c.given["4"].waits == ("3",)
+    assert c.given["4"].waits == (wait_token("3"),)
     c.awaits("4", "prompt C")
     world.run()
     assert c.ended == {}
@@ -832,10 +869,11 @@ class Any_(RuleBasedStateMachine):
     def submit_again(self, which: bool, n: int, known: bool) -> None:
         """Not by a peer of ours: a job id that is or was known, on the session that stands."""
         side, client = self.side(which), self.side(not which)
-        ids = [job for job in side.hosted if known or job not in side.jobs.taken]
+        its_own = [j for j, h in side.hosted.items() if h.taken.owner == client.identity]
+        ids = [job for job in its_own if known or job not in side.jobs.taken]
         if ids and side.up:
             job, key = ids[n % len(ids)], list(side.up)[-1]
-            assert not side.jobs.offered(key, client.incarnation, client.name, job)
+            assert not side.jobs.taking.offered(key, client.identity, client.name, job)
             side.settle()
 
     # --- hosts --------------------------------------------------------------------------------
@@ -933,6 +971,6 @@ TestAnything.settings = settings(max_examples=250, stateful_step_count=60, deadl
 def test_waits_of_many_jobs_are_clipped() -> None:
     jobs = Jobs()
     for i in range(200):
-        given = GivenJob(f"j{i}", None, "x", b"x", awaited="a prompt")
-        jobs.submit(given, b"s")
-    assert len(jobs._waits) == 64
+        given = GivenJob(f"j{i}", None, "x", STRANGER, awaited="a prompt")
+        jobs.giving.submit(given, SESSION)
+    assert len(waits_of(jobs.given.values())) == 64

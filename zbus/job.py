@@ -35,6 +35,7 @@ class Request:
         group: A newer job of the same group stops the older ones that this process has given.
         check: Only look whether it could run.
         quality: How its results travel: see `Channel.send`.
+        wanted: The names of its results; another one is not taken. None: whatever comes.
     """
 
     prompt: dict[str, Any]
@@ -44,6 +45,7 @@ class Request:
     group: str = ""
     check: bool = False
     quality: str = "exact"
+    wanted: frozenset[str] | None = None
 
     def told(self) -> dict[str, Any]:
         """As it travels: the prompt as JSON, which keeps NaN, and every value as itself."""
@@ -175,7 +177,8 @@ class Job(Operation[dict[str, Any]]):
 
 
 class JobHost(Protocol):
-    """Runs the jobs of other peers. Called in the I/O thread: nothing here may block."""
+    """Runs the jobs of other peers. Called in a thread of its own, one call after the other; what
+    is raised is logged. `facts` has threads for itself, and a deadline."""
 
     def submitted(self, job: Taken) -> None:
         """A job has come: check it and queue it, then tell by its methods."""
@@ -187,11 +190,11 @@ class JobHost(Protocol):
         """Its results are delivered or dropped: remove every trace of it."""
 
     def facts(self) -> dict[str, Any]:
-        """What there is to know of this ComfyUI: JSON. In a worker thread."""
+        """What there is to know of this ComfyUI: JSON. Perhaps in more than one thread at once."""
 
 
 class Teller(Protocol):
-    """What a taken job can tell: see `desk`."""
+    """What a taken job can tell: see `engine.taking`."""
 
     def refuse(self, job: str, reasons: Sequence[Reason]) -> None: ...
     def queued(self, job: str, place: int) -> None: ...

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..errors import RemoteProtocolError, ZBusError
+from ..errors import LinkLost, RemoteProtocolError, ZBusError
 from ..net.places import Peering
 from ..operation import Operation
 from ..protocol.fields import clip
@@ -26,7 +26,12 @@ class Owner(Protocol):
     """Who is told how each parcel ends, once: see `jobs.Jobs`."""
 
     def delivered(self, session: SessionKey, job: str, part: str) -> None: ...
-    def undeliverable(self, session: SessionKey, job: str, part: str, error: ZBusError) -> None: ...
+    def undeliverable(
+        self, session: SessionKey, job: str, part: str, error: ZBusError, resumable: bool
+    ) -> None: ...
+    def lost(
+        self, session: SessionKey, job: str, part: str, error: ZBusError, resumable: bool
+    ) -> None: ...
 
 
 MAX_OUT = 128  # of one session at once: a burst must not fill what the session keeps
@@ -86,7 +91,7 @@ class JobTransfers:
                 return
             if isinstance(result, ZBusError):
                 self._end(moving)
-                self._owner.undeliverable(peering.key, job, part, result)
+                self._owner.undeliverable(peering.key, job, part, result, resumable=False)
                 return
             moving.operation.begin_bytes(result.plain)
             parcel = JobOffer(job, part, moving.transfer, **result.told)
@@ -108,7 +113,7 @@ class JobTransfers:
         moving = self._out(peering, transfer)
         if moving is not None:
             self._end(moving)
-            self._owner.undeliverable(peering.key, moving.job, moving.part, error)
+            self._owner.undeliverable(peering.key, moving.job, moving.part, error, False)
 
     def _out(self, peering: Peering, transfer: int) -> _Moving | None:
         moving = self._moving.get((peering.key, transfer))
@@ -183,8 +188,15 @@ class JobTransfers:
             if not moving.outgoing:
                 moving.peering.session.send(Refused(moving.transfer, clip(why)))
 
-    def session_down(self, peering: Peering) -> None:
-        """The session has ended, and its transfers with it."""
+    def session_down(self, peering: Peering, error: ZBusError) -> None:
+        """The session has ended, and its transfers with it; each is told. Where only the link was
+        lost, they may go over another session."""
+        resumable, session = isinstance(error, LinkLost), peering.key
+        waiting = [waiting for waiting in self._waiting if waiting[0] is peering]
         self._waiting = [waiting for waiting in self._waiting if waiting[0] is not peering]
+        for _, job, part, _, _ in waiting:
+            self._owner.undeliverable(session, job, part, error, resumable)
         for moving in [m for m in self._moving.values() if m.peering is peering]:
             self._end(moving)
+            ended = self._owner.undeliverable if moving.outgoing else self._owner.lost
+            ended(session, moving.job, moving.part, error, resumable)

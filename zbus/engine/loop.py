@@ -315,9 +315,10 @@ class Engine:
         self.transfers.unlinked(peering)
 
     def session_down(self, peering: Peering, error: ZBusError) -> None:
+        # Jobs first: theirs may go on over another session, whatever becomes of the transfers.
+        self.job_service.session_down(peering, error)
         self.transfers.session_down(peering, error)
         self.measuring.session_down(peering, error)
-        self.job_service.session_down(peering, error)
         self.channels.session_down(peering.key, error)
         self._settle()
 

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from ..errors import ZBusError
-from .identity import SessionKey
+from .identity import Identity, SessionKey
 from .messages import Message
 
 SUBMIT, RESULT, END = "submit", "result:", "end"  # the parts that a job's parcels carry
 
 
 class State(Enum):
+    """Where a job is; which of these a side knows, and what leads on, say the two tables."""
+
     ARRIVING = "arriving"
     SUBMITTED = "submitted"
     CHECKING = "checking"
     QUEUED = "queued"
     RUNNING = "running"
+    LOST = "lost"
+    STOPPING = "stopping"
     ENDED = "ended"
+    FORGOTTEN = "forgotten"
+
+
+Table = Mapping[tuple[State, str], State]
+
+
+def wait_token(job: str) -> str:
+    """What names a job to those who must not learn its id: only who knows the id, which is random,
+    recognises it. See `queue_deadlock`."""
+    told = job.encode("utf-8", "replace")
+    return hashlib.blake2b(told, digest_size=16, person=b"zbus-waits").hexdigest()
 
 
 @dataclass(eq=False)
@@ -29,16 +46,28 @@ class GivenJob:
     id: str
     what: Any  # the request; opaque here
     peer: str  # its name
-    incarnation: bytes
+    runner: Identity
     title: str = ""
+    wanted: frozenset[str] | None = None  # names of the results that are asked for; None: any
     session: SessionKey | None = None
     state: State = State.SUBMITTED
     place: int = 0  # in the queue there
-    waits: tuple[str, ...] = ()
+    waits: tuple[str, ...] = ()  # tokens: what the prompt that runs there waits for
     awaited: str = ""  # what waits for it here, in words; "": nothing does yet
     results: dict[str, Any] = field(default_factory=dict)
+    coming: set[str] = field(default_factory=set)  # parts on their way in
     end: dict[str, Any] | None = None  # as told; the results may still be on their way
     lost_at: float = 0.0  # when its session ended, while it may come back
+    token: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.token = wait_token(self.id)
+
+    @property
+    def named(self) -> list[str]:
+        """The results that its end names."""
+        names = (self.end or {}).get("results")
+        return [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
 
 
 @dataclass(eq=False)
@@ -47,7 +76,7 @@ class TakenJob:
 
     id: str
     session: SessionKey | None
-    incarnation: bytes
+    owner: Identity
     client: str  # the peer's name
     what: Any = None
     title: str = ""
@@ -57,11 +86,19 @@ class TakenJob:
     told: tuple[str, int, tuple[str, ...]] | None = None
     parts: dict[str, Any] = field(default_factory=dict)  # part -> value, until it is stored
     gave: list[str] = field(default_factory=list)  # names of the results
-    stopping: bool = False
     unwanted: bool = False  # its client has cancelled it, or is gone
     why: str = ""  # it was stopped
-    spoiled: dict[str, Any] | None = None  # how it ends: a result of it cannot travel
-    kept_until: float | None = None
+    spoiled: dict[str, Any] | None = None  # how it ends, whatever its host says of it
+    kept_until: float | None = None  # while its session is gone
+    token: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.token = wait_token(self.id)
+
+    @property
+    def is_in_queue(self) -> bool:
+        """Whether it waits in the queue here, or runs."""
+        return self.state in (State.QUEUED, State.RUNNING)
 
 
 # --- what is to be done -------------------------------------------------------------------------

@@ -400,7 +400,8 @@ class JobOffer(Message):
 class JobState(Message):
     """Where a job is: in the queue behind `place` others, or running.
 
-    `waits` are the jobs that the prompt which runs there waits for, and those that they wait for.
+    `waits` are what the prompt which runs there waits for, and what that waits for: tokens, which
+    only those recognise whose jobs they are.
     """
 
     KIND = 50
@@ -408,7 +409,7 @@ class JobState(Message):
     job: str = _is(text(80))
     state: str = _is(one_of("queued", "running"))
     place: int = _is(number())
-    waits: tuple[str, ...] = _is(each(text(80), MAX_WAITS), ())
+    waits: tuple[str, ...] = _is(each(text(32), MAX_WAITS), ())
 
 
 @dataclass(frozen=True)
