@@ -79,11 +79,8 @@ class GivenJobs:
         self._untold: dict[str, tuple[Identity, str, float]] = {}  # cancels: whom, why, until
 
     def _moved(self, given: GivenJob, event: str) -> bool:
-        after = TABLE.get((given.state, event))
-        if after is None:
-            return False
-        given.state = after
-        return True
+        before, given.state = given.state, TABLE.get((given.state, event), given.state)
+        return (before, event) in TABLE
 
     # --- by this side -------------------------------------------------------------------------
 

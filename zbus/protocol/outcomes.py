@@ -45,6 +45,16 @@ def deadlock(title: str) -> dict[str, Any]:
     return {"outcome": "deadlock", "title": title}
 
 
+def unsendable(result: str, error: ZBusError) -> dict[str, Any]:
+    """How a job ends of which a result cannot travel."""
+    return {
+        "outcome": "failed",
+        "title": "sending the result",
+        "exception_type": type(error).__name__,
+        "message": f"its result {result} cannot be sent: {error}",
+    }
+
+
 def stage(given: GivenJob) -> str:
     """What texts call it."""
     return f"job {given.title}".strip()

@@ -30,7 +30,7 @@ from .job_records import (
     TakenJob,
 )
 from .messages import JobCancel, JobState
-from .outcomes import not_permitted, refused
+from .outcomes import not_permitted, refused, unsendable
 
 MAX_TAKEN = 256  # of one process
 MAX_OF_PRINCIPAL = 1024  # of all that show one key, however many processes they claim to be
@@ -73,11 +73,8 @@ class TakenJobs:
         self._gone: dict[tuple[Identity, str], str] = {}  # forgotten ones, and why they ended
 
     def _moved(self, taken: TakenJob, event: str) -> bool:
-        after = TABLE.get((taken.state, event))
-        if after is None:
-            return False
-        taken.state = after
-        return True
+        before, taken.state = taken.state, TABLE.get((taken.state, event), taken.state)
+        return (before, event) in TABLE
 
     # --- a job comes --------------------------------------------------------------------------
 
@@ -223,20 +220,10 @@ class TakenJobs:
         taken = self._of(session, job)
         if taken is None or resumable:  # it stays in `parts`, for the owner to come back
             return
-        if part != END:
-            self._spoil(taken, part, error)
+        if part != END:  # whoever waits for that result has to hear it
+            end = unsendable(part[len(RESULT) :], error)
+            self.spoil(taken, end, end["message"])
         self.delivered(session, job, part)
-
-    def _spoil(self, taken: TakenJob, part: str, error: ZBusError) -> None:
-        """A result of it cannot travel: whoever waits for it has to hear that."""
-        message = f"its result {part[len(RESULT) :]} cannot be sent: {error}"
-        told = {
-            "outcome": "failed",
-            "title": "sending the result",
-            "exception_type": type(error).__name__,
-            "message": message,
-        }
-        self.spoil(taken, told, message)
 
     def spoil(self, taken: TakenJob, end: dict[str, Any], why: str) -> None:
         """It ends like that, whatever its host says of it."""
@@ -288,7 +275,7 @@ class TakenJobs:
             taken.session = None
         for taken in of_it:
             if not isinstance(error, LinkLost) or taken.state is State.ARRIVING:
-                self._abandon(taken, f"{taken.client}, whose job it is, is gone")
+                self._abandon(taken, _gone(taken))
             else:
                 taken.kept_until = self._kept_until(taken, now)
 
@@ -305,8 +292,7 @@ class TakenJobs:
             taken.kept_until = taken.kept_until or self._kept_until(taken, now)
             if taken.kept_until is not None and now >= taken.kept_until and not taken.unwanted:
                 is_over = taken.state is State.ENDED
-                gone = f"{taken.client}, whose job it is, is gone"
-                self._abandon(taken, "nobody came for its results" if is_over else gone)
+                self._abandon(taken, "nobody came for its results" if is_over else _gone(taken))
 
     def deadlines(self) -> Iterator[float]:
         """When `tick` has something to do."""
@@ -316,3 +302,7 @@ class TakenJobs:
                     yield taken.kept_until
                 elif taken.state is State.ENDED:
                     yield 0.0
+
+
+def _gone(taken: TakenJob) -> str:
+    return f"{taken.client}, whose job it is, is gone"
