@@ -19,8 +19,9 @@ from zbus.protocol.job_records import (
     RESULT,
     SUBMIT,
     GivenJob,
-    State,
+    GivenState,
     TakenJob,
+    TakenState,
     wait_token,
 )
 from zbus.protocol.jobs import Jobs
@@ -130,7 +131,7 @@ class Side:
     def check(self) -> None:
         """What always holds."""
         for given in self.jobs.given.values():
-            assert given.state is not State.ENDED and given.id not in self.ended
+            assert given.state is not GivenState.ENDED and given.id not in self.ended
         for taken in self.jobs.taken.values():
             assert taken.session is None or taken.session in self.up
 
@@ -157,10 +158,10 @@ class Side:
                 self.hosted[taken.id] = Hosted(taken)
             case core.Stop(taken, why):
                 hosted = self.hosted[taken.id]
-                assert taken.state is not State.ENDED and not hosted.stops
+                assert taken.state is not TakenState.ENDED and not hosted.stops
                 hosted.stops.append(why)
             case core.Forget(taken):
-                assert taken.state is State.FORGOTTEN and taken.id not in self.jobs.taken
+                assert taken.state is TakenState.FORGOTTEN and taken.id not in self.jobs.taken
                 if taken.id in self.hosted:
                     self.hosted[taken.id].forgotten += 1
                     assert self.hosted[taken.id].forgotten == 1

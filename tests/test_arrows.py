@@ -148,6 +148,18 @@ def test_the_core_has_no_socket_clock_or_thread(name: str) -> None:
     assert not found & FORBIDDEN
 
 
+def test_identities_are_made_where_the_key_is_proved() -> None:
+    """Else what a HELLO claims could pass for what CURVE has shown."""
+    makers = {
+        (path.relative_to(PACKAGE).as_posix(), ast.unparse(node.func))
+        for path in modules(PACKAGE)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).rpartition(".")[2] in ("Identity", "SessionKey")
+    }
+    assert makers == {("net/proving.py", "Identity"), ("net/proving.py", "SessionKey")}
+
+
 def test_zmq_is_imported_by_the_transport_alone() -> None:
     users = {
         path.name for path in modules(PACKAGE) for m, _, _ in imports(path) if m.startswith("zmq")

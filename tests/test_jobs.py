@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,13 +28,15 @@ from zbus.errors import (
     TransferRefused,
     ZBusError,
 )
+from zbus.protocol import given_jobs, taken_jobs
+from zbus.protocol.given_jobs import MAX_RESULTS
 from zbus.protocol.identity import Identity, SessionKey
-from zbus.protocol.job_records import GivenJob, State, wait_token
+from zbus.protocol.job_records import GivenJob, GivenState, TakenState, wait_token
 from zbus.protocol.jobs import Jobs
 from zbus.protocol.messages import JobCancel, JobState
 from zbus.protocol.outcomes import PLAIN, refused
 from zbus.protocol.queue_deadlock import waits_of
-from zbus.protocol.taken_jobs import KEPT, MAX_TAKEN, REMEMBERED
+from zbus.protocol.taken_jobs import KEPT, MAX_OF_PRINCIPAL, MAX_TAKEN, REMEMBERED
 from zbus.reasons import MAX_REASONS, Reason
 
 LOST = LinkLost("the link was lost", peer="x")
@@ -77,17 +80,17 @@ def over(world: World) -> None:
 def test_a_job_runs_and_its_results_come() -> None:
     world, client, worker, key = pair()
     given = client.submit(key, "j", title="upscale")
-    assert given.state is State.SUBMITTED and key in client.jobs.sessions
+    assert given.state is GivenState.SUBMITTED and key in client.jobs.sessions
     world.run()
     hosted = worker.hosted["j"]
     assert hosted.taken.what == ("request", "upscale", "") and hosted.taken.client == "client"
     for place in (2, 1):
         worker.queue("j", place)
         world.run()
-        assert (given.state, given.place) == (State.QUEUED, place)
+        assert (given.state, given.place) == (GivenState.QUEUED, place)
     worker.start("j")
     world.run()
-    assert (given.state, given.place) == (State.RUNNING, 0)
+    assert (given.state, given.place) == (GivenState.RUNNING, 0)
     worker.give("j", "one")
     world.run()
     assert given.results == {"one": ("j", "one", 0)} and "j" not in client.ended
@@ -545,7 +548,7 @@ def test_a_queued_job_survives_its_link() -> None:
     assert worker.hosted["j"].stops == []
     world.connect(client, worker)
     world.run()
-    assert client.given["j"].state is State.QUEUED and worker.jobs.deadline() is None
+    assert client.given["j"].state is GivenState.QUEUED and worker.jobs.deadline() is None
     worker.start("j")
     worker.give("j", "a")
     worker.end("j")
@@ -659,7 +662,7 @@ class Prompts:
                     continue
                 if hosted.stops:
                     steps.append(lambda s=side, j=job: s.end(j, "cancelled", why="stopped"))
-                elif hosted.taken.state is State.CHECKING:
+                elif hosted.taken.state is TakenState.CHECKING:
                     steps.append(lambda s=side, j=job: s.queue(j))
                 elif not side.jobs.given:
                     steps.append(lambda s=side, j=job: s.end(j))
@@ -791,6 +794,175 @@ def test_a_wait_that_is_over_is_no_part_of_a_ring() -> None:
     c.awaits("4", "prompt C")
     world.run()
     assert c.ended == {}
+
+
+def lying() -> tuple[World, Side, Side, bytes]:
+    """X's prompt waits for its job in Y's queue; Y's job "of y" waits in X's, Y's prompt for none.
+    Y's ids are the higher ones, where it comes to that."""
+    world = World("x", "y")
+    x, y = world.sides
+    key = world.connect(x, y)
+    x.submit(key, "a of x", title="X's part")
+    y.submit(key, "b of y", title="Y's part")
+    world.run()
+    x.queue("b of y")
+    y.queue("a of x")
+    x.awaits("a of x", "prompt X")
+    world.run()
+    return world, x, y, key
+
+
+@pytest.mark.parametrize("job", ["b of y", "0 of y"])
+def test_a_peer_that_says_it_waits_for_us_has_only_its_own_job_ended(job: str) -> None:
+    world, x, y, key = lying()
+    y.submit(key, "0 of y")
+    world.run()
+    x.queue("0 of y")
+    x.jobs.giving.state(key, JobState("a of x", "queued", 0, (wait_token(job),)))
+    x.settle()
+    assert "a of x" not in x.ended, "its word ends no job of ours"
+    stopped = [hosted.taken.id for hosted in x.hosted.values() if hosted.stops]
+    assert stopped == ([job] if job > "a of x" else []), "and nobody else's"
+    if stopped:
+        x.end(job, "cancelled", why="stopped")
+        world.run()
+        error = y.outcome(job)
+        assert isinstance(error, QueueDeadlock) and "X's part" in error.what
+
+
+def test_a_peer_that_says_it_waits_for_anothers_job_touches_that_not() -> None:
+    world = World("x", "y", "z")
+    x, y, z = world.sides
+    key, other = world.connect(x, y), world.connect(x, z)
+    x.submit(key, "a of x")
+    z.submit(other, "b of z")
+    z.submit(other, "0 of z")
+    world.run()
+    y.queue("a of x")
+    for job in ("b of z", "0 of z"):
+        x.queue(job)
+    x.awaits("a of x", "prompt X")
+    world.run()
+    for waits in (("b of z",), ("b of z", "0 of z"), ("made up",)):
+        told = JobState("a of x", "queued", 0, tuple(map(wait_token, waits)))
+        x.jobs.giving.state(key, told)
+        x.settle()
+        assert not any(hosted.stops for hosted in x.hosted.values()) and not x.ended
+    x.jobs.giving.state(key, JobState("a of x", "queued", 0, (wait_token("0 of z"),)))
+    x.settle()
+    assert isinstance(x.outcome("a of x"), QueueDeadlock), "the one that Y runs, and could end"
+    assert not any(hosted.stops for hosted in x.hosted.values())
+
+
+def test_ids_are_told_to_nobody_who_does_not_own_the_job() -> None:
+    world, _x, y, _key = lying()
+    said: list[Any] = []
+    put = world.put
+
+    def heard(key: bytes, sender: Side, message: Any) -> None:
+        said.append(message)
+        put(key, sender, message)
+
+    world.put = heard  # type: ignore[method-assign]
+    y.awaits("b of y", "prompt Y")
+    world.run()
+    waits = {word for message in said if isinstance(message, JobState) for word in message.waits}
+    assert waits and not waits & {"a of x", "b of y"}
+
+
+# --- the two tables -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", [given_jobs.TABLE, taken_jobs.TABLE], ids=["given", "taken"])
+def test_every_state_is_reached_and_leads_to_the_one_end(table: dict[Any, Any]) -> None:
+    every = list(type(next(iter(table))[0]))
+    first, last = every[0], every[-1]
+    reached, leading = {first}, {last}
+    for _ in every:
+        reached |= {after for (before, _), after in table.items() if before in reached}
+        leading |= {before for (before, _), after in table.items() if after in leading}
+    assert reached == leading == set(every)
+    assert not [event for before, event in table if before is last], "and nothing leads on from it"
+
+
+# --- whose it is --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stranger", ["same incarnation", "same key"])
+def test_a_lost_job_is_given_to_nobody_but_its_runner(stranger: str) -> None:
+    world, client, worker, key = running()
+    world.cut(key, LOST, LOST)
+    its = worker.identity
+    claimed = {
+        "same incarnation": Identity(b"another's key", its.incarnation),
+        "same key": Identity(its.key, b"another life"),
+    }
+    client.jobs.session_up(SESSION, claimed[stranger])
+    assert client.jobs.drain() == [] and client.given["j"].session is None
+    world.connect(client, worker)
+    worker.end("j")
+    world.run()
+    assert client.outcome("j") is None
+    over(world)
+
+
+def test_a_stranger_that_submits_a_known_id_hears_nothing_of_it() -> None:
+    world, client, worker, key = running()
+    worker.give("j", "a")
+    assert not worker.jobs.taking.offered(SESSION, STRANGER, "client", "j")
+    (answer,) = [e for e in worker.jobs.drain() if getattr(e, "session", None) == SESSION]
+    assert answer.value["outcome"] == "refused"  # type: ignore[union-attr]
+    worker.end("j")
+    world.run()
+    assert client.outcome("j") is None
+    over(world)
+    assert worker.jobs.taking.offered(SESSION, STRANGER, "stranger", "j"), "one of its own"
+
+
+def test_one_principal_has_so_much_room_and_no_more() -> None:
+    """However many processes it claims to be, and whatever becomes of their sessions."""
+    jobs = Jobs()
+    for process in range(8):
+        owner, session = Identity(b"m", bytes([process])), replace(SESSION, id=bytes([process]))
+        for i in range(MAX_TAKEN + 5):
+            jobs.taking.offered(session, owner, "m", f"{process} {i}")
+            jobs.taking.submitted(session, f"{process} {i}", "what")
+        jobs.session_down(session, LOST, 0.0)
+    assert len(jobs.taken) == MAX_OF_PRINCIPAL
+    assert jobs.taking.offered(SESSION, STRANGER, "another", "j"), "others have theirs"
+
+
+def test_a_result_that_was_not_asked_for_is_not_wanted() -> None:
+    world, client, _worker, key = pair()
+    given = client.submit(key, "j")
+    given.wanted = frozenset({"a", "b"})
+    giving = client.jobs.giving
+    assert giving.wants(key, "j", RESULT + "a") and not giving.wants(key, "j", RESULT + "a")
+    assert not giving.wants(key, "j", RESULT + "c") and not giving.has(key, "j", RESULT + "a")
+    client.jobs.arrived(key, "j", RESULT + "a", 1)
+    assert giving.has(key, "j", RESULT + "a") and not giving.has(key, "j", END)
+    client.jobs.arrived(key, "j", END, {"outcome": "done", "results": ["a", "x"]})
+    assert not giving.wants(key, "j", RESULT + "b"), "its end names no such result"
+    given.wanted = None
+    given.results |= {str(i): i for i in range(MAX_RESULTS)}
+    assert not giving.wants(key, "j", RESULT + "x"), "too many"
+
+
+def test_a_cancel_of_a_lost_job_is_told_when_its_runner_is_met_again() -> None:
+    world, client, worker, key = running()
+    world.cut(key, LOST, LOST)
+    client.cancel("j")
+    assert isinstance(client.outcome("j"), Cancelled) and worker.hosted["j"].stops == []
+    client.jobs.session_up(SESSION, STRANGER)
+    assert client.jobs.drain() == [], "not to another"
+    world.wait(1)
+    world.connect(client, worker)
+    world.run()
+    assert worker.hosted["j"].stops == ["cancelled there"]
+    worker.end("j", "cancelled", why="")
+    over(world)
+    world.wait(2 * (WAIT + KEPT))
+    assert client.jobs.deadline() is None
 
 
 # --- everything at any time ---------------------------------------------------------------------

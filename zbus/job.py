@@ -219,7 +219,7 @@ class Taken:
         id: str,
         client: str,
         request: Request,
-        tell: Callable[[Callable[[Teller], None]], None],
+        tell: Callable[[Callable[[Teller], None]], object],
     ) -> None:
         self.id, self.client, self.request, self._tell = id, client, request, tell
 

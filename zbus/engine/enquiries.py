@@ -59,7 +59,9 @@ class Enquiries:
         post: Hands a call to the I/O thread, from any thread.
     """
 
-    def __init__(self, connecting: Connecting, post: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(
+        self, connecting: Connecting, post: Callable[[Callable[[], None]], object]
+    ) -> None:
         self._connecting, self._post = connecting, post
         self._questions: dict[tuple[SessionKey, int], _Asked] = {}
         self._numbered = 0

@@ -12,7 +12,7 @@ from ..job import Job, Progress
 from ..net.places import Peering
 from ..protocol import job_records as core
 from ..protocol.given_jobs import GivenJobs
-from ..protocol.job_records import END, SUBMIT, GivenJob, State
+from ..protocol.job_records import END, SUBMIT, GivenJob, GivenState
 from ..protocol.messages import JobPreview, JobProgress
 from ..values.payload import Flat
 from .connecting import Connecting, SessionRequest
@@ -116,9 +116,10 @@ class Giving:
         if given is not None:
             job = given.job
             job.results = record.results
-            if record.state in (State.QUEUED, State.RUNNING):
+            if record.state in (GivenState.QUEUED, GivenState.RUNNING):
                 job.accepted = True
-                job.progress = replace(job.progress, state=record.state.value, place=record.place)
+                state = record.state.name.lower()
+                job.progress = replace(job.progress, state=state, place=record.place)
             _changed(job)
 
     def moved(self, job: str, part: str, done: int, total: int) -> None:

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from ..errors import LinkLost, ZBusError
+from ..errors import ZBusError
 from ..net.places import Peering, Place
 from ..protocol import job_records as core
 from ..protocol.job_records import RESULT, SUBMIT
@@ -44,7 +44,7 @@ class JobService:
     """
 
     def __init__(
-        self, context: Context, instance: bytes, post: Callable[[Callable[[], None]], None]
+        self, context: Context, instance: bytes, post: Callable[[Callable[[], None]], object]
     ) -> None:
         self._context = context
         self.jobs = Jobs(context.settings.reconnect_wait)
@@ -104,9 +104,9 @@ class JobService:
             else:
                 self.jobs.arrived(session, job, part, got)
 
-        def failed(error: ZBusError) -> None:
+        def failed(error: ZBusError, resumable: bool) -> None:
             named = error if part == SUBMIT else error.at(peer=peering.name)
-            self.jobs.lost(session, job, part, named, resumable=isinstance(error, LinkLost))
+            self.jobs.lost(session, job, part, named, resumable)
 
         self.job_transfers.take(peering, parcel, body, value, failed)
 

@@ -135,9 +135,10 @@ class JobTransfers:
         parcel: JobOffer,
         body: bytes,
         on_value: Callable[[Any], None],
-        on_failed: Callable[[ZBusError], None],
+        on_failed: Callable[[ZBusError, bool], None],
     ) -> None:
-        """Receive a value that the peer sends."""
+        """Receive a value that the peer sends. `on_failed` hears the error, and whether the value
+        may come again over another session."""
         moving = self._begin(peering, parcel.job, parcel.part, parcel.operation, outgoing=False)
 
         def value(got: Any) -> None:
@@ -146,7 +147,7 @@ class JobTransfers:
 
         def failed(error: ZBusError) -> None:
             self._end(moving)
-            on_failed(error)
+            on_failed(error, isinstance(error, LinkLost))
 
         Receiving(self._context, peering, moving, parcel, body, "any", value, failed).begin()
 

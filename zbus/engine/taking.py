@@ -15,7 +15,7 @@ from ..net.places import Peering
 from ..protocol import job_records as core
 from ..protocol.fields import clip
 from ..protocol.identity import SessionKey
-from ..protocol.job_records import State, TakenJob
+from ..protocol.job_records import TakenJob, TakenState
 from ..protocol.messages import JobPreview, JobProgress, JobState
 from ..protocol.outcomes import NOBODY, NOT_YOU, PLAIN, refused
 from ..protocol.taken_jobs import TakenJobs
@@ -36,7 +36,7 @@ class Taking:
     """
 
     def __init__(
-        self, context: Context, core: TakenJobs, post: Callable[[Callable[[], None]], None]
+        self, context: Context, core: TakenJobs, post: Callable[[Callable[[], None]], object]
     ) -> None:
         self._context, self._core, self._post = context, core, post
         self.host: JobHost | None = None
@@ -67,7 +67,7 @@ class Taking:
     def arrived(self, session: SessionKey, job: str, value: object) -> None:
         """Its request is here."""
         record = self._core.jobs.get(job)
-        if record is None or record.session != session or record.state is not State.ARRIVING:
+        if record is None or record.session != session or record.state is not TakenState.ARRIVING:
             return
         try:
             request = Request.read(value)

@@ -27,8 +27,8 @@ from .job_records import (
     Ended,
     Event,
     GivenJob,
+    GivenState,
     Say,
-    State,
 )
 from .messages import JobCancel, JobState
 from .outcomes import outcome, stage
@@ -36,31 +36,31 @@ from .outcomes import outcome, stage
 MAX_RESULTS = 1024  # of one job
 TELL_CANCEL = 600.0  # seconds beyond `reconnect_wait` that a cancel is kept for a lost runner
 
-TABLE: dict[tuple[State, str], State] = {
-    (State.SUBMITTED, "queued"): State.QUEUED,
-    (State.SUBMITTED, "running"): State.RUNNING,
-    (State.QUEUED, "queued"): State.QUEUED,  # at another place, or behind others
-    (State.QUEUED, "running"): State.RUNNING,
-    (State.RUNNING, "running"): State.RUNNING,
+TABLE: dict[tuple[GivenState, str], GivenState] = {
+    (GivenState.SUBMITTED, "queued"): GivenState.QUEUED,
+    (GivenState.SUBMITTED, "running"): GivenState.RUNNING,
+    (GivenState.QUEUED, "queued"): GivenState.QUEUED,  # at another place, or behind others
+    (GivenState.QUEUED, "running"): GivenState.RUNNING,
+    (GivenState.RUNNING, "running"): GivenState.RUNNING,
     # The end is here, and every result that it names; or it is a bad one, which needs none.
-    (State.SUBMITTED, "completed"): State.ENDED,
-    (State.QUEUED, "completed"): State.ENDED,
-    (State.RUNNING, "completed"): State.ENDED,
+    (GivenState.SUBMITTED, "completed"): GivenState.ENDED,
+    (GivenState.QUEUED, "completed"): GivenState.ENDED,
+    (GivenState.RUNNING, "completed"): GivenState.ENDED,
     # Only the session broke: its runner lives, and may be met again.
-    (State.SUBMITTED, "session lost"): State.LOST,
-    (State.QUEUED, "session lost"): State.LOST,
-    (State.RUNNING, "session lost"): State.LOST,
-    (State.LOST, "met again"): State.SUBMITTED,
-    (State.LOST, "not met again"): State.ENDED,
+    (GivenState.SUBMITTED, "session lost"): GivenState.LOST,
+    (GivenState.QUEUED, "session lost"): GivenState.LOST,
+    (GivenState.RUNNING, "session lost"): GivenState.LOST,
+    (GivenState.LOST, "met again"): GivenState.SUBMITTED,
+    (GivenState.LOST, "not met again"): GivenState.ENDED,
     # Its runner has ended, was restarted, or said goodbye.
-    (State.SUBMITTED, "runner gone"): State.ENDED,
-    (State.QUEUED, "runner gone"): State.ENDED,
-    (State.RUNNING, "runner gone"): State.ENDED,
+    (GivenState.SUBMITTED, "runner gone"): GivenState.ENDED,
+    (GivenState.QUEUED, "runner gone"): GivenState.ENDED,
+    (GivenState.RUNNING, "runner gone"): GivenState.ENDED,
     # By this side: its user, a value that cannot travel, a deadlock, the end of the process.
-    (State.SUBMITTED, "cancelled"): State.ENDED,
-    (State.QUEUED, "cancelled"): State.ENDED,
-    (State.RUNNING, "cancelled"): State.ENDED,
-    (State.LOST, "cancelled"): State.ENDED,
+    (GivenState.SUBMITTED, "cancelled"): GivenState.ENDED,
+    (GivenState.QUEUED, "cancelled"): GivenState.ENDED,
+    (GivenState.RUNNING, "cancelled"): GivenState.ENDED,
+    (GivenState.LOST, "cancelled"): GivenState.ENDED,
 }
 
 
@@ -225,7 +225,7 @@ class GivenJobs:
             given.session, given.lost_at, given.waits = None, now, ()
             given.coming.clear()
             self.waits_changed = True
-            if self._moved(given, event) and given.state is State.ENDED:
+            if self._moved(given, event) and given.state is GivenState.ENDED:
                 self._end(given, error.at(peer=given.peer, stage=stage(given)))
 
     def tick(self, now: float) -> None:

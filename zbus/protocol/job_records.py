@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -15,21 +14,26 @@ from .messages import Message
 SUBMIT, RESULT, END = "submit", "result:", "end"  # the parts that a job's parcels carry
 
 
-class State(Enum):
-    """Where a job is; which of these a side knows, and what leads on, say the two tables."""
+class GivenState(Enum):
+    """Where a job is that another peer runs for this one."""
 
-    ARRIVING = "arriving"
-    SUBMITTED = "submitted"
-    CHECKING = "checking"
-    QUEUED = "queued"
-    RUNNING = "running"
-    LOST = "lost"
-    STOPPING = "stopping"
-    ENDED = "ended"
-    FORGOTTEN = "forgotten"
+    SUBMITTED = "its request is on its way, or looked at there"
+    QUEUED = "it waits in the queue there"
+    RUNNING = "it runs there"
+    LOST = "its session broke, another one is waited for"
+    ENDED = "done, refused, failed or cancelled"
 
 
-Table = Mapping[tuple[State, str], State]
+class TakenState(Enum):
+    """Where a job is that this peer runs for another one."""
+
+    ARRIVING = "its request is on its way"
+    CHECKING = "its host looks whether it can run"
+    QUEUED = "it waits in the queue here"
+    RUNNING = "it runs here"
+    STOPPING = "its host has been asked to stop it"
+    ENDED = "its results and its end are kept until they are stored"
+    FORGOTTEN = "nothing of it is left"
 
 
 def wait_token(job: str) -> str:
@@ -50,7 +54,7 @@ class GivenJob:
     title: str = ""
     wanted: frozenset[str] | None = None  # names of the results that are asked for; None: any
     session: SessionKey | None = None
-    state: State = State.SUBMITTED
+    state: GivenState = GivenState.SUBMITTED
     place: int = 0  # in the queue there
     waits: tuple[str, ...] = ()  # tokens: what the prompt that runs there waits for
     awaited: str = ""  # what waits for it here, in words; "": nothing does yet
@@ -81,7 +85,7 @@ class TakenJob:
     what: Any = None
     title: str = ""
     group: str = ""
-    state: State = State.ARRIVING
+    state: TakenState = TakenState.ARRIVING
     place: int = 0
     told: tuple[str, int, tuple[str, ...]] | None = None
     parts: dict[str, Any] = field(default_factory=dict)  # part -> value, until it is stored
@@ -98,7 +102,7 @@ class TakenJob:
     @property
     def is_in_queue(self) -> bool:
         """Whether it waits in the queue here, or runs."""
-        return self.state in (State.QUEUED, State.RUNNING)
+        return self.state in (TakenState.QUEUED, TakenState.RUNNING)
 
 
 # --- what is to be done -------------------------------------------------------------------------

@@ -24,10 +24,10 @@ from .job_records import (
     Event,
     Forget,
     Say,
-    State,
     Stop,
     Submitted,
     TakenJob,
+    TakenState,
 )
 from .messages import JobCancel, JobState
 from .outcomes import not_permitted, refused, unsendable
@@ -37,23 +37,26 @@ MAX_OF_PRINCIPAL = 1024  # of all that show one key, however many processes they
 KEPT = 600.0  # seconds that the results for a client whose link is lost are kept
 REMEMBERED = 512  # ids of a principal's forgotten jobs, so that none is run twice
 
-TABLE: dict[tuple[State, str], State] = {
-    (State.ARRIVING, "arrived"): State.CHECKING,
-    (State.ARRIVING, "unusable"): State.ENDED,
-    (State.ARRIVING, "abandoned"): State.FORGOTTEN,  # nobody has seen it, and it may come again
-    (State.CHECKING, "queued"): State.QUEUED,
-    (State.CHECKING, "started"): State.RUNNING,
-    (State.CHECKING, "ended"): State.ENDED,
-    (State.CHECKING, "stop"): State.STOPPING,
-    (State.QUEUED, "queued"): State.QUEUED,  # at another place
-    (State.QUEUED, "started"): State.RUNNING,
-    (State.QUEUED, "ended"): State.ENDED,
-    (State.QUEUED, "stop"): State.STOPPING,
-    (State.RUNNING, "ended"): State.ENDED,
-    (State.RUNNING, "stop"): State.STOPPING,
-    (State.STOPPING, "ended"): State.ENDED,
+TABLE: dict[tuple[TakenState, str], TakenState] = {
+    (TakenState.ARRIVING, "arrived"): TakenState.CHECKING,
+    (TakenState.ARRIVING, "unusable"): TakenState.ENDED,
+    (
+        TakenState.ARRIVING,
+        "abandoned",
+    ): TakenState.FORGOTTEN,  # nobody has seen it, and it may come again
+    (TakenState.CHECKING, "queued"): TakenState.QUEUED,
+    (TakenState.CHECKING, "started"): TakenState.RUNNING,
+    (TakenState.CHECKING, "ended"): TakenState.ENDED,
+    (TakenState.CHECKING, "stop"): TakenState.STOPPING,
+    (TakenState.QUEUED, "queued"): TakenState.QUEUED,  # at another place
+    (TakenState.QUEUED, "started"): TakenState.RUNNING,
+    (TakenState.QUEUED, "ended"): TakenState.ENDED,
+    (TakenState.QUEUED, "stop"): TakenState.STOPPING,
+    (TakenState.RUNNING, "ended"): TakenState.ENDED,
+    (TakenState.RUNNING, "stop"): TakenState.STOPPING,
+    (TakenState.STOPPING, "ended"): TakenState.ENDED,
     # Everything of it is stored, or is not wanted any more.
-    (State.ENDED, "all stored"): State.FORGOTTEN,
+    (TakenState.ENDED, "all stored"): TakenState.FORGOTTEN,
 }
 
 
@@ -86,7 +89,7 @@ class TakenJobs:
             self._refuse(session, job, "another peer's job has that id")
             return False
         if taken is not None and not taken.unwanted:
-            is_cut_off = taken.state is State.ARRIVING and taken.session != session
+            is_cut_off = taken.state is TakenState.ARRIVING and taken.session != session
             self._adopt(taken, session)
             return is_cut_off  # the session on which it came is not used any more: take it anew
         why = taken.why if taken is not None else self._gone.get((owner, job))
@@ -168,7 +171,7 @@ class TakenJobs:
 
     def result(self, taken: TakenJob, name: str, value: Any) -> None:
         """One of its outputs is there."""
-        if taken.state is not State.ENDED and name not in taken.gave:
+        if taken.state is not TakenState.ENDED and name not in taken.gave:
             taken.gave.append(name)
             self._give(taken, RESULT + name, value)
 
@@ -195,7 +198,7 @@ class TakenJobs:
         """Say where it is, if that is new."""
         if taken.session is None or not taken.is_in_queue:
             return
-        told = (taken.state.value, taken.place, self.waits)
+        told = (taken.state.name.lower(), taken.place, self.waits)
         if told != taken.told:
             taken.told = told
             self._out.append(Say(taken.session, JobState(taken.id, *told)))
@@ -228,7 +231,7 @@ class TakenJobs:
     def spoil(self, taken: TakenJob, end: dict[str, Any], why: str) -> None:
         """It ends like that, whatever its host says of it."""
         taken.spoiled = end
-        if taken.state is State.ENDED:
+        if taken.state is TakenState.ENDED:
             self._give(taken, END, end)
         else:
             self._stop(taken, why)
@@ -247,7 +250,7 @@ class TakenJobs:
         self._out.append(Drop(taken.id))
         if self._moved(taken, "abandoned"):
             del self.jobs[taken.id]
-        elif taken.state is State.ENDED:
+        elif taken.state is TakenState.ENDED:
             self._look_forget(taken)
         else:
             self._stop(taken, why)
@@ -274,16 +277,16 @@ class TakenJobs:
         for taken in of_it:
             taken.session = None
         for taken in of_it:
-            if not isinstance(error, LinkLost) or taken.state is State.ARRIVING:
+            if not isinstance(error, LinkLost) or taken.state is TakenState.ARRIVING:
                 self._abandon(taken, _gone(taken))
             else:
                 taken.kept_until = self._kept_until(taken, now)
 
     def _kept_until(self, taken: TakenJob, now: float) -> float | None:
         """How long its owner is waited for; None: as long as it runs."""
-        if taken.state is State.ENDED:
+        if taken.state is TakenState.ENDED:
             return now + KEPT
-        waits = taken.state in (State.CHECKING, State.QUEUED)
+        waits = taken.state in (TakenState.CHECKING, TakenState.QUEUED)
         return now + self.reconnect_wait if waits else None
 
     def tick(self, now: float) -> None:
@@ -291,7 +294,7 @@ class TakenJobs:
         for taken in [t for t in self.jobs.values() if t.session is None]:
             taken.kept_until = taken.kept_until or self._kept_until(taken, now)
             if taken.kept_until is not None and now >= taken.kept_until and not taken.unwanted:
-                is_over = taken.state is State.ENDED
+                is_over = taken.state is TakenState.ENDED
                 self._abandon(taken, "nobody came for its results" if is_over else _gone(taken))
 
     def deadlines(self) -> Iterator[float]:
@@ -300,7 +303,7 @@ class TakenJobs:
             if taken.session is None and not taken.unwanted:
                 if taken.kept_until is not None:
                     yield taken.kept_until
-                elif taken.state is State.ENDED:
+                elif taken.state is TakenState.ENDED:
                     yield 0.0
 
 
