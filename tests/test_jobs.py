@@ -32,11 +32,12 @@ from zbus.protocol import given_jobs, taken_jobs
 from zbus.protocol.given_jobs import MAX_RESULTS
 from zbus.protocol.identity import Identity, SessionKey
 from zbus.protocol.job_records import GivenJob, GivenState, TakenState, wait_token
+from zbus.protocol.job_room import MAX_OF_PRINCIPAL, MAX_TAKEN, REMEMBERED
 from zbus.protocol.jobs import Jobs
 from zbus.protocol.messages import JobCancel, JobState
 from zbus.protocol.outcomes import PLAIN, refused
 from zbus.protocol.queue_deadlock import waits_of
-from zbus.protocol.taken_jobs import KEPT, MAX_OF_PRINCIPAL, MAX_TAKEN, REMEMBERED
+from zbus.protocol.taken_jobs import KEPT
 from zbus.reasons import MAX_REASONS, Reason
 
 LOST = LinkLost("the link was lost", peer="x")

@@ -29,13 +29,11 @@ from .job_records import (
     TakenJob,
     TakenState,
 )
+from .job_room import MAX_TAKEN, Forgotten, is_full
 from .messages import JobCancel, JobState
 from .outcomes import not_permitted, refused, unsendable
 
-MAX_TAKEN = 256  # of one process
-MAX_OF_PRINCIPAL = 1024  # of all that show one key, however many processes they claim to be
 KEPT = 600.0  # seconds that the results for a client whose link is lost are kept
-REMEMBERED = 512  # ids of a principal's forgotten jobs, so that none is run twice
 
 TABLE: dict[tuple[TakenState, str], TakenState] = {
     (TakenState.ARRIVING, "arrived"): TakenState.CHECKING,
@@ -73,7 +71,7 @@ class TakenJobs:
         self.jobs: dict[str, TakenJob] = {}
         self.queue_changed = False  # perhaps a ring of waits is closed now
         self.waits: tuple[str, ...] = ()  # what the prompt that runs here waits for, as tokens
-        self._gone: dict[tuple[Identity, str], str] = {}  # forgotten ones, and why they ended
+        self._gone = Forgotten()
 
     def _moved(self, taken: TakenJob, event: str) -> bool:
         before, taken.state = taken.state, TABLE.get((taken.state, event), taken.state)
@@ -92,11 +90,11 @@ class TakenJobs:
             is_cut_off = taken.state is TakenState.ARRIVING and taken.session != session
             self._adopt(taken, session)
             return is_cut_off  # the session on which it came is not used any more: take it anew
-        why = taken.why if taken is not None else self._gone.get((owner, job))
+        why = taken.why if taken is not None else self._gone.why(owner, job)
         if why is not None:
             self._answer(session, job, {"outcome": "cancelled", "why": why})
             return False
-        if self._is_too_much(owner):
+        if is_full((other.owner for other in self.jobs.values()), owner):
             self._refuse(session, job, f"more than {MAX_TAKEN} jobs at once")
             return False
         self.jobs[job] = TakenJob(job, session, owner, client)
@@ -105,10 +103,6 @@ class TakenJobs:
     def deny(self, session: SessionKey, job: str, why: str) -> None:
         """Whoever offers that one may give none here: one of `outcomes.DENIALS`."""
         self._answer(session, job, not_permitted(why))
-
-    def _is_too_much(self, owner: Identity) -> bool:
-        of_key = [taken.owner for taken in self.jobs.values() if taken.owner.key == owner.key]
-        return len(of_key) >= MAX_OF_PRINCIPAL or of_key.count(owner) >= MAX_TAKEN
 
     def _refuse(self, session: SessionKey, job: str, text: str) -> None:
         self._answer(session, job, refused([Reason("other", text=text)]))
@@ -263,10 +257,7 @@ class TakenJobs:
         if taken.parts or not self._moved(taken, "all stored"):
             return
         del self.jobs[taken.id]
-        self._gone[taken.owner, taken.id] = taken.why or "its result was delivered already"
-        of_key = [gone for gone in self._gone if gone[0].key == taken.owner.key]
-        for oldest in of_key[:-REMEMBERED]:
-            del self._gone[oldest]
+        self._gone.add(taken.owner, taken.id, taken.why or "its result was delivered already")
         self._out.append(Forget(taken))
 
     # --- sessions and time --------------------------------------------------------------------
@@ -300,11 +291,9 @@ class TakenJobs:
     def deadlines(self) -> Iterator[float]:
         """When `tick` has something to do."""
         for taken in self.jobs.values():
-            if taken.session is None and not taken.unwanted:
-                if taken.kept_until is not None:
-                    yield taken.kept_until
-                elif taken.state is TakenState.ENDED:
-                    yield 0.0
+            is_kept = taken.kept_until is not None or taken.state is TakenState.ENDED
+            if taken.session is None and is_kept and not taken.unwanted:
+                yield taken.kept_until or 0.0
 
 
 def _gone(taken: TakenJob) -> str:
