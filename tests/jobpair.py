@@ -151,8 +151,8 @@ class Side:
             case core.Deliver(session, job, part, value):
                 assert session in self.up, "delivered on a session that is down"
                 self.packing.append(self.world.parcel(session, self, job, part, value))
-            case core.Drop(job):
-                self._drop(job)
+            case core.Drop(job, session):
+                self._drop(job, session)
             case core.Submitted(taken):
                 assert taken.id not in self.hosted, "run twice"
                 self.hosted[taken.id] = Hosted(taken)
@@ -183,10 +183,13 @@ class Side:
             hosted = self.world.hosted(given.id)
             assert hosted.outcome == "done" and given.results == hosted.gave
 
-    def _drop(self, job: str) -> None:
-        for parcel in [p for p in self.packing if p.job == job]:
+    def _drop(self, job: str, session: bytes | None) -> None:
+        def is_meant(parcel: JobOffer) -> bool:
+            return parcel.job == job and session in (None, parcel.key)
+
+        for parcel in [p for p in self.packing if is_meant(p)]:
             self.packing.remove(parcel)
-        for parcel in [p for p in self.world.moving if p.job == job]:
+        for parcel in [p for p in self.world.moving if is_meant(p)]:
             if parcel.source is self:
                 parcel.out = False
             elif parcel.arriving:

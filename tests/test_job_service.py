@@ -763,6 +763,24 @@ def test_a_job_goes_on_after_a_session_was_given_up(stage: str) -> None:
         assert two.host.count("cancel") == 0
 
 
+def test_a_job_goes_on_over_another_session_that_stands_already() -> None:
+    with throttled(None, Settings(reconnect_wait=1.0)) as (two, proxy):
+        job = _running(two)
+        (own,) = (place for place in two.there._engine.links.places if place.own)
+        straight = two.here.probe(Remote(str(own.address)))
+        assert straight.hello(10).name == "there"
+        assert len(two.here._engine.links.peerings) == 2
+        proxy.refuse()
+        proxy.cut()
+        until(lambda: len(two.here._engine.links.peerings) == 1, 5)
+        taken = two.host.only()
+        taken.result("a", 1)
+        taken.done()
+        assert result(job, 5) == {"a": 1} and two.host.count("cancel") == 0
+        straight.close()
+        clean(two.here, two.there)
+
+
 def test_a_cancel_while_nobody_is_there_is_told_later() -> None:
     with throttled(None, Settings(reconnect_wait=1.0)) as (two, proxy):
         job = _running(two)

@@ -592,7 +592,10 @@ def test_a_job_that_was_arriving_when_the_link_was_lost_is_sent_again() -> None:
     over(world)
 
 
-def test_a_job_that_was_arriving_on_a_session_which_only_the_client_has_given_up() -> None:
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_job_that_was_arriving_on_a_session_which_only_the_client_has_given_up(
+    inline: bool,
+) -> None:
     world, client, worker, key = pair()
     client.submit(key, "j")
     client.packing[0].inline = False
@@ -600,6 +603,7 @@ def test_a_job_that_was_arriving_on_a_session_which_only_the_client_has_given_up
     worker.receive(key, world.queues[key, worker].popleft())
     client.down(key, LOST)
     world.connect(client, worker)
+    client.packing[0].inline = inline
     world.run()
     worker.down(key, GONE)
     worker.end("j")

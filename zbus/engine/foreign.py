@@ -39,7 +39,12 @@ class InOrder:
             if self._runs:
                 return
             self._runs = True
-        threading.Thread(target=self._run, name=self._name, daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name=self._name, daemon=True).start()
+        except RuntimeError:  # the interpreter is ending: nobody is left to be told
+            with self._lock:
+                self._runs = False
+                self._calls.clear()
 
     @property
     def is_busy(self) -> bool:

@@ -125,7 +125,16 @@ class JobService:
         self.job_transfers.session_down(peering, error)
         self._hold(peering, False, time.monotonic())
         self.enquiries.session_down(peering, error)
+        self._go_on(peering)
         self.taking.session_down(peering.key)
+
+    def _go_on(self, ended: Peering) -> None:
+        """Where another session with the same process stands already, none has to come first."""
+        identity = ended.identity
+        standing = [p for p in self._context.links.peerings if p.connection is not None]
+        another = next((p for p in standing if p.identity == identity), None)
+        if identity is not None and another is not None:
+            self.jobs.session_up(another.key, identity)
 
     def place_failed(self, place: Place, error: ZBusError) -> None:
         """Dialling there cannot help."""
@@ -160,7 +169,7 @@ class JobService:
             case core.Deliver():
                 self._deliver(event)
             case core.Drop():
-                self.job_transfers.drop(event.job, "not wanted any more")
+                self.job_transfers.drop(event.job, "not wanted any more", event.session)
             case core.Submitted():
                 self.taking.submitted(event.taken)
             case core.Stop():

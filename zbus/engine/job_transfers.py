@@ -181,10 +181,14 @@ class JobTransfers:
         if moving.outgoing and moving.peering.error is None:
             self._begin_waiting(moving.peering)
 
-    def drop(self, job: str, why: str) -> None:
-        """Whatever is on its way for that job is not wanted any more."""
-        self._waiting = [waiting for waiting in self._waiting if waiting[1] != job]
-        for moving in [m for m in self._moving.values() if m.job == job]:
+    def drop(self, job: str, why: str, session: SessionKey | None = None) -> None:
+        """Whatever is on its way for that job is not wanted any more; with `session`, over that."""
+
+        def is_meant(other: str, peering: Peering) -> bool:
+            return other == job and session in (None, peering.key)
+
+        self._waiting = [one for one in self._waiting if not is_meant(one[1], one[0])]
+        for moving in [m for m in self._moving.values() if is_meant(m.job, m.peering)]:
             self._end(moving)
             if not moving.outgoing:
                 moving.peering.session.send(Refused(moving.transfer, clip(why)))

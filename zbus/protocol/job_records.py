@@ -128,9 +128,11 @@ class Deliver:
 
 @dataclass(frozen=True)
 class Drop:
-    """Whatever of that job is on its way, in either direction, is not wanted any more."""
+    """Whatever of that job is on its way, in either direction, is not wanted any more; where
+    `session` says one, only what goes over that."""
 
     job: str
+    session: SessionKey | None = None
 
 
 @dataclass(frozen=True)

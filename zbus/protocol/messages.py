@@ -409,7 +409,7 @@ class JobState(Message):
     job: str = _is(text(80))
     state: str = _is(one_of("queued", "running"))
     place: int = _is(number())
-    waits: tuple[str, ...] = _is(each(text(32), MAX_WAITS), ())
+    waits: tuple[str, ...] = _is(each(text(80), MAX_WAITS), ())
 
 
 @dataclass(frozen=True)

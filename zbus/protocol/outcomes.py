@@ -34,6 +34,11 @@ def refused(reasons: list[Reason]) -> dict[str, Any]:
     return {"outcome": "refused", "reasons": [r.told() for r in reasons[:MAX_REASONS]]}
 
 
+def refused_for(why: str) -> dict[str, Any]:
+    """The same, for one reason that is none of the prompt's."""
+    return refused([Reason("other", text=why)])
+
+
 def not_permitted(why: str) -> dict[str, Any]:
     """How a job ends that may not be given: one of `DENIALS`."""
     return refused([Reason("permission", text=why)])

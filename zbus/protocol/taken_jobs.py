@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..errors import LinkLost, ZBusError
-from ..reasons import Reason
 from .identity import Identity, SessionKey
 from .job_records import (
     END,
@@ -31,7 +30,7 @@ from .job_records import (
 )
 from .job_room import MAX_TAKEN, Forgotten, is_full
 from .messages import JobCancel, JobState
-from .outcomes import not_permitted, refused, unsendable
+from .outcomes import not_permitted, refused_for, unsendable
 
 KEPT = 600.0  # seconds that the results for a client whose link is lost are kept
 
@@ -84,7 +83,7 @@ class TakenJobs:
         already is answered again, and not run twice."""
         taken = self.jobs.get(job)
         if taken is not None and taken.owner != owner:
-            self._refuse(session, job, "another peer's job has that id")
+            self._answer(session, job, refused_for("another peer's job has that id"))
             return False
         if taken is not None and not taken.unwanted:
             is_cut_off = taken.state is TakenState.ARRIVING and taken.session != session
@@ -95,7 +94,7 @@ class TakenJobs:
             self._answer(session, job, {"outcome": "cancelled", "why": why})
             return False
         if is_full((other.owner for other in self.jobs.values()), owner):
-            self._refuse(session, job, f"more than {MAX_TAKEN} jobs at once")
+            self._answer(session, job, refused_for(f"more than {MAX_TAKEN} jobs at once"))
             return False
         self.jobs[job] = TakenJob(job, session, owner, client)
         return True
@@ -104,9 +103,6 @@ class TakenJobs:
         """Whoever offers that one may give none here: one of `outcomes.DENIALS`."""
         self._answer(session, job, not_permitted(why))
 
-    def _refuse(self, session: SessionKey, job: str, text: str) -> None:
-        self._answer(session, job, refused([Reason("other", text=text)]))
-
     def _answer(self, session: SessionKey, job: str, end: dict[str, Any]) -> None:
         self._out.append(Deliver(session, job, END, end))
 
@@ -114,8 +110,9 @@ class TakenJobs:
         """The client has come back: what it has not said to have goes to it once more."""
         taken.told = None
         if taken.session != session:
+            if taken.session is not None:  # which this side still holds, and its owner does not
+                self._out.append(Drop(taken.id, taken.session))
             taken.session, taken.kept_until = session, None
-            self._out.append(Drop(taken.id))  # of the session before, if this side still holds it
             for part, value in taken.parts.items():
                 self._out.append(Deliver(session, taken.id, part, value))
         self.tell(taken)
@@ -143,7 +140,7 @@ class TakenJobs:
         if resumable:
             self._abandon(taken, str(error))
         elif self._moved(taken, "unusable"):
-            self._ended(taken, refused([Reason("other", text=str(error))]))
+            self._ended(taken, refused_for(str(error)))
 
     def _of(self, session: SessionKey, job: str) -> TakenJob | None:
         taken = self.jobs.get(job)
