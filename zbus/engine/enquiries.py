@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import RemoteProtocolError, TimedOut, ZBusError
 from ..job import Remote
 from ..net.places import Peering
+from ..printable import clean_all
 from ..protocol.identity import SessionKey
 from ..protocol.messages import MAX_FACTS, Enquire, Facts
 from .connecting import Connecting, SessionRequest
@@ -100,7 +101,7 @@ class Enquiries:
         if asked is None:
             return
         try:
-            facts = json.loads(message.facts)
+            facts = clean_all(json.loads(message.facts))
         except (ValueError, RecursionError):
             facts = None
         if not isinstance(facts, dict):

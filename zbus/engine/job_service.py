@@ -86,7 +86,6 @@ class JobService:
     def _parcel(self, peering: Peering, parcel: JobOffer, body: bytes) -> None:
         """A value of a job is offered: take it, or say that it is here, or not wanted."""
         job, part, session = parcel.job, parcel.part, peering.key
-        self.job_transfers.check(peering, parcel)
         if part == SUBMIT:
             if not self.taking.offered(peering, job):
                 self.job_transfers.known(peering, parcel)
@@ -189,6 +188,14 @@ class JobService:
         is_result = event.part.startswith(RESULT)
         quality = self.taking.quality(event.job) if is_result else "exact"
         self.job_transfers.send(peering, event.job, event.part, flat, quality)
+
+    def counters(self) -> dict[str, int]:
+        """How many jobs, and their values on the way, there are."""
+        return {
+            "jobs given": len(self.giving.given),
+            "jobs taken": len(self.jobs.taken),
+            "job values": len(self.job_transfers),
+        }
 
     # --- time ---------------------------------------------------------------------------------
 

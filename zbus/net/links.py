@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from ..errors import LinkLost, PeerGone, PeerRestarted, RemoteProtocolError, ZBusError
 from ..machine import process_start
 from ..protocol.fields import clip
-from ..protocol.messages import Bye, Hello, Message, Ready, Reject, Status, decode, encode
+from ..protocol.messages import (
+    Ack,
+    Bye,
+    Hello,
+    Message,
+    Ping,
+    Ready,
+    Reject,
+    Status,
+    decode,
+    encode,
+)
 from ..protocol.session import Ended, Redial, Session, Silent
 from ..trust import EXCHANGE, Trust
 from .admission import NAME_IT, PAIRED_ONLY, Admission
@@ -32,6 +44,7 @@ MAX_FAULTS = 3  # protocol errors that one session survives
 PID_EVERY = 0.2  # seconds between looks whether a lost local peer still lives
 
 T = TypeVar("T")
+Handler = Callable[[Peering, Any, "Body | None"], None]
 
 
 class Owner(Helper, Protocol):
@@ -41,7 +54,6 @@ class Owner(Helper, Protocol):
     def session_linked(self, peering: Peering) -> None: ...
     def session_unlinked(self, peering: Peering) -> None: ...
     def session_down(self, peering: Peering, error: ZBusError) -> None: ...
-    def message(self, peering: Peering, message: Message, body: Body | None) -> None: ...
 
 
 class Links:
@@ -65,6 +77,16 @@ class Links:
         self.placing = Placing(transport, self.admission, settings, self.places, self._dialler)
         self._greetings = Greetings(transport, own, _known, self.admission.permitted)
         self._peerings: dict[Connection, Peering] = {}
+        # Each kind has one handler: those of the links themselves, and the engine adds its own.
+        self.handlers: dict[type[Message], Handler] = {
+            Hello: self._late_handshake,
+            Ready: self._late_handshake,
+            Reject: self._rejected,
+            Bye: self._bye,
+            Status: self._status,
+            Ack: self._taken_note_of,
+            Ping: self._taken_note_of,
+        }
         self._logged_at = 0.0
 
     @property
@@ -169,19 +191,25 @@ class Links:
         peering.silent = 0.0
         if not peering.session.receive(seq, message, now):
             return
-        if isinstance(message, Bye):
-            error = PeerGone(
-                f"said goodbye: {message.why}", peer=peering.name, remedy="Run both workflows again"
-            )
-            self.end_session(peering, error, linger=0)  # it waits for this side to hang up
-        elif isinstance(message, Reject):
-            raise RemoteProtocolError(f"the peer ended the connection: {message.why}")
-        elif isinstance(message, (Hello, Ready)):
-            raise RemoteProtocolError(f"{type(message).__name__.upper()} after the handshake")
-        elif isinstance(message, Status):
-            peering.activity = message.activity
-        else:
-            self._owner.message(peering, message, body)
+        self.handlers[type(message)](peering, message, body)
+
+    def _bye(self, peering: Peering, message: Bye, _: Body | None) -> None:
+        error = PeerGone(
+            f"said goodbye: {message.why}", peer=peering.name, remedy="Run both workflows again"
+        )
+        self.end_session(peering, error, linger=0)  # it waits for this side to hang up
+
+    def _rejected(self, _: Peering, message: Reject, __: Body | None) -> None:
+        raise RemoteProtocolError(f"the peer ended the connection: {message.why}")
+
+    def _late_handshake(self, _: Peering, message: Hello | Ready, __: Body | None) -> None:
+        raise RemoteProtocolError(f"{type(message).__name__.upper()} after the handshake")
+
+    def _status(self, peering: Peering, message: Status, _: Body | None) -> None:
+        peering.activity = message.activity
+
+    def _taken_note_of(self, _: Peering, __: Message, ___: Body | None) -> None:
+        """The session has, by itself."""
 
     def _fault(self, connection: Connection, error: RemoteProtocolError, now: float) -> None:
         peering = self._peerings.pop(connection, None)

@@ -14,6 +14,7 @@ from ..errors import (
     RemoteProtocolError,
     ZBusError,
 )
+from ..printable import clean_lines
 from ..reasons import MAX_REASONS, Reason, lines
 from .job_records import GivenJob
 
@@ -121,4 +122,4 @@ def _failed_error(end: dict[str, Any], where: dict[str, str]) -> JobFailed:
 
 
 def _text(value: object) -> str:
-    return value[:MAX_TOLD] if isinstance(value, str) else ""
+    return clean_lines(value[:MAX_TOLD]) if isinstance(value, str) else ""
