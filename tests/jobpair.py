@@ -10,10 +10,20 @@ from typing import Any
 from children import until
 
 from zbus import Peer
-from zbus.errors import TransferRefused, ZBusError
+from zbus.errors import LinkLost, TransferRefused, ZBusError
 from zbus.job import Taken
 from zbus.protocol import job_records as core
-from zbus.protocol.job_records import END, RESULT, SUBMIT, GivenJob, State, TakenJob
+from zbus.protocol.identity import Identity
+from zbus.protocol.job_records import (
+    END,
+    RESULT,
+    SUBMIT,
+    GivenJob,
+    GivenState,
+    TakenJob,
+    TakenState,
+    wait_token,
+)
 from zbus.protocol.jobs import Jobs
 from zbus.protocol.messages import JobCancel, JobState
 
@@ -62,26 +72,26 @@ class Side:
     results: dict[str, dict[str, Any]] = field(default_factory=dict)  # as of the end
 
     @property
-    def incarnation(self) -> bytes:
-        return f"{self.name}{self.life}".encode()
+    def identity(self) -> Identity:
+        return Identity(self.name.encode(), f"life {self.life}".encode())
 
     # --- what a user does ---------------------------------------------------------------------
 
     def submit(self, key: bytes, job: str, group: str = "", title: str = "") -> GivenJob:
         other = self.up[key]
         what = ("request", title or job, group)
-        given = GivenJob(job, what, other.name, other.incarnation, title or job)
+        given = GivenJob(job, what, other.name, other.identity, title or job)
         self.given[job] = given
-        self.jobs.submit(given, key)
+        self.jobs.giving.submit(given, key)
         self.settle()
         return given
 
     def cancel(self, job: str) -> None:
-        self.jobs.cancel(self.given[job])
+        self.jobs.giving.cancel(self.given[job])
         self.settle()
 
     def awaits(self, job: str, who: str) -> None:
-        self.jobs.awaits(self.given[job], who)
+        self.jobs.giving.awaits(self.given[job], who)
         self.settle()
 
     def outcome(self, job: str) -> ZBusError | None:
@@ -91,23 +101,23 @@ class Side:
     # --- what the host does -------------------------------------------------------------------
 
     def queue(self, job: str, place: int = 0) -> None:
-        self.jobs.queued(self.hosted[job].taken, place)
+        self.jobs.taking.queued(self.hosted[job].taken, place)
         self.settle()
 
     def start(self, job: str) -> None:
-        self.jobs.started(self.hosted[job].taken)
+        self.jobs.taking.started(self.hosted[job].taken)
         self.settle()
 
     def give(self, job: str, name: str) -> None:
         hosted = self.hosted[job]
         hosted.gave.setdefault(name, (job, name, self.life))
-        self.jobs.result(hosted.taken, name, hosted.gave[name])
+        self.jobs.taking.result(hosted.taken, name, hosted.gave[name])
         self.settle()
 
     def end(self, job: str, outcome: str = "done", **told: Any) -> None:
         hosted = self.hosted[job]
         hosted.outcome = outcome
-        self.jobs.ended(hosted.taken, {"outcome": outcome, **told})
+        self.jobs.taking.ended(hosted.taken, {"outcome": outcome, **told})
         self.settle()
 
     # --- what desk and parcels do -------------------------------------------------------------
@@ -121,7 +131,7 @@ class Side:
     def check(self) -> None:
         """What always holds."""
         for given in self.jobs.given.values():
-            assert given.state is not State.ENDED and given.id not in self.ended
+            assert given.state is not GivenState.ENDED and given.id not in self.ended
         for taken in self.jobs.taken.values():
             assert taken.session is None or taken.session in self.up
 
@@ -141,17 +151,17 @@ class Side:
             case core.Deliver(session, job, part, value):
                 assert session in self.up, "delivered on a session that is down"
                 self.packing.append(self.world.parcel(session, self, job, part, value))
-            case core.Drop(job):
-                self._drop(job)
+            case core.Drop(job, session):
+                self._drop(job, session)
             case core.Submitted(taken):
                 assert taken.id not in self.hosted, "run twice"
                 self.hosted[taken.id] = Hosted(taken)
             case core.Stop(taken, why):
                 hosted = self.hosted[taken.id]
-                assert taken.state is not State.ENDED and not hosted.stops
+                assert taken.state is not TakenState.ENDED and not hosted.stops
                 hosted.stops.append(why)
             case core.Forget(taken):
-                assert taken.state is State.ENDED and taken.id not in self.jobs.taken
+                assert taken.state is TakenState.FORGOTTEN and taken.id not in self.jobs.taken
                 if taken.id in self.hosted:
                     self.hosted[taken.id].forgotten += 1
                     assert self.hosted[taken.id].forgotten == 1
@@ -163,7 +173,7 @@ class Side:
     def _check_waits(self, said: set[str]) -> None:
         """No given of its own that has ended, if a peer has not just said so."""
         told = {job for given in self.jobs.given.values() for job in given.waits}
-        assert not said & self.ended.keys() - told
+        assert not said & {wait_token(job) for job in self.ended} - told
 
     def _ended(self, given: GivenJob, error: ZBusError | None) -> None:
         assert given.id not in self.ended, "ended twice"
@@ -173,10 +183,13 @@ class Side:
             hosted = self.world.hosted(given.id)
             assert hosted.outcome == "done" and given.results == hosted.gave
 
-    def _drop(self, job: str) -> None:
-        for parcel in [p for p in self.packing if p.job == job]:
+    def _drop(self, job: str, session: bytes | None) -> None:
+        def is_meant(parcel: JobOffer) -> bool:
+            return parcel.job == job and session in (None, parcel.key)
+
+        for parcel in [p for p in self.packing if is_meant(p)]:
             self.packing.remove(parcel)
-        for parcel in [p for p in self.world.moving if p.job == job]:
+        for parcel in [p for p in self.world.moving if is_meant(p)]:
             if parcel.source is self:
                 parcel.out = False
             elif parcel.arriving:
@@ -190,15 +203,15 @@ class Side:
             self.world.moving.append(parcel)
             self.world.put(parcel.key, self, parcel)
         else:
-            self.jobs.undeliverable(parcel.key, parcel.job, parcel.part, error)
+            self.jobs.undeliverable(parcel.key, parcel.job, parcel.part, error, False)
         self.settle()
 
     def receive(self, key: bytes, message: Any) -> None:
         match message:
             case JobState():
-                self.jobs.state(key, message)
+                self.jobs.giving.state(key, message)
             case JobCancel():
-                self.jobs.cancelled(key, message)
+                self.jobs.taking.cancelled(self.up[key].identity, message)
             case JobOffer():
                 self._offered(key, message)
             case (parcel, error):
@@ -207,16 +220,16 @@ class Side:
                     if error is None:
                         self.jobs.delivered(key, parcel.job, parcel.part)
                     else:
-                        self.jobs.undeliverable(key, parcel.job, parcel.part, error)
+                        self.jobs.undeliverable(key, parcel.job, parcel.part, error, False)
         self.settle()
 
     def _offered(self, key: bytes, parcel: JobOffer) -> None:
         client, error = parcel.source, None
         if parcel.part == SUBMIT:
-            said = (client.incarnation, client.name, parcel.job)
-            parcel.arriving = self.jobs.offered(key, *said)
-        else:
-            parcel.arriving = self.jobs.wants(key, parcel.job, parcel.part)
+            said = (client.identity, client.name, parcel.job)
+            parcel.arriving = self.jobs.taking.offered(key, *said)
+        elif not self.jobs.giving.has(key, parcel.job, parcel.part):
+            parcel.arriving = self.jobs.giving.wants(key, parcel.job, parcel.part)
             error = TransferRefused("that job is not waited for here")
         if not parcel.arriving:
             self.world.moving.remove(parcel)
@@ -228,27 +241,33 @@ class Side:
         """Its last byte is here, or it cannot be taken."""
         self.world.moving.remove(parcel)
         self.world.put(parcel.key, self, (parcel, error))
-        if parcel.part != SUBMIT:
-            if error is None:
-                self.jobs.arrived(parcel.job, parcel.part, parcel.value)
-            else:
-                self.jobs.lost(parcel.job, error)
-        elif error is None:
-            self.jobs.submitted(parcel.job, parcel.value, *parcel.value[1:])
+        if error is not None:
+            self.jobs.lost(parcel.key, parcel.job, parcel.part, error, False)
+        elif parcel.part == SUBMIT:
+            value = parcel.value
+            self.jobs.taking.submitted(parcel.key, parcel.job, value, *value[1:])
         else:
-            self.jobs.not_submitted(parcel.job, error)
+            self.jobs.arrived(parcel.key, parcel.job, parcel.part, parcel.value)
         self.settle()
 
     def down(self, key: bytes, error: ZBusError) -> None:
         """The session has ended, as this side sees it."""
         del self.up[key]
-        self.packing = [p for p in self.packing if p.key != key]
+        ended = (error, isinstance(error, LinkLost))
+        if not ended[1]:  # what was on its way is told to be lost first, or later
+            self.jobs.session_down(key, error, self.world.now)
+        for parcel in [p for p in self.packing if p.key == key]:
+            self.packing.remove(parcel)
+            self.jobs.undeliverable(key, parcel.job, parcel.part, *ended)
         for parcel in [p for p in self.world.moving if p.key == key]:
-            if parcel.source is self:
+            if parcel.source is self and parcel.out:
                 parcel.out = False
-            elif parcel.arriving:
+                self.jobs.undeliverable(key, parcel.job, parcel.part, *ended)
+            elif parcel.source is not self and parcel.arriving:
                 self.world.moving.remove(parcel)
-        self.jobs.session_down(key, error, self.world.now)
+                self.jobs.lost(key, parcel.job, parcel.part, *ended)
+        if ended[1]:
+            self.jobs.session_down(key, error, self.world.now)
         self.settle()
 
 
@@ -270,7 +289,7 @@ class World:
             side.up[key] = peer
             self.queues[key, side] = deque()
         for side, peer in ((one, other), (other, one)):
-            side.jobs.session_up(key, peer.incarnation)
+            side.jobs.session_up(key, peer.identity)
             side.settle()
         return key
 
@@ -390,13 +409,14 @@ def left(peer: Peer) -> dict[str, Any]:
     def look() -> dict[str, Any]:
         desk = engine.job_service
         held = {
-            "given": len(desk._given),
-            "taken": len(desk._taken),
-            "previewed": len(desk._previewed),
+            "given": len(desk.giving.given),
+            "taken": len(desk.taking.taken),
+            "previewed": len(desk.taking.previewed),
             "questions": len(desk.enquiries._questions),
             "moving": [(m.part, m.is_out) for m in desk.job_transfers._moving],
             "waiting": len(desk.job_transfers._waiting),
-            "states": len(desk._states),
+            "states": len(desk.taking.states),
+            "calls": desk.taking.calls.is_busy,
             "errands": len(desk.connecting._open),
             "given_jobs": [o.state.value for o in desk.jobs.given.values()],
             "taken_jobs": [(t.state.value, list(t.parts)) for t in desk.jobs.taken.values()],

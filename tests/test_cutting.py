@@ -217,6 +217,11 @@ def test_positions_digests_and_the_job():
         {"name": "3.0", "digest": "d0"},
         {"name": "3.1", "digest": ""},
     ]
+    assert cutting.value_names(filled) == {"3.0", "3.1"}
+    assert len(cutting.result_names(filled)) == 1
+    claimed = cutting.with_digests(filled, {"3.1": "d1"})  # what it said before counts no more
+    digests = [n["inputs"]["digest"] for n in claimed.values() if n["class_type"] == "ZBusValue"]
+    assert digests == ["", "d1"]
     mine = cutting.with_job(filled, "a-job")
     assert mine[part.outputs[0]]["inputs"]["job"] == "a-job"
     for changed in (third, filled, mine):

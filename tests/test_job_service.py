@@ -22,6 +22,7 @@ from jobpair import Host, clean, left
 from proxy import Proxy
 
 from zbus import Peer, Settings, ZBusError
+from zbus.engine import enquiries
 from zbus.errors import (
     Cancelled,
     DialledSelf,
@@ -36,6 +37,7 @@ from zbus.errors import (
     PeerClosed,
     PeerGone,
     QueueDeadlock,
+    TimedOut,
     TransferRefused,
     Unreachable,
     WrongPeer,
@@ -721,28 +723,150 @@ def test_cuts_in_mid_result_and_in_mid_upload() -> None:
         assert two.host.count("submitted") == two.host.count("forget") == 1
 
 
-def test_a_job_goes_on_after_a_session_was_given_up() -> None:
-    """On another session, with the same two processes."""
-    settings = Settings(reconnect_wait=1.0)
-    with joined(settings) as two, Proxy(two.remote.address) as proxy:
-        job = two.here.submit(Remote(proxy.address), request())
-        taken = two.host.only()
-        taken.started()
-        until(lambda: job.progress.state == "running")
-        session = two.here._engine.links.peerings[0].session.key
-        two.here._engine.job_service.jobs._reconnect_wait = 60.0
+@pytest.mark.parametrize("stage", ["nothing", "queued", "submit", "result"])
+def test_a_job_goes_on_after_a_session_was_given_up(stage: str) -> None:
+    """On another session, with the same two processes, whatever was on its way."""
+    value = noise(16 * MIB, 5)
+    with throttled(40e6, Settings(reconnect_wait=1.0)) as (two, proxy):
+        for peer in (two.here, two.there):
+            jobs = peer._engine.job_service.jobs
+            jobs.giving.reconnect_wait = jobs.taking.reconnect_wait = 60.0
+        values = {"a": value} if stage == "submit" else {}
+        job = two.here.submit(two.remote, request(values=values, quality="raw"))
+        if stage == "submit":
+            until(lambda: proxy.forwarded > 4 * MIB)
+        else:
+            taken = two.host.only()
+            taken.queued(0) if stage == "queued" else taken.started()
+            until(lambda: job.progress.state != "sending")
+        if stage == "result":
+            taken.result("a", value)
+            until(lambda: job.progress.received > 4 * MIB)
+        (session,) = (p.key for p in two.here._engine.links.peerings)
         proxy.refuse()
         proxy.cut()
+        for peer in (two.here, two.there):
+            until(lambda peer=peer: not peer._engine.links.peerings, 5)
+        assert not job.done() and two.host.count("cancel") == 0
+        proxy.accept()
+        taken = two.host.only()
+        if stage in ("nothing", "queued"):
+            taken.result("a", value)
+        elif stage == "submit":
+            taken.result("a", taken.request.values["a"])
+        taken.done()
+        got = result(job)
+        assert got.keys() == {"a"} and _bits(got["a"], value)
+        assert all(p.key != session for p in two.here._engine.links.peerings)
+        clean(two.here, two.there)
+        assert two.host.count("submitted") == two.host.count("forget") == 1
+        assert two.host.count("cancel") == 0
+
+
+def test_a_job_goes_on_over_another_session_that_stands_already() -> None:
+    with throttled(None, Settings(reconnect_wait=1.0)) as (two, proxy):
+        job = _running(two)
+        (own,) = (place for place in two.there._engine.links.places if place.own)
+        straight = two.here.probe(Remote(str(own.address)))
+        assert straight.hello(10).name == "there"
+        assert len(two.here._engine.links.peerings) == 2
+        proxy.refuse()
+        proxy.cut()
+        until(lambda: len(two.here._engine.links.peerings) == 1, 5)
+        taken = two.host.only()
         taken.result("a", 1)
+        taken.done()
+        assert result(job, 5) == {"a": 1} and two.host.count("cancel") == 0
+        straight.close()
+        clean(two.here, two.there)
+
+
+def test_a_cancel_while_nobody_is_there_is_told_later() -> None:
+    with throttled(None, Settings(reconnect_wait=1.0)) as (two, proxy):
+        job = _running(two)
+        proxy.refuse()
+        proxy.cut()
         until(lambda: not two.here._engine.links.peerings, 5)
         until(lambda: not two.there._engine.links.peerings, 5)
-        taken.done()
-        assert not job.done()
+        job.cancel()
+        assert isinstance(error(job, 0.5), Cancelled) and two.host.count("cancel") == 0
         proxy.accept()
-        assert result(job) == {"a": 1}
-        assert two.here._engine.links.peerings[0].session.key != session
+        until(lambda: _asks(two), 10, "the link is back")
+        until(lambda: two.host.count("forget"), 5)
+        assert [said[0] for said in two.host.said] == ["submitted", "cancel", "forget"]
         clean(two.here, two.there)
-        assert two.host.count("submitted") == 1 and two.host.count("cancel") == 0
+
+
+def _asks(two: Two) -> bool:
+    try:
+        return bool(two.here.enquire(two.remote).result(10))
+    except Unreachable:
+        return False
+
+
+def test_results_that_nobody_asked_for_are_not_taken(two: Two) -> None:
+    job = two.here.submit(two.remote, request(wanted=frozenset({"a", "b"})))
+    taken = two.host.only()
+    for name in ("a", "forged", "b"):
+        taken.result(name, name)
+    taken.started()
+    until(lambda: job.results.keys() == {"a", "b"})
+    taken.done()
+    failed = error(job)
+    assert isinstance(failed, JobFailed) and "result forged cannot be sent" in str(failed)
+    assert job.results == {"a": "a", "b": "b"}
+    clean(two.here, two.there)
+
+
+# --- code of others -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt, MemoryError])
+def test_what_foreign_code_raises_ends_nothing(two: Two, raised: type[BaseException]) -> None:
+    def broken(*_: Any) -> None:
+        raise raised("not zbus's own")
+
+    def submitted(job: Taken) -> None:
+        echo(job)
+        broken()
+
+    two.host.on_submitted, two.host.on_cancel = submitted, broken  # type: ignore[assignment]
+    asked = request(values={"n": 1})
+    job = two.here.submit(two.remote, asked, on_change=broken, on_preview=broken)
+    assert result(job) == {"n": 1}
+    two.host.on_submitted = None
+    other = two.here.submit(two.remote, request(), on_change=broken, on_preview=broken)
+    until(lambda: other.id in two.host.jobs)
+    two.host.jobs[other.id].preview("1", "image/png", b"x")
+    other.cancel()
+    assert isinstance(error(other), Cancelled)
+    until(lambda: two.host.count("cancel"))
+    two.host.jobs[other.id].stopped("by hand")
+    two.host.on_submitted, two.host.on_cancel = echo, lambda job, why: job.stopped(why)
+    assert result(two.here.submit(two.remote, asked)) == {"n": 1}
+    clean(two.here, two.there)
+
+
+def test_a_host_that_blocks_holds_up_nothing_but_itself(two: Two) -> None:
+    """And hears all of each job in its order."""
+    go_on = threading.Event()
+    two.host.on_submitted = lambda job: bool(go_on.wait(20)) and None
+    jobs = [two.here.submit(two.remote, request()) for _ in range(3)]
+    until(lambda: two.host.jobs)
+    with two.there.listen("127.0.0.1:0") as one, two.here.connect(one.address) as other:
+        sent = other.start_send(1, 0)
+        assert one.receive(order=0) == 1
+        until(sent.done)
+    jobs[2].cancel()
+    assert isinstance(error(jobs[2], 1), Cancelled) and len(two.host.jobs) == 1
+    go_on.set()
+    until(lambda: two.host.count("forget") == 1)
+    of_it = [said[0] for said in two.host.said if said[1] == jobs[2].id]
+    assert of_it in (["submitted", "cancel", "forget"], [])
+    for taken in list(two.host.jobs.values()):
+        taken.done()
+    assert result(jobs[0]) == result(jobs[1]) == {}
+    clean(two.here, two.there)
 
 
 # --- who is there -------------------------------------------------------------------------------
@@ -757,6 +881,54 @@ def test_enquire(two: Two) -> None:
         assert two.here.enquire(two.remote).result(10) == {"jobs": True}
     clean(two.here, two.there)
     assert not any(two.there._engine.job_service.enquiries._answering.values())
+
+
+def test_a_host_that_does_not_say_how_it_is(
+    two: Two, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each question is answered in time, with what is known without it, and few threads hang."""
+    monkeypatch.setattr(enquiries, "LOOK_WITHIN", 0.3)
+    go_on, calls = threading.Event(), []
+
+    def facts() -> dict[str, Any]:
+        calls.append(1)
+        go_on.wait(20)
+        return {"queue": 1}
+
+    two.host.facts = facts  # type: ignore[method-assign]
+    asked = [two.here.enquire(two.remote) for _ in range(10)]
+    assert [one.result(3) for one in asked] == [{"jobs": True}] * 10
+    assert len(calls) == enquiries.LOOKS and "could not say in" in caplog.text
+    two.host.on_submitted = echo
+    assert result(two.here.submit(two.remote, request(values={"n": 1}))) == {"n": 1}
+    clean(two.here, two.there)
+    go_on.set()
+    until(lambda: two.here.enquire(two.remote).result(3) == {"jobs": True, "queue": 1})
+
+
+@pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt, OSError])
+def test_a_host_that_fails_to_say_how_it_is(two: Two, raised: type[BaseException]) -> None:
+    def facts() -> dict[str, Any]:
+        raise raised("not zbus's own")
+
+    two.host.facts = facts  # type: ignore[method-assign]
+    assert two.here.enquire(two.remote).result(3) == {"jobs": True}
+    assert two.here.enquire(two.remote).result(3) == {"jobs": True}
+    clean(two.here, two.there)
+
+
+def test_a_question_that_nobody_answers(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other side takes the question and says nothing: the asker has a deadline of its own."""
+    monkeypatch.setattr(enquiries, "ANSWER_WITHIN", 0.3)
+    mute = two.there._engine.job_service.enquiries
+    monkeypatch.setattr(mute, "asked", lambda *_: None)
+    with pytest.raises(TimedOut) as raised:
+        two.here.enquire(two.remote).result(3)
+    assert raised.value.peer == "there" and "asking what it is" in str(raised.value)
+    assert "restart it" in raised.value.remedy
+    monkeypatch.undo()
+    assert two.here.enquire(two.remote).result(3)["jobs"]
+    clean(two.here, two.there)
 
 
 def test_questions_that_nobody_waits_for_any_more(two: Two) -> None:
@@ -902,7 +1074,7 @@ def test_300_jobs_in_a_row_do_not_grow(two: Two) -> None:
         assert len(engine.links.places) == 1 and len(engine.links.peerings) == 1
         assert not engine.job_service.jobs.given and not engine.job_service.jobs.taken
         assert all(p.session.drained or p.is_own for p in engine.links.peerings)
-    assert len(two.there._engine.job_service.jobs._gone) <= 512
+    assert len(two.there._engine.job_service.jobs.taking._gone) <= 512
     assert two.host.count("submitted") == two.host.count("forget") == 320
 
 
@@ -1075,7 +1247,7 @@ SUBMITS: list[Any] = [
 def test_submits_that_cannot_be_used(two: Two, bad: Bad, value: Any) -> None:
     packed = payload.pack(payload.flatten(value), "never")
     if packed.total > 60_000 or len(packed.spec) > 16_000:  # as a peer of ours would send it
-        told = two.here._engine.job_service
+        told = two.here._engine.job_service.giving
         job = two.here.submit(two.remote, request())
         until(lambda: len(two.host.jobs) == 2)
         two.host.jobs[job.id].done()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,16 +28,24 @@ from zbus.errors import (
     TransferRefused,
     ZBusError,
 )
-from zbus.protocol.job_records import GivenJob, State
-from zbus.protocol.jobs import KEPT, MAX_TAKEN, REMEMBERED, Jobs
+from zbus.protocol import given_jobs, taken_jobs
+from zbus.protocol.given_jobs import MAX_RESULTS
+from zbus.protocol.identity import Identity, SessionKey
+from zbus.protocol.job_records import GivenJob, GivenState, TakenState, wait_token
+from zbus.protocol.job_room import MAX_OF_PRINCIPAL, MAX_TAKEN, REMEMBERED
+from zbus.protocol.jobs import Jobs
 from zbus.protocol.messages import JobCancel, JobState
 from zbus.protocol.outcomes import PLAIN, refused
+from zbus.protocol.queue_deadlock import waits_of
+from zbus.protocol.taken_jobs import KEPT
 from zbus.reasons import MAX_REASONS, Reason
 
 LOST = LinkLost("the link was lost", peer="x")
 GONE = PeerGone("its process has ended", peer="x")
 RESTARTED = PeerRestarted("was restarted", peer="x")
 WAIT = 300.0
+STRANGER = Identity(b"another's key", b"client's life")
+SESSION = SessionKey(b"key", b"theirs", b"ours", "listen 127.0.0.1:1", b"id")
 
 
 def pair() -> tuple[World, Side, Side, bytes]:
@@ -72,17 +81,17 @@ def over(world: World) -> None:
 def test_a_job_runs_and_its_results_come() -> None:
     world, client, worker, key = pair()
     given = client.submit(key, "j", title="upscale")
-    assert given.state is State.SUBMITTED and key in client.jobs.sessions
+    assert given.state is GivenState.SUBMITTED and key in client.jobs.sessions
     world.run()
     hosted = worker.hosted["j"]
     assert hosted.taken.what == ("request", "upscale", "") and hosted.taken.client == "client"
     for place in (2, 1):
         worker.queue("j", place)
         world.run()
-        assert (given.state, given.place) == (State.QUEUED, place)
+        assert (given.state, given.place) == (GivenState.QUEUED, place)
     worker.start("j")
     world.run()
-    assert (given.state, given.place) == (State.RUNNING, 0)
+    assert (given.state, given.place) == (GivenState.RUNNING, 0)
     worker.give("j", "one")
     world.run()
     assert given.results == {"one": ("j", "one", 0)} and "j" not in client.ended
@@ -163,8 +172,8 @@ def test_a_failure_says_which_node() -> None:
 def test_ends_that_are_told(end: Any, kind: type[ZBusError]) -> None:
     _world, client, _worker, key = pair()
     client.submit(key, "j")
-    assert client.jobs.wants(key, "j", END)
-    client.jobs.arrived("j", END, end)
+    assert client.jobs.giving.wants(key, "j", END)
+    client.jobs.arrived(key, "j", END, end)
     client.settle()
     assert type(client.outcome("j")) is kind
 
@@ -172,7 +181,7 @@ def test_ends_that_are_told(end: Any, kind: type[ZBusError]) -> None:
 def test_an_end_whose_results_are_no_names() -> None:
     _world, client, _worker, key = pair()
     client.submit(key, "j")
-    client.jobs.arrived("j", END, {"outcome": "failed", "results": [1, {}, None]})
+    client.jobs.arrived(key, "j", END, {"outcome": "failed", "results": [1, {}, None]})
     client.settle()
     assert isinstance(client.outcome("j"), JobFailed)
 
@@ -185,10 +194,10 @@ def test_reasons_are_at_most_so_many() -> None:
 def test_not_permitted() -> None:
     world, client, worker, key = pair()
     client.submit(key, "j")
-    assert not worker.jobs.offered(key, b"client0", "client", "j", PLAIN)
+    worker.jobs.taking.deny(key, "j", PLAIN)
     worker.settle()
     assert not worker.jobs.taken
-    client.jobs.arrived("j", END, worker.packing[0].value)
+    client.jobs.arrived(key, "j", END, worker.packing[0].value)
     client.settle()
     error = client.outcome("j")
     assert isinstance(error, NotPermitted) and "not permitted over this link" in str(error)
@@ -197,16 +206,20 @@ def test_not_permitted() -> None:
 def test_parcels_that_nobody_waits_for() -> None:
     world, client, worker, key = running()
     other = world.connect(client, worker)
-    assert client.jobs.wants(key, "j", RESULT + "x") and client.jobs.wants(key, "j", END)
-    assert not client.jobs.wants(other, "j", END), "of another session"
-    assert not client.jobs.wants(key, "nobody's", END)
-    assert not client.jobs.wants(key, "j", "resultx") and not client.jobs.wants(key, "j", SUBMIT)
-    client.jobs.state(other, JobState("j", "queued", 9))
+    assert client.jobs.giving.wants(key, "j", RESULT + "x") and client.jobs.giving.wants(
+        key, "j", END
+    )
+    assert not client.jobs.giving.wants(other, "j", END), "of another session"
+    assert not client.jobs.giving.wants(key, "nobody's", END)
+    assert not client.jobs.giving.wants(key, "j", "resultx") and not client.jobs.giving.wants(
+        key, "j", SUBMIT
+    )
+    client.jobs.giving.state(other, JobState("j", "queued", 9))
     assert client.given["j"].place == 0, "told on another session"
-    client.jobs.arrived("nobody's", END, {})
-    worker.jobs.not_submitted("nobody's", LOST)
-    worker.jobs.submitted("nobody's", 1)
-    worker.jobs.cancelled(other, _cancel("j"))
+    client.jobs.arrived(key, "nobody's", END, {})
+    worker.jobs.lost(key, "nobody's", SUBMIT, LOST, False)
+    worker.jobs.taking.submitted(key, "nobody's", 1)
+    worker.jobs.taking.cancelled(STRANGER, _cancel("j"))
     worker.settle()
     assert worker.hosted["j"].stops == []
 
@@ -221,7 +234,7 @@ def _cancel(job: str) -> JobCancel:
 def test_a_job_that_is_known_is_not_run_twice() -> None:
     world, client, worker, key = running()
     for step in ("running", "ended", "forgotten"):
-        assert not worker.jobs.offered(key, b"client0", "client", "j"), step
+        assert not worker.jobs.taking.offered(key, client.identity, "client", "j"), step
         worker.settle()
         world.run()
         if step == "running":
@@ -233,7 +246,7 @@ def test_a_job_that_is_known_is_not_run_twice() -> None:
 
 def test_a_job_id_of_another_peer_is_refused() -> None:
     _world, _client, worker, key = running()
-    assert not worker.jobs.offered(key, b"another", "another", "j")
+    assert not worker.jobs.taking.offered(key, STRANGER, "another", "j")
     worker.settle()
     (answer,) = worker.packing
     assert answer.part == END and answer.value["outcome"] == "refused"
@@ -252,7 +265,7 @@ def test_a_thousand_submits() -> None:
     for job in worker.hosted:
         worker.end(job)
     over(world)
-    assert len(worker.jobs._gone) == MAX_TAKEN
+    assert len(worker.jobs.taking._gone) == MAX_TAKEN
     client.submit(key, "one more")
     world.run()
     assert "one more" in worker.hosted
@@ -261,7 +274,7 @@ def test_a_thousand_submits() -> None:
         world.run()
         worker.end(f"k{i}")
         world.run()
-    assert len(worker.jobs._gone) == REMEMBERED
+    assert len(worker.jobs.taking._gone) == REMEMBERED
 
 
 # --- cancelled ----------------------------------------------------------------------------------
@@ -524,14 +537,37 @@ def test_a_peer_that_is_gone(error: ZBusError) -> None:
     over(world)
 
 
-def test_a_queued_job_goes_with_its_link_and_says_so() -> None:
+def test_a_queued_job_survives_its_link() -> None:
     world, client, worker, key = pair()
     client.submit(key, "j")
     world.run()
     worker.queue("j", 1)
     world.run()
     world.cut(key, LOST, LOST)
-    assert worker.hosted["j"].stops
+    assert worker.hosted["j"].stops == [] and worker.jobs.deadline() == world.now + WAIT
+    world.wait(WAIT - 1)
+    assert worker.hosted["j"].stops == []
+    world.connect(client, worker)
+    world.run()
+    assert client.given["j"].state is GivenState.QUEUED and worker.jobs.deadline() is None
+    worker.start("j")
+    worker.give("j", "a")
+    worker.end("j")
+    world.run()
+    assert client.outcome("j") is None and client.results["j"]
+    over(world)
+
+
+def test_a_queued_job_goes_when_nobody_comes_back_and_says_so() -> None:
+    world, client, worker, key = pair()
+    client.submit(key, "j")
+    world.run()
+    worker.queue("j", 1)
+    world.run()
+    world.cut(key, LOST, LOST)
+    client.jobs.giving.reconnect_wait = 2 * WAIT
+    world.wait(WAIT)
+    assert worker.hosted["j"].stops == ["client, whose job it is, is gone"]
     world.connect(client, worker)  # before it has stopped there
     world.run()
     error = client.outcome("j")
@@ -556,7 +592,10 @@ def test_a_job_that_was_arriving_when_the_link_was_lost_is_sent_again() -> None:
     over(world)
 
 
-def test_a_job_that_was_arriving_on_a_session_which_only_the_client_has_given_up() -> None:
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_job_that_was_arriving_on_a_session_which_only_the_client_has_given_up(
+    inline: bool,
+) -> None:
     world, client, worker, key = pair()
     client.submit(key, "j")
     client.packing[0].inline = False
@@ -564,6 +603,7 @@ def test_a_job_that_was_arriving_on_a_session_which_only_the_client_has_given_up
     worker.receive(key, world.queues[key, worker].popleft())
     client.down(key, LOST)
     world.connect(client, worker)
+    client.packing[0].inline = inline
     world.run()
     worker.down(key, GONE)
     worker.end("j")
@@ -627,7 +667,7 @@ class Prompts:
                     continue
                 if hosted.stops:
                     steps.append(lambda s=side, j=job: s.end(j, "cancelled", why="stopped"))
-                elif hosted.taken.state is State.CHECKING:
+                elif hosted.taken.state is TakenState.CHECKING:
                     steps.append(lambda s=side, j=job: s.queue(j))
                 elif not side.jobs.given:
                     steps.append(lambda s=side, j=job: s.end(j))
@@ -709,6 +749,11 @@ def test_a_ring_whose_last_job_comes_late(ids: str, waits_first: bool) -> None:
     world.run()
     x.queue(theirs)
     world.run()
+    for side in world.sides:
+        for job, hosted in side.hosted.items():
+            if hosted.stops:
+                side.end(job, "cancelled", why="stopped")
+    world.run()
     errors = [*x.ended.values(), *y.ended.values()]
     assert [type(error) for error in errors] == [QueueDeadlock]
     assert "prompt X" in str(errors[0]) or "prompt Y" in str(errors[0])
@@ -726,8 +771,8 @@ def test_a_cancelled_job_is_no_part_of_a_ring() -> None:
     x.queue("a of y")
     y.queue("z of x")
     world.run()
-    assert "a of y" in x.given["z of x"].waits
-    x.jobs.cancelled(key, _cancel("a of y"))  # and its JOB-STATE has not come yet
+    assert wait_token("a of y") in x.given["z of x"].waits
+    x.jobs.taking.cancelled(y.identity, _cancel("a of y"))  # and its JOB-STATE has not come yet
     x.settle()
     x.awaits("z of x", "prompt X")
     assert x.ended == {}
@@ -747,13 +792,182 @@ def test_a_wait_that_is_over_is_no_part_of_a_ring() -> None:
     for job in "23":
         a.awaits(job, "prompt A")
     world.run()
-    assert set(c.given["4"].waits) == {"1", "2", "3"}
+    assert set(c.given["4"].waits) == {wait_token(job) for job in "123"}
     a.cancel("2")
     world.run()
-    assert c.given["4"].waits == ("3",)
+    assert c.given["4"].waits == (wait_token("3"),)
     c.awaits("4", "prompt C")
     world.run()
     assert c.ended == {}
+
+
+def lying() -> tuple[World, Side, Side, bytes]:
+    """X's prompt waits for its job in Y's queue; Y's job "of y" waits in X's, Y's prompt for none.
+    Y's ids are the higher ones, where it comes to that."""
+    world = World("x", "y")
+    x, y = world.sides
+    key = world.connect(x, y)
+    x.submit(key, "a of x", title="X's part")
+    y.submit(key, "b of y", title="Y's part")
+    world.run()
+    x.queue("b of y")
+    y.queue("a of x")
+    x.awaits("a of x", "prompt X")
+    world.run()
+    return world, x, y, key
+
+
+@pytest.mark.parametrize("job", ["b of y", "0 of y"])
+def test_a_peer_that_says_it_waits_for_us_has_only_its_own_job_ended(job: str) -> None:
+    world, x, y, key = lying()
+    y.submit(key, "0 of y")
+    world.run()
+    x.queue("0 of y")
+    x.jobs.giving.state(key, JobState("a of x", "queued", 0, (wait_token(job),)))
+    x.settle()
+    assert "a of x" not in x.ended, "its word ends no job of ours"
+    stopped = [hosted.taken.id for hosted in x.hosted.values() if hosted.stops]
+    assert stopped == ([job] if job > "a of x" else []), "and nobody else's"
+    if stopped:
+        x.end(job, "cancelled", why="stopped")
+        world.run()
+        error = y.outcome(job)
+        assert isinstance(error, QueueDeadlock) and "X's part" in error.what
+
+
+def test_a_peer_that_says_it_waits_for_anothers_job_touches_that_not() -> None:
+    world = World("x", "y", "z")
+    x, y, z = world.sides
+    key, other = world.connect(x, y), world.connect(x, z)
+    x.submit(key, "a of x")
+    z.submit(other, "b of z")
+    z.submit(other, "0 of z")
+    world.run()
+    y.queue("a of x")
+    for job in ("b of z", "0 of z"):
+        x.queue(job)
+    x.awaits("a of x", "prompt X")
+    world.run()
+    for waits in (("b of z",), ("b of z", "0 of z"), ("made up",)):
+        told = JobState("a of x", "queued", 0, tuple(map(wait_token, waits)))
+        x.jobs.giving.state(key, told)
+        x.settle()
+        assert not any(hosted.stops for hosted in x.hosted.values()) and not x.ended
+    x.jobs.giving.state(key, JobState("a of x", "queued", 0, (wait_token("0 of z"),)))
+    x.settle()
+    assert isinstance(x.outcome("a of x"), QueueDeadlock), "the one that Y runs, and could end"
+    assert not any(hosted.stops for hosted in x.hosted.values())
+
+
+def test_ids_are_told_to_nobody_who_does_not_own_the_job() -> None:
+    world, _x, y, _key = lying()
+    said: list[Any] = []
+    put = world.put
+
+    def heard(key: bytes, sender: Side, message: Any) -> None:
+        said.append(message)
+        put(key, sender, message)
+
+    world.put = heard  # type: ignore[method-assign]
+    y.awaits("b of y", "prompt Y")
+    world.run()
+    waits = {word for message in said if isinstance(message, JobState) for word in message.waits}
+    assert waits and not waits & {"a of x", "b of y"}
+
+
+# --- the two tables -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", [given_jobs.TABLE, taken_jobs.TABLE], ids=["given", "taken"])
+def test_every_state_is_reached_and_leads_to_the_one_end(table: dict[Any, Any]) -> None:
+    every = list(type(next(iter(table))[0]))
+    first, last = every[0], every[-1]
+    reached, leading = {first}, {last}
+    for _ in every:
+        reached |= {after for (before, _), after in table.items() if before in reached}
+        leading |= {before for (before, _), after in table.items() if after in leading}
+    assert reached == leading == set(every)
+    assert not [event for before, event in table if before is last], "and nothing leads on from it"
+
+
+# --- whose it is --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stranger", ["same incarnation", "same key"])
+def test_a_lost_job_is_given_to_nobody_but_its_runner(stranger: str) -> None:
+    world, client, worker, key = running()
+    world.cut(key, LOST, LOST)
+    its = worker.identity
+    claimed = {
+        "same incarnation": Identity(b"another's key", its.incarnation),
+        "same key": Identity(its.key, b"another life"),
+    }
+    client.jobs.session_up(SESSION, claimed[stranger])
+    assert client.jobs.drain() == [] and client.given["j"].session is None
+    world.connect(client, worker)
+    worker.end("j")
+    world.run()
+    assert client.outcome("j") is None
+    over(world)
+
+
+def test_a_stranger_that_submits_a_known_id_hears_nothing_of_it() -> None:
+    world, client, worker, key = running()
+    worker.give("j", "a")
+    assert not worker.jobs.taking.offered(SESSION, STRANGER, "client", "j")
+    (answer,) = [e for e in worker.jobs.drain() if getattr(e, "session", None) == SESSION]
+    assert answer.value["outcome"] == "refused"  # type: ignore[union-attr]
+    worker.end("j")
+    world.run()
+    assert client.outcome("j") is None
+    over(world)
+    assert worker.jobs.taking.offered(SESSION, STRANGER, "stranger", "j"), "one of its own"
+
+
+def test_one_principal_has_so_much_room_and_no_more() -> None:
+    """However many processes it claims to be, and whatever becomes of their sessions."""
+    jobs = Jobs()
+    for process in range(8):
+        owner, session = Identity(b"m", bytes([process])), replace(SESSION, id=bytes([process]))
+        for i in range(MAX_TAKEN + 5):
+            jobs.taking.offered(session, owner, "m", f"{process} {i}")
+            jobs.taking.submitted(session, f"{process} {i}", "what")
+        jobs.session_down(session, LOST, 0.0)
+    assert len(jobs.taken) == MAX_OF_PRINCIPAL
+    assert jobs.taking.offered(SESSION, STRANGER, "another", "j"), "others have theirs"
+
+
+def test_a_result_that_was_not_asked_for_is_not_wanted() -> None:
+    world, client, _worker, key = pair()
+    given = client.submit(key, "j")
+    given.wanted = frozenset({"a", "b"})
+    giving = client.jobs.giving
+    assert giving.wants(key, "j", RESULT + "a") and not giving.wants(key, "j", RESULT + "a")
+    assert not giving.wants(key, "j", RESULT + "c") and not giving.has(key, "j", RESULT + "a")
+    client.jobs.arrived(key, "j", RESULT + "a", 1)
+    assert giving.has(key, "j", RESULT + "a") and not giving.has(key, "j", END)
+    client.jobs.arrived(key, "j", END, {"outcome": "done", "results": ["a", "x"]})
+    assert not giving.wants(key, "j", RESULT + "b"), "its end names no such result"
+    given.wanted = None
+    given.results |= {str(i): i for i in range(MAX_RESULTS)}
+    assert not giving.wants(key, "j", RESULT + "x"), "too many"
+
+
+def test_a_cancel_of_a_lost_job_is_told_when_its_runner_is_met_again() -> None:
+    world, client, worker, key = running()
+    world.cut(key, LOST, LOST)
+    client.cancel("j")
+    assert isinstance(client.outcome("j"), Cancelled) and worker.hosted["j"].stops == []
+    client.jobs.session_up(SESSION, STRANGER)
+    assert client.jobs.drain() == [], "not to another"
+    world.wait(1)
+    world.connect(client, worker)
+    world.run()
+    assert worker.hosted["j"].stops == ["cancelled there"]
+    worker.end("j", "cancelled", why="")
+    over(world)
+    world.wait(2 * (WAIT + KEPT))
+    assert client.jobs.deadline() is None
 
 
 # --- everything at any time ---------------------------------------------------------------------
@@ -832,10 +1046,11 @@ class Any_(RuleBasedStateMachine):
     def submit_again(self, which: bool, n: int, known: bool) -> None:
         """Not by a peer of ours: a job id that is or was known, on the session that stands."""
         side, client = self.side(which), self.side(not which)
-        ids = [job for job in side.hosted if known or job not in side.jobs.taken]
+        its_own = [j for j, h in side.hosted.items() if h.taken.owner == client.identity]
+        ids = [job for job in its_own if known or job not in side.jobs.taken]
         if ids and side.up:
             job, key = ids[n % len(ids)], list(side.up)[-1]
-            assert not side.jobs.offered(key, client.incarnation, client.name, job)
+            assert not side.jobs.taking.offered(key, client.identity, client.name, job)
             side.settle()
 
     # --- hosts --------------------------------------------------------------------------------
@@ -933,6 +1148,6 @@ TestAnything.settings = settings(max_examples=250, stateful_step_count=60, deadl
 def test_waits_of_many_jobs_are_clipped() -> None:
     jobs = Jobs()
     for i in range(200):
-        given = GivenJob(f"j{i}", None, "x", b"x", awaited="a prompt")
-        jobs.submit(given, b"s")
-    assert len(jobs._waits) == 64
+        given = GivenJob(f"j{i}", None, "x", STRANGER, awaited="a prompt")
+        jobs.giving.submit(given, SESSION)
+    assert len(waits_of(jobs.given.values())) == 64

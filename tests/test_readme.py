@@ -19,7 +19,7 @@ from zbus.cli import farm, pair, ping, up
 from zbus.cli import link as linking
 from zbus.net import greeting, links, transport
 from zbus.pairing import invitation, inviting
-from zbus.protocol import jobs, messages
+from zbus.protocol import job_room, messages
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGLISH, JAPANESE = READMES = ("README.md", "README_JP.md")
@@ -165,7 +165,7 @@ def test_the_limits_are_the_real_ones():
         f"{lan.MAX_SEEN}, with {lan.MAX_HOSTS} addresses each",
         f"{door.MAX_OPEN}; {door.PER_SECOND:.0f} new ones a second, {door.BURST} at once; "
         f"{door.FIRST_TIME:.0f} s for the first bytes",
-        f"| jobs of one paired peer at a time | {jobs.MAX_TAKEN} |",
+        f"| jobs of one paired peer at a time | {job_room.MAX_TAKEN} |",
     )
     for words in told:
         assert words in text

@@ -602,3 +602,29 @@ def test_two_hundred_jobs_leave_nothing():
         assert len(site.host.watchers) == 1
 
     run(story)
+
+
+def test_the_digest_of_an_attached_value_is_made_here():
+    """By it ComfyUI caches: a client that claims another's would be given what that one sent."""
+
+    async def story(site):
+        names = (*Classes().names(), "ZBusValue")
+        site.host.Classes = type("WithValues", (Classes,), {"names": lambda _: names})
+
+        def prompt(digest):
+            node = {"class_type": "ZBusValue", "inputs": {"name": "a", "digest": digest}}
+            return PROMPT | {
+                "3": node,
+                "4": {"class_type": "ZBusValue", "inputs": {"digest": digest}},
+            }
+
+        seen = []
+        for job_id, value, claimed in (("j1", 1, ""), ("j2", 2, "x"), ("j3", 1, "y")):
+            _, desk = site.submit(job_id, prompt(claimed), values={"a": value})
+            await desk.until("queued")
+            graph = site.host.queued[job_id][0]
+            assert graph["4"]["inputs"]["digest"] == "", "no such value has come"
+            seen.append(graph["3"]["inputs"]["digest"])
+        assert seen[0] == seen[2] != seen[1] and not {"", "x", "y"} & set(seen)
+
+    run(story)

@@ -199,7 +199,7 @@ class PeerRestarted(LinkError):
 
 
 class PeerGone(LinkError):
-    """The peer said goodbye, or its process has ended."""
+    """The peer said goodbye, its process has ended, or it reads nothing of what is said to it."""
 
 
 class ChannelError(ZBusError):

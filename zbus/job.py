@@ -38,6 +38,7 @@ class Request:
         group: A newer job of the same group stops the older ones that this process has given.
         check: Only look whether it could run.
         quality: How its results travel: see `Channel.send`.
+        wanted: The names of its results; another one is not taken. None: whatever comes.
 
     Raises:
         InputError: A field cannot be used; the text names it.
@@ -50,6 +51,7 @@ class Request:
     group: str = ""
     check: bool = False
     quality: str = "exact"
+    wanted: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         given.a("prompt", self.prompt, dict)
@@ -65,6 +67,8 @@ class Request:
         given.text("group", self.group)
         given.flag("check", self.check)
         codecs.check(self.quality)
+        if self.wanted is not None and not _texts(self.wanted):
+            raise InputError(f"wanted are the names of results, not {given.said(self.wanted)}")
 
     def told(self) -> dict[str, Any]:
         """As it travels: the prompt as JSON, which keeps NaN, and every value as itself."""
@@ -204,7 +208,8 @@ class Job(Operation[dict[str, Any]]):
 
 
 class JobHost(Protocol):
-    """Runs the jobs of other peers. Called in the I/O thread: nothing here may block."""
+    """Runs the jobs of other peers. Called in a thread of its own, one call after the other; what
+    is raised is logged. `facts` has threads for itself, and a deadline."""
 
     def submitted(self, job: Taken) -> None:
         """A job has come: check it and queue it, then tell by its methods."""
@@ -216,11 +221,11 @@ class JobHost(Protocol):
         """Its results are delivered or dropped: remove every trace of it."""
 
     def facts(self) -> dict[str, Any]:
-        """What there is to know of this ComfyUI: JSON. In a worker thread."""
+        """What there is to know of this ComfyUI: JSON. Perhaps in more than one thread at once."""
 
 
 class Teller(Protocol):
-    """What a taken job can tell: see `desk`."""
+    """What a taken job can tell: see `engine.taking`."""
 
     def refuse(self, job: str, reasons: Sequence[Reason]) -> None: ...
     def queued(self, job: str, place: int) -> None: ...

@@ -220,7 +220,7 @@ class Peer:
 
         def open_listener() -> str:
             links, wanted = self._engine.links, port if port < 65536 else 0
-            self._engine.job_service.host = host
+            self._engine.job_service.taking.host = host
             links.admission.takes_jobs, links.placing.on_lan = host is not None, on_lan
             try:
                 place = links.placing.listen_always(Address("127.0.0.1", wanted))
@@ -258,14 +258,14 @@ class Peer:
 
         def cancel(operation: Operation[Any]) -> None:
             error = Cancelled("cancelled here", peer=job.peer, stage=f"job {request.title}".strip())
-            engine.post(lambda: engine.job_service.cancel(job, error))
+            engine.post(lambda: engine.job_service.giving.cancel(job, error))
 
         def awaits(who: str) -> None:
-            engine.post(lambda: engine.job_service.awaits(job, who))
+            engine.post(lambda: engine.job_service.giving.awaits(job, who))
 
         job = Job(str(uuid.uuid4()), self._keyed(remote), request, cancel, awaits)
         job.on_change, job.on_preview = on_change, on_preview
-        if not engine.post(lambda: engine.job_service.submit(job, flat)):
+        if not engine.post(lambda: engine.job_service.giving.submit(job, flat)):
             raise PeerClosed("this Peer is closed")
         return job
 

@@ -30,7 +30,8 @@ def _schema(node_id: str, inputs: list[Any], outputs: list[Any], what: str, **mo
 
 
 class Value(io.ComfyNode):
-    """A value that came with the job. It is cached by its digest."""
+    """A value that came with the job. It is cached by its digest, which `serving` has made: one
+    that a peer claims could name another's value, or be another's later."""
 
     @classmethod
     def define_schema(cls) -> Any:

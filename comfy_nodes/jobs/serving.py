@@ -8,6 +8,7 @@ events may be missed, and the queue is never wrong.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import threading
 import time
@@ -20,10 +21,11 @@ from zbus.given import switch
 from zbus.job import JobHost, Taken
 from zbus.protocol.fields import clip
 from zbus.reasons import Reason, lines
+from zbus.values import payload
 
 from .. import host
 from ..prompt import preflight
-from ..prompt.cutting import with_job
+from ..prompt.cutting import value_names, with_digests, with_job
 from ..prompt.graph import ancestors, clean, title
 
 logger = logging.getLogger(__name__)
@@ -182,6 +184,7 @@ class Serving(JobHost):
         classes = host.Classes()
         prompt = {i: clean(node) for i, node in given.items() if i in needed}
         prompt = with_job(preflight.separators(prompt, classes), served.job.id)
+        prompt = await _with_digests(prompt, served.job.request.values)
         served.prompt = prompt
         found = [
             Reason("output", i, text=f"node #{i}, which was asked for, is not in the prompt")
@@ -388,3 +391,28 @@ class Serving(JobHost):
             "message": clip(preflight.in_words(kind, said, self._name), MAX_MESSAGE),
             "traceback": clip(traceback, MAX_TRACEBACK),
         }
+
+
+async def _with_digests(
+    prompt: dict[str, dict[str, Any]], values: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The prompt with the digests of what has come with it: by them ComfyUI runs again only what
+    has changed. Those that it brings itself count for nothing: they are another's word."""
+    names = value_names(prompt) & values.keys()
+    if not names:
+        return with_digests(prompt, {})
+
+    def look() -> dict[str, str]:
+        return {name: digest(values[name]) for name in names}
+
+    return with_digests(prompt, await asyncio.to_thread(look))
+
+
+def digest(value: Any) -> str:
+    """Names a value by its content; nobody can make another one of the same digest."""
+    packed = payload.pack(payload.flatten(value), "never")
+    hasher = hashlib.blake2b(len(packed.spec).to_bytes(8, "big"), digest_size=20)
+    hasher.update(packed.spec)
+    for buffer in packed.buffers:
+        hasher.update(buffer.view)
+    return hasher.hexdigest()

@@ -15,18 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import xxhash
-
 from zbus.errors import JobError, JobFailed, ZBusError
 from zbus.job import Job, Request
 from zbus.remote import Remote
-from zbus.values import payload
 
 from .. import host
 from ..exchange import waiting
 from ..exchange.runs import Run
 from ..page import peers
-from ..prompt.cutting import for_position, with_digests
+from ..prompt.cutting import for_position, result_names
 from ..prompt.graph import Graph, Link
 from .shown_here import ShownHere
 
@@ -170,8 +167,6 @@ class SubmittedJobs:
     async def start(self, values: dict[str, Any]) -> None:
         """The values of the boundaries are there: give the jobs. Raises as `begin`."""
         self._values = values
-        digests = {name: _digest(value) for name, value in values.items()}
-        self._prompt = with_digests(self.piece.prompt, digests)
         for share in self.shares:
             self._give(share)
         await self._until_all(_is_accepted)
@@ -195,7 +190,10 @@ class SubmittedJobs:
         check = bool(piece.boundaries) and self._values is None
         # One peer may have two shares, under two addresses.
         group = f"{plan.group} {share.position}" if plan.group else ""
-        request = Request(prompt, piece.outputs, values, plan.title, group, check, plan.quality)
+        wanted = result_names(prompt)
+        request = Request(
+            prompt, piece.outputs, values, plan.title, group, check, plan.quality, wanted
+        )
         shown = self.shown_here
         job = host.peer().submit(
             share.remote, request, on_change=shown.changed, on_preview=shown.preview
@@ -289,12 +287,3 @@ def _is_accepted(share: Share) -> bool:
 
 def _key(remote: Remote) -> str:
     return remote.instance or remote.where
-
-
-def _digest(value: Any) -> str:
-    """Names an attached value by its content: the peer runs again only what has changed."""
-    packed = payload.pack(payload.flatten(value), "never")
-    hasher = xxhash.xxh3_128(packed.spec)
-    for buffer in packed.buffers:
-        hasher.update(buffer.view)
-    return str(hasher.hexdigest())

@@ -168,13 +168,28 @@ def for_position(prompt: Prompt, position: int) -> Graph:
 
 
 def with_digests(prompt: Prompt, digests: Mapping[str, str]) -> Graph:
-    """The same part with the digests of its attached values, by name."""
-    filled = {}
-    for i, node in prompt.items():
-        is_value = class_type_of(node) == node_ids.VALUE
-        digest = digests.get(str(inputs_of(node).get("name"))) if is_value else None
-        filled[i] = copied(node) if digest is None else _changed(node, {"digest": digest})
-    return filled
+    """The same part with these digests of its attached values, by name, whatever it said."""
+    return {
+        i: _changed(node, {"digest": digests.get(str(inputs_of(node).get("name")), "")})
+        if class_type_of(node) == node_ids.VALUE
+        else copied(node)
+        for i, node in prompt.items()
+    }
+
+
+def value_names(prompt: Prompt) -> frozenset[str]:
+    """The attached values that it reads."""
+    return _names(prompt, node_ids.VALUE)
+
+
+def result_names(prompt: Prompt) -> frozenset[str]:
+    """The results that it hands over."""
+    return _names(prompt, node_ids.RESULT)
+
+
+def _names(prompt: Prompt, class_type: str) -> frozenset[str]:
+    ours = [inputs_of(node) for node in prompt.values() if class_type_of(node) == class_type]
+    return frozenset(str(inputs.get("name", "")) for inputs in ours)
 
 
 def with_job(prompt: Prompt, job_id: str) -> Graph:

@@ -8,6 +8,7 @@ from ..net.links import Links
 from ..net.places import Peering, Settings
 from ..protocol.budget import Budget
 from ..protocol.channel import Channels
+from ..protocol.identity import SessionKey
 from .transfers import Transfers
 from .workers import Workers
 
@@ -23,6 +24,6 @@ class Context:
     budget: Budget
     workers: Workers
 
-    def peering(self, key: bytes) -> Peering | None:
+    def peering(self, key: SessionKey) -> Peering | None:
         """The session of that key."""
         return next((p for p in self.links.peerings if p.key == key), None)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from ..errors import Cancelled, LinkLost, ZBusError
 from ..net.places import Peering
 from ..protocol.fields import clip
+from ..protocol.identity import SessionKey
 from ..protocol.messages import JobOffer, Refused, Stored
 from ..values.payload import Flat
 from .context import Context
@@ -26,9 +27,9 @@ MAX_OUT = 128  # of one session at once: a burst must not fill what the session 
 class Owner(Protocol):
     """Who is told how each value ends, once: see `jobs.Jobs`."""
 
-    def delivered(self, session: bytes, job: str, part: str) -> None: ...
+    def delivered(self, session: SessionKey, job: str, part: str) -> None: ...
     def undeliverable(
-        self, session: bytes, job: str, part: str, error: ZBusError, resumable: bool
+        self, session: SessionKey, job: str, part: str, error: ZBusError, resumable: bool
     ) -> None: ...
 
 
@@ -133,11 +134,15 @@ class JobTransfers:
 
     # --- both ---------------------------------------------------------------------------------
 
-    def drop(self, job: str, why: str) -> None:
-        """Whatever is on its way for that job is not wanted any more, and nobody is to be told of
-        its end but the peer."""
-        self._waiting = [waiting for waiting in self._waiting if waiting.job != job]
-        for part in [part for part in self._moving if part.job == job]:
+    def drop(self, job: str, why: str, session: SessionKey | None = None) -> None:
+        """Whatever is on its way for that job (with `session`, over that) is not wanted any more,
+        and nobody is to be told of its end but the peer."""
+
+        def is_meant(one: _Waiting | _Part) -> bool:
+            return one.job == job and session in (None, one.peering.key)
+
+        self._waiting = [waiting for waiting in self._waiting if not is_meant(waiting)]
+        for part in [part for part in self._moving if is_meant(part)]:
             self._moving.discard(part)
             flow = part.forget()
             error = Cancelled(why, peer=part.peering.name)

@@ -321,13 +321,13 @@ class Engine:
         self.transfers.unlinked(peering)
 
     def session_down(self, peering: Peering, error: ZBusError) -> None:
-        # Bindings end with it, and their operations; what is on its way for jobs may go on over
-        # another session, and its job is asked.
+        # Bindings end with it, and their operations; jobs may go on over another session, and
+        # decide that before what is on its way for them ends.
         self.channels.session_down(peering.key, error)
         self._settle()
+        self.job_service.session_down(peering, error)
         self.transfers.session_down(peering, error)
         self.measuring.session_down(peering, error)
-        self.job_service.session_down(peering, error)
         self._settle()
 
     def place_failed(self, place: Place, error: ZBusError) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import LinkLost, RemoteProtocolError, ZBusError
 from ..net.frames import Body
 from ..net.places import Peering, Place
+from ..protocol.identity import SessionKey
 from ..protocol.messages import Hello, Measure, Pong
 from ..values.streams import DropSink, PatternSource
 from .context import Context
@@ -38,7 +39,7 @@ class Measuring:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._meetings: list[tuple[Place, Future[Hello]]] = []
-        self._pings: dict[tuple[bytes, int], tuple[float, _Ask]] = {}
+        self._pings: dict[tuple[SessionKey, int], tuple[float, _Ask]] = {}
         self._asks: list[_Ask] = []
 
     # --- asking -------------------------------------------------------------------------------

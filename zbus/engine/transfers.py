@@ -19,6 +19,7 @@ from ..net.places import Peering
 from ..net.transport import Transport
 from ..protocol.budget import Budget
 from ..protocol.delivery import Receiving
+from ..protocol.identity import SessionKey
 from ..protocol.messages import (
     Chunk,
     Finish,
@@ -63,7 +64,7 @@ class Transfers:
         self._lanes = Lanes(
             transport, workers, shm, budget, post, self._grant_due, self._permit, self._ended
         )
-        self._flows: dict[tuple[Any, int], Outflow | Inflow] = {}
+        self._flows: dict[tuple[SessionKey, int], Outflow | Inflow] = {}
         self._due: dict[Inflow, None] = {}  # those that may have a GRANT to say
 
     # --- beginning and ending -----------------------------------------------------------------

@@ -34,11 +34,12 @@ from .frames import Body, Closed, Connected, Connection, Received
 from .greeting import Greeting, Greetings, Refused
 from .places import BACKOFF_FIRST, Peering, Place, Settings
 from .placing import Placing
+from .proving import identity, session_key
 from .transport import Transport
 
 logger = logging.getLogger(__name__)
 
-MAX_PEERINGS = 64  # sessions at one listener
+MAX_PEERINGS = 64  # sessions of one principal at one listener
 MAX_FAULTS = 3  # protocol errors that one session survives
 PID_EVERY = 0.2  # seconds between looks whether a lost local peer still lives
 
@@ -276,22 +277,24 @@ class Links:
         is_new = peering is None
         if peering is None:
             self._supersede(place, peer, connection.key)
-            self._make_room(place)
+            self._make_room(place, connection.key)
             peering = self._new_peering(greeting, connection, now)
         elif peering.connection is not None:
             self._drop(peering.connection)
             self._unlink(peering, now)
         self._link(peering, connection, peer.received, now, is_new)
 
-    def _make_room(self, place: Place) -> None:
+    def _make_room(self, place: Place, key: bytes) -> None:
         """Anybody may open sessions at a plain listener: the oldest lost one goes for a new one.
+        At an own listener only one of the same principal does: nobody pushes out another's.
 
         Raises:
             RemoteProtocolError: All of them are linked.
         """
-        if len(place.peerings) < MAX_PEERINGS:
+        same = [p for p in place.peerings if p.principal == key]
+        if len(same) < MAX_PEERINGS:
             return
-        lost = next((p for p in place.peerings if p.connection is None), None)
+        lost = next((p for p in same if p.connection is None), None)
         if lost is None:
             raise RemoteProtocolError(f"{MAX_PEERINGS} peers are connected here")
         self.end_session(lost, LinkLost("gave way to another peer", peer=lost.name))
@@ -319,7 +322,8 @@ class Links:
             reconnect_wait=self._settings.reconnect_wait,
             now=now,
         )
-        peering = Peering(session, place, connection.key)
+        key = session_key(connection, f"{place.kind} {place.address}", self._own, peer)
+        peering = Peering(session, place, key, identity(connection, peer))
         peering.permissions = self.admission.permitted(connection.key)
         if peer.boot and peer.boot == self._own.boot:
             peering.process = process_start(peer.pid)
@@ -485,6 +489,6 @@ def _known(place: Place, peer: Hello, key: bytes) -> Peering | None:
     for peering in place.peerings:
         told = peering.session.peer
         is_same = (peering.principal, told.incarnation) == (key, peer.incarnation)
-        if is_same and peering.key == peer.session:
+        if is_same and peering.session.key == peer.session:
             return peering
     return None

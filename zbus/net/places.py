@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from ..address import Address
 from ..errors import ConnectError, ZBusError
+from ..protocol.identity import Identity, SessionKey
 from ..protocol.messages import MAX_CHUNK
 from ..protocol.pace import Pace
 from ..protocol.session import Session
@@ -94,7 +95,8 @@ class Peering:
 
     session: Session
     place: Place
-    principal: bytes = b""  # the peer's public key, as CURVE has proved it; none on a plain link
+    key: SessionKey
+    identity: Identity | None  # who the peer is, as CURVE has proved it; None on a plain link
     connection: Connection | None = None
     pace: Pace = field(default_factory=Pace)
     transfers: int = 0  # open ones
@@ -107,8 +109,9 @@ class Peering:
     shares: bool = False  # large values are read out of the sender's memory, either way
 
     @property
-    def key(self) -> bytes:
-        return self.session.key
+    def principal(self) -> bytes:
+        """The peer's public key; none on a plain link."""
+        return self.identity.key if self.identity is not None else b""
 
     @property
     def name(self) -> str:
@@ -117,7 +120,7 @@ class Peering:
     @property
     def is_own(self) -> bool:
         """Whether it goes through the own listener of either side, and not one for values only."""
-        return bool(self.principal)
+        return self.identity is not None
 
     @property
     def is_local(self) -> bool:

@@ -31,6 +31,7 @@ from ..errors import (
 )
 from .binding import MIRROR, Matching
 from .fields import clip
+from .identity import SessionKey
 from .manifest import JUMPER, Manifest, compare
 from .messages import (
     Announce,
@@ -51,7 +52,6 @@ from .registrations import (
     Link,
     Registration,
     Send,
-    SessionKey,
     State,
 )
 
@@ -177,7 +177,9 @@ class Channels:
         kind = registration.endpoint.kind
         if kind not in ("any", "peer") or registration.state is not State.WAITING:
             return
-        peers = {link.incarnation: link.peer for link in self._covered(registration)}
+        covered = self._covered(registration)
+        # With its key: an incarnation alone is what anybody may claim.
+        peers = {(link.principal, link.incarnation): link.peer for link in covered}
         if len(peers) > 1:
             names = ", ".join(sorted(peers.values()))
             which = "no peer is named here, and" if kind == "any" else f"of {registration.endpoint}"

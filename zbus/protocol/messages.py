@@ -417,7 +417,8 @@ class JobOffer(Message):
 class JobState(Message):
     """Where a job is: in the queue behind `place` others, or running.
 
-    `waits` are the jobs that the prompt which runs there waits for, and those that they wait for.
+    `waits` are what the prompt which runs there waits for, and what that waits for: tokens, which
+    only those recognise whose jobs they are.
     """
 
     KIND = 50

@@ -10,6 +10,7 @@ from ..errors import (
     JobFailed,
     JobRefused,
     NotPermitted,
+    QueueDeadlock,
     RemoteProtocolError,
     ZBusError,
 )
@@ -34,9 +35,30 @@ def refused(reasons: list[Reason]) -> dict[str, Any]:
     return {"outcome": "refused", "reasons": [r.told() for r in reasons[:MAX_REASONS]]}
 
 
+def refused_for(why: str) -> dict[str, Any]:
+    """The same, for one reason that is none of the prompt's."""
+    return refused([Reason("other", text=why)])
+
+
 def not_permitted(why: str) -> dict[str, Any]:
     """How a job ends that may not be given: one of `DENIALS`."""
     return refused([Reason("permission", text=why)])
+
+
+def deadlock(title: str) -> dict[str, Any]:
+    """How a job ends that would wait in the queue for its own giver: `title` is the job for which
+    the prompt that runs before it waits."""
+    return {"outcome": "deadlock", "title": title}
+
+
+def unsendable(result: str, error: ZBusError) -> dict[str, Any]:
+    """How a job ends of which a result cannot travel."""
+    return {
+        "outcome": "failed",
+        "title": "sending the result",
+        "exception_type": type(error).__name__,
+        "message": f"its result {result} cannot be sent: {error}",
+    }
 
 
 def stage(given: GivenJob) -> str:
@@ -53,9 +75,23 @@ def outcome(given: GivenJob, end: dict[str, Any]) -> ZBusError | None:
         return _refused_error(end.get("reasons"), where)
     if kind == "failed":
         return _failed_error(end, where)
+    if kind == "deadlock":
+        return deadlock_error(given, _text(end.get("title")))
     if kind == "cancelled":
         return JobCancelled(_text(end.get("why")) or "stopped there", **where)
     return RemoteProtocolError("the job ended in no known way", **where)
+
+
+def deadlock_error(given: GivenJob, other: str) -> QueueDeadlock:
+    """That job, and `other` in the queue here, wait for each other."""
+    return QueueDeadlock(
+        f"{given.awaited or 'a prompt'} here waits for the job {given.title} there, and the prompt "
+        f"that runs there waits for its job {other} in the queue here",
+        peer=given.peer,
+        stage=stage(given),
+        remedy="Run the two workflows one after the other, or let only one of the two "
+        "machines give jobs to the other",
+    )
 
 
 def _refused_error(told: object, where: dict[str, str]) -> JobError:

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from ..errors import ZBusError
+from .identity import SessionKey
 from .manifest import Manifest
 from .messages import Announce, Await, Message, Offer
-
-SessionKey = bytes
 
 
 @dataclass(frozen=True)

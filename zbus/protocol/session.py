@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from ..errors import LinkLost, RemoteProtocolError, ZBusError
+from ..errors import LinkLost, PeerGone, RemoteProtocolError, ZBusError
 from .messages import Ack, Hello, Message, Ping, Pong, encode
 
 MAX_UNACKED = 1024  # messages
@@ -237,7 +237,9 @@ class Session:
         if self.error is not None:
             return []
         if self._overflowed:
-            error = LinkLost(
+            # One that reads nothing over a link that stands does not come back by another.
+            kind = PeerGone if self.is_linked else LinkLost
+            error = kind(
                 f"{len(self._unacked)} messages are not acknowledged",
                 peer=self.peer.name,
                 remedy="Restart that side; its zbus reads nothing any more",
