@@ -62,7 +62,7 @@ FLOORS = (
     ("pairing/inviting", "pairing/accepting", "pairing/offers"),
     ("net/dialling", "net/greeting"),
     ("net/admission",),
-    ("net/placing",),
+    ("net/addresses",),
     ("net/links",),
     ("engine/shm_lane", "engine/flows"),
     ("engine/transfers",),

@@ -103,7 +103,7 @@ class Peer:
         wanted = parse_listen(address)
 
         def make() -> Channel:
-            place = self._engine.links.placing.listen(wanted)
+            place = self._engine.links.addresses.listen(wanted)
             return self._open(Endpoint("listen", str(place.address)), place, channel, run)
 
         return self._engine.ask(make)
@@ -121,7 +121,7 @@ class Peer:
         wanted = parse_dial(address)
 
         def make() -> Channel:
-            place = self._engine.links.placing.dial(wanted, time.monotonic())
+            place = self._engine.links.addresses.dial(wanted, time.monotonic())
             return self._open(Endpoint("dial", str(wanted)), place, channel, run)
 
         return self._engine.ask(make)
@@ -203,11 +203,11 @@ class Peer:
         def open_listener() -> str:
             links, wanted = self._engine.links, port if port < 65536 else 0
             self._engine.job_service.host = host
-            links.admission.takes_jobs, links.placing.on_lan = host is not None, on_lan
+            links.admission.takes_jobs, links.addresses.on_lan = host is not None, on_lan
             try:
-                place = links.placing.listen_always(Address("127.0.0.1", wanted))
+                place = links.addresses.listen_always(Address("127.0.0.1", wanted))
             except PortInUse:
-                place = links.placing.listen_always(Address("127.0.0.1", 0))
+                place = links.addresses.listen_always(Address("127.0.0.1", 0))
             return str(place.address)
 
         return self._engine.ask(open_listener)
@@ -269,8 +269,8 @@ class Peer:
         def dial() -> Place:
             if isinstance(address, Remote):
                 key = self._keyed(address).key
-                return links.placing.dial_own(address.routes(), key, time.monotonic())
-            return links.placing.dial(parse_dial(address), time.monotonic())
+                return links.addresses.dial_own(address.routes(), key, time.monotonic())
+            return links.addresses.dial(parse_dial(address), time.monotonic())
 
         return Probe(self._engine, self._engine.ask(dial))
 
@@ -316,11 +316,13 @@ class Probe:
     def problem(self) -> str:
         """Why there is no link, in words."""
         links = self._engine.links
-        return self._engine.ask(lambda: links.placing.explain(self._place, time.monotonic()))
+        return self._engine.ask(lambda: links.addresses.explain(self._place, time.monotonic()))
 
     def close(self) -> None:
         """Done with it."""
-        self._engine.post(lambda: self._engine.links.placing.release(self._place, time.monotonic()))
+        self._engine.post(
+            lambda: self._engine.links.addresses.release(self._place, time.monotonic())
+        )
 
 
 def _lanes(settings: Settings) -> tuple[str, ...]:

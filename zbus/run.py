@@ -191,7 +191,7 @@ class Channel:
             self._engine.on_broken.pop(self._seat, None)
             self._engine.meetings.end(self._seat)
             if self._place is not None:
-                self._engine.links.placing.release(self._place, time.monotonic())
+                self._engine.links.addresses.release(self._place, time.monotonic())
 
         self._engine.post(close)
 

@@ -71,7 +71,7 @@ class Connecting:
                 raise _absent(remote)
             if any(p.own and p.address in routes for p in self._context.links.places):
                 raise _own(remote)
-            errand.place = self._context.links.placing.dial_own(
+            errand.place = self._context.links.addresses.dial_own(
                 routes, remote.key, now, remote.hinted()
             )
         except ZBusError as error:
@@ -88,7 +88,7 @@ class Connecting:
             self._open.remove(errand)
             errand.waiting = False
             if errand.place is not None:
-                self._context.links.placing.release(errand.place, time.monotonic())
+                self._context.links.addresses.release(errand.place, time.monotonic())
 
     def _peering(self, remote: Remote) -> Peering | None:
         """A session that stands with that very peer, whichever side dialled."""

@@ -423,7 +423,7 @@ class JobService:
         if busy:
             peering.place.users += 1
         else:
-            self._context.links.placing.release(peering.place, now)
+            self._context.links.addresses.release(peering.place, now)
 
     def deadline(self, now: float) -> float | None:
         """When `tick` has something to do."""

@@ -46,7 +46,7 @@ class Meetings:
         routes = remote.routes()
         if not routes:
             return None
-        return self._links.placing.dial_own(routes, remote.key, time.monotonic(), remote.hinted())
+        return self._links.addresses.dial_own(routes, remote.key, time.monotonic(), remote.hinted())
 
     def begin(self, registration: Registration, remote: Remote, place: Place | None) -> None:
         """A run waits for that peer's."""

@@ -16,12 +16,12 @@ from ..protocol.fields import clip
 from ..protocol.messages import Bye, Hello, Message, Ready, Reject, Status, decode, encode
 from ..protocol.session import Ended, Redial, Session, Silent
 from ..trust import EXCHANGE, Trust
+from .addresses import Addresses
 from .admission import NAME_IT, PAIRED_ONLY, Admission
 from .dialling import Dialler, Helper
 from .frames import Body, Closed, Connected, Connection, Received
 from .greeting import Greeting, Greetings, Refused
 from .places import BACKOFF_FIRST, Peering, Place, Settings
-from .placing import Placing
 from .transport import Transport
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Links:
         self.admission = Admission(trust, self._trust_changed)
         self.places: list[Place] = []
         self._dialler = Dialler(transport, self.places, owner)
-        self.placing = Placing(transport, self.admission, settings, self.places, self._dialler)
+        self.addresses = Addresses(transport, self.admission, settings, self.places, self._dialler)
         self._greetings = Greetings(transport, own, _known, self.admission.permitted)
         self._peerings: dict[Connection, Peering] = {}
         self._logged_at = 0.0
@@ -106,7 +106,7 @@ class Links:
             elif not self.admission.plain:
                 error = PeerGone(PAIRED_ONLY, peer=peering.name, remedy=NAME_IT)
                 self.end_session(peering, error, say="only paired peers are wanted there now")
-        self.placing.widen()
+        self.addresses.widen()
 
     def _reconsider(self, peering: Peering) -> None:
         allowed, before = self.admission.permitted(peering.principal), peering.permissions
@@ -384,7 +384,7 @@ class Links:
                 self._dialler.failed(place, "link", now)
 
     def _tick_place(self, place: Place, now: float) -> None:
-        if not place.users and not place.own and self.placing.is_done(place, now):
+        if not place.users and not place.own and self.addresses.is_done(place, now):
             self._close_place(place, "the address is not in use any more")
             return
         is_due = place.next_dial is not None and now >= place.next_dial

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 CHANGE_MODES = 1.0  # seconds that an unused listener keeps a dial of the same address waiting
 
 
-class Placing:
+class Addresses:
     """All places of one peer.
 
     Args:
