@@ -73,7 +73,9 @@ def parse(written: str) -> Address:
         host = host[1:-1]
     elif ":" in host:
         raise InvalidAddress(f'"{cleaned}" has too many colons', remedy=EXAMPLE)
-    return Address("127.0.0.1" if host.lower() == "localhost" else host.lower(), int(port))
+    name, percent, zone = host.partition("%")  # an interface is called Eth0, and not eth0
+    host = name.lower() + percent + zone
+    return Address("127.0.0.1" if host == "localhost" else host, int(port))
 
 
 def parse_dial(written: str) -> Address:

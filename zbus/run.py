@@ -14,7 +14,7 @@ from . import codecs
 from .engine.context import Running
 from .engine.loop import Engine
 from .errors import InvalidOrder, PeerClosed, ZBusError
-from .net.places import Place
+from .net.places import Lease, Place
 from .operation import Operation, Progress
 from .protocol.fields import clip
 from .protocol.manifest import Manifest
@@ -51,8 +51,11 @@ class Channel:
     other side hears of the end, and make another for the next. Usable from any thread.
     """
 
-    def __init__(self, engine: Engine, registration: Registration, place: Place | None) -> None:
-        self._engine, self._seat, self._place = engine, registration, place
+    def __init__(
+        self, engine: Engine, registration: Registration, lease: Lease[Place] | None
+    ) -> None:
+        self._engine, self._seat, self._lease = engine, registration, lease
+        self._place = lease.place if lease is not None else None
         self._closed = False
 
     @property
@@ -190,8 +193,8 @@ class Channel:
             self._engine.channels.close(self._seat, outcome, why)
             self._engine.on_broken.pop(self._seat, None)
             self._engine.meetings.end(self._seat)
-            if self._place is not None:
-                self._engine.links.addresses.release(self._place, time.monotonic())
+            if self._lease is not None:
+                self._lease.release()
 
         self._engine.post(close)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import RemoteProtocolError, ZBusError
 from ..job import Job, JobHost, Progress, Reason, Request, Taken
-from ..net.places import Peering, Place
+from ..net.places import DialTarget, Peering
 from ..protocol import job_records as core
 from ..protocol.fields import clip
 from ..protocol.job_records import END, RESULT, SUBMIT, GivenJob, State
@@ -278,11 +278,11 @@ class JobService:
         """The session has ended."""
         self.job_transfers.session_down(peering)
         self.jobs.session_down(peering.key, error, time.monotonic())
-        self._hold(peering, False, time.monotonic())
+        self._hold(peering, False)
         self.enquiries.session_down(peering, error)
         self._stated.pop(peering.key, None)
 
-    def place_failed(self, place: Place, error: ZBusError) -> None:
+    def place_failed(self, place: DialTarget, error: ZBusError) -> None:
         """Dialling there cannot help."""
         self.connecting.place_failed(place, error)
 
@@ -402,7 +402,7 @@ class JobService:
             self._say_state(key, state)
         needed = self.jobs.sessions
         for peering in self._context.links.peerings:
-            self._hold(peering, peering.key in needed, now)
+            self._hold(peering, peering.key in needed)
         if self._given and now >= self._explain_at:
             self._explain_at = now + EXPLAIN_EVERY
             for given in self._given.values():
@@ -414,16 +414,14 @@ class JobService:
                     given.job.note = note
                     _changed(given.job)
 
-    def _hold(self, peering: Peering, busy: bool, now: float) -> None:
+    def _hold(self, peering: Peering, busy: bool) -> None:
         """A place is in use while some job needs its session: also one that this side dialled
         for a job of its own, long ended, and over which it was given others since."""
-        if busy == peering.jobs:
-            return
-        peering.jobs = busy
-        if busy:
-            peering.place.users += 1
-        else:
-            self._context.links.addresses.release(peering.place, now)
+        if busy and peering.jobs is None:
+            peering.jobs = self._context.links.addresses.use(peering.place)
+        elif not busy and peering.jobs is not None:
+            peering.jobs.release()
+            peering.jobs = None
 
     def deadline(self, now: float) -> float | None:
         """When `tick` has something to do."""

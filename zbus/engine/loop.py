@@ -21,7 +21,7 @@ from ..errors import LocalProtocolError, PeerClosed, RemoteProtocolError, Transf
 from ..machine import free_memory
 from ..net.frames import Body, Closed, Connected, Received
 from ..net.links import Links
-from ..net.places import Peering, Place, Settings
+from ..net.places import DialTarget, Peering, Settings
 from ..net.transport import Transport
 from ..protocol.channel import Channels
 from ..protocol.fields import clip
@@ -321,7 +321,7 @@ class Engine:
         self.channels.session_down(peering.key, error)
         self._settle()
 
-    def place_failed(self, place: Place, error: ZBusError) -> None:
+    def place_failed(self, place: DialTarget, error: ZBusError) -> None:
         if place.key:
             self.meetings.place_failed(place, error)
         else:

@@ -41,11 +41,13 @@ MOST_YOUNG = (
 # Milliseconds until a DEALER would dial again; it is closed long before. Not -1: ZeroMQ then drops,
 # with the connection, what it has received and nobody has read yet.
 NEVER = 2**30
+CONNECT_TIME = 10.0  # seconds
 BIND_TRIES, BIND_EVERY = 25, 0.02  # seconds: a listener that was closed frees its port later
 
 _EVENTS = (
     zmq.EVENT_ACCEPTED
     | zmq.EVENT_CONNECTED
+    | zmq.EVENT_CONNECT_RETRIED
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_CLOSED
     | zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -58,6 +60,9 @@ _FAILED = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
+# Of a zone that is not known ZeroMQ says that it will try again, and nothing else. It never does
+# (`NEVER`), so that is an end as well.
+_OVER = (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED, zmq.EVENT_CONNECT_RETRIED)
 
 
 class Transport:
@@ -157,15 +162,18 @@ class Transport:
                 raise PortInUse(str(error)) from error
             listener.other_hosts.add(host)
 
-    def dial(self, host: str, port: int, *, server: bytes = b"") -> Connection:
+    def dial(
+        self, host: str, port: int, *, server: bytes = b"", timeout: float = CONNECT_TIME
+    ) -> Connection:
         """Begin a connection to a numeric address; `Connected` or `Closed` follows.
 
         Args:
             server: The public key that must answer, with CURVE; none: plain.
+            timeout: Seconds that TCP may take.
         """
         dealer = self._socket(zmq.DEALER, host, bool(server))
         dealer.setsockopt(zmq.RECONNECT_IVL, NEVER)
-        dealer.setsockopt(zmq.CONNECT_TIMEOUT, 10_000)
+        dealer.setsockopt(zmq.CONNECT_TIMEOUT, round(timeout * 1000))
         if server:
             # Its listener must answer, and before that perhaps a WebSocket.
             dealer.setsockopt(zmq.HANDSHAKE_IVL, 20_000)
@@ -424,7 +432,7 @@ class Transport:
             self._pending.append(Connected(connection))
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             self._leave(connection, "refused")
-        elif event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED) or event & _FAILED:
+        elif event in _OVER or event & _FAILED:
             stage = "link" if connection.greeted else "greeting"
             self._leave(connection, stage if connection.connected else "connect")
 
