@@ -222,7 +222,7 @@ def test_a_listener_that_is_killed(here: Peer) -> None:
 
 def test_a_listener_that_was_restarted(here: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     """As seen from another machine, where no pid tells."""
-    monkeypatch.setattr("zbus.net.links.process_start", lambda pid: None)
+    monkeypatch.setattr("zbus.net.peerings.process_start", lambda pid: None)
     with child(SENDER, "127.0.0.1:0") as old:
         address = old.line("listening").split()[1]
         with here.connect(address) as channel:
@@ -615,7 +615,7 @@ def test_a_fault_of_our_own_ends_one_thing_and_not_every_link(
 
     with here.listen("127.0.0.1:0") as listening, there.connect(listening.address) as dialled:
         with monkeypatch.context() as patched:
-            patched.setattr(here._engine.steps, "matched", broken)
+            patched.setattr(here._engine.operations, "matched", broken)
             with pytest.raises(ZBusError):
                 dialled.start_send("lost", 0, timeout=20)
                 listening.receive(0, timeout=1)
