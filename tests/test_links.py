@@ -587,7 +587,9 @@ def test_a_link_that_was_given_up_is_not_waited_for(here: Peer) -> None:
     """The end may come before anybody has asked."""
     with here.listen("127.0.0.1:0") as channel:
         probe = here.probe(channel.address)  # itself
-        until(lambda: any(p.dial.given_up for p in here._engine.links.places if p.kind == "dial"), 5)
+        until(
+            lambda: any(p.dial.given_up for p in here._engine.links.places if p.kind == "dial"), 5
+        )
         with pytest.raises(DialledSelf):
             probe.hello(2)
         probe.close()

@@ -321,6 +321,9 @@ class Engine:
         self.channels.session_down(peering.key, error)
         self._settle()
 
+    def place_faulty(self, place: DialTarget, error: ZBusError) -> None:
+        self.measuring.place_failed(place, error)
+
     def place_failed(self, place: DialTarget, error: ZBusError) -> None:
         if place.key:
             self.meetings.place_failed(place, error)

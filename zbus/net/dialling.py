@@ -40,6 +40,7 @@ class Dialler:
         greetings: Say HELLO on them.
         places: All places of the peer; the list that `Links` keeps.
         in_thread: Runs what blocks.
+        faulty: Told of a target where each answer is wrong, up to now.
         given_up: Told of a target where dialling again cannot help.
     """
 
@@ -49,10 +50,11 @@ class Dialler:
         greetings: Greetings,
         places: list[Place],
         in_thread: InThread,
+        faulty: Callable[[DialTarget, ZBusError], None],
         given_up: Callable[[DialTarget, ZBusError], None],
     ) -> None:
         self._transport, self._greetings, self._places = transport, greetings, places
-        self._in_thread, self._given_up = in_thread, given_up
+        self._in_thread, self._faulty, self._given_up = in_thread, faulty, given_up
 
     # --- told by links and addresses --------------------------------------------------------------
 
@@ -95,6 +97,8 @@ class Dialler:
                 self._hang_up(target)
             case dial.Diagnose():
                 self._diagnose(target, action.way, action.spot)
+            case dial.Warn():
+                self._faulty(target, action.error)
             case dial.Tell():
                 self._given_up(target, action.error)
 

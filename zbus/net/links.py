@@ -54,7 +54,12 @@ class Links:
         self.places: list[Place] = []
         self._greetings = Greetings(transport, own, known, self.admission.permitted)
         self._dialler = Dialler(
-            transport, self._greetings, self.places, owner.in_thread, self._given_up
+            transport,
+            self._greetings,
+            self.places,
+            owner.in_thread,
+            owner.place_faulty,
+            self._given_up,
         )
         self.addresses = Addresses(transport, self.admission, settings, self.places, self._dialler)
         self._peerings = Peerings(

@@ -27,7 +27,7 @@ from ..errors import (
     Unreachable,
     ZBusError,
 )
-from .ways import Spot, Ways, refused
+from .ways import FAULTS, Spot, Ways, refused
 
 BACKOFF_FIRST = 0.1  # seconds to the next dial; each one waits longer,
 BACKOFF_LOOPBACK = 0.5  # up to this on the loopback
@@ -188,13 +188,20 @@ class Diagnose:
 
 
 @dataclass(frozen=True)
+class Warn:
+    """Whoever has come only to look need look no longer: each answer is wrong."""
+
+    error: ZBusError
+
+
+@dataclass(frozen=True)
 class Tell:
     """Whoever waits for the peer waits in vain."""
 
     error: ZBusError
 
 
-Action = Resolve | Connect | Greet | HangUp | Diagnose | Tell
+Action = Resolve | Connect | Greet | HangUp | Diagnose | Warn | Tell
 
 
 class Do(Enum):
@@ -212,6 +219,7 @@ class Do(Enum):
     WAIT_BRIEFLY = "as before the second try"
     SUCCEED = "nothing is wrong any more"
     PART = "no session is to be gone on with"
+    WARN = "whoever looks, if each answer is wrong"
     TELL = "whoever waits"
 
 
@@ -252,7 +260,7 @@ TABLE: dict[tuple[State, type[Event]], tuple[State, tuple[Do, ...]]] = {
     (_GREETING, Greeted): (_LINKED, (Do.SUCCEED,)),
     (_GREETING, Closed): (_BACKOFF, (Do.ASK_WHY, Do.TURN, Do.WAIT)),
     (_GREETING, Refused): (_BACKOFF, (Do.HANG_UP, Do.TURN, Do.WAIT)),
-    (_GREETING, Faulty): (_BACKOFF, (Do.HANG_UP, Do.TURN, Do.WAIT)),
+    (_GREETING, Faulty): (_BACKOFF, (Do.HANG_UP, Do.WARN, Do.TURN, Do.WAIT)),
     (_GREETING, Due): (_BACKOFF, (Do.HANG_UP, Do.ASK_WHY, Do.TURN, Do.WAIT)),
     (_GREETING, Use): (_GREETING, ()),
     # HELLO would have gone on with a session that is no more.
@@ -389,7 +397,7 @@ class Dial:
                 self._failures += 1
                 self.ways.faulty(event.error, now, may_end=not self._has_session)
             case Closed():
-                self.ways.now.faulty_since = None
+                self.ways.now.faults = 0
                 if event.stage == "refused":
                     self.ways.wrong(refused(), is_final=True)
             case Diagnosed():
@@ -397,7 +405,8 @@ class Dial:
                 if way is not None:
                     way.diagnosed(event.spot, event.error, may_end=not self._has_session)
             case Use() if event.ways:
-                self.ways.take(event.ways, event.hints)
+                rests = self.state in (State.IDLE, State.BACKOFF, State.GIVEN_UP)
+                self.ways.take(event.ways, event.hints, is_tried=not rests)
 
     # --- steps ----------------------------------------------------------------------------------
 
@@ -429,6 +438,8 @@ class Dial:
                 self._has_session = True
             case Do.PART:
                 self._has_session, self._failures = False, 0
+            case Do.WARN:
+                return self._warn()
             case Do.TELL:
                 self.given_up = self.ways.first
                 return [Tell(self.given_up)] if self.given_up is not None else []
@@ -478,6 +489,10 @@ class Dial:
             self.nobody_since = None
         elif self.nobody_since is None:
             self.nobody_since = now
+
+    def _warn(self) -> list[Action]:
+        problem, is_faulty = self.problem, self.ways.now.faults >= FAULTS
+        return [Warn(problem)] if problem is not None and is_faulty else []
 
     def _wait(self, now: float) -> None:
         most = BACKOFF_LOOPBACK if self.address.is_loopback else BACKOFF_REMOTE

@@ -18,7 +18,8 @@ from ..errors import KeyChanged, NotPaired, NotZBus, ValuesOnly, ZBusError
 
 RESOLVE_AGAIN = 20  # failures after which a name is looked up anew
 DOUBTS = 2  # handshakes in a row that must fail before a key is said to have changed
-FAULTY_TIME = 15.0  # seconds for which each answer must be wrong before that is final
+FAULTS = 3  # wrong answers in a row that are no accident;
+FAULTY_TIME = 15.0  # seconds after which they are final
 MAX_SPOTS = 8  # addresses of one name
 PAIR = "Pair the two, once: zbus-pair invite on one of them, zbus-pair accept TOKEN on the other"
 FINAL = (NotZBus, KeyChanged, NotPaired, ValuesOnly)  # what a look can find: no use to try again
@@ -52,7 +53,8 @@ class Way:
         problems: What is wrong with each of them.
         doubts: Handshakes of each that have failed in a row, for what may be another key.
         asked: Those that are being looked at.
-        faulty_since: Since when each answer there is wrong.
+        faults: Wrong answers to HELLO in a row,
+        faulty_since: since when.
     """
 
     address: Address
@@ -64,7 +66,8 @@ class Way:
     problems: dict[Spot, Problem] = field(default_factory=dict)
     doubts: dict[Spot, int] = field(default_factory=dict)
     asked: set[Spot] = field(default_factory=set)
-    faulty_since: float | None = None
+    faults: int = 0
+    faulty_since: float = 0.0
 
     @property
     def problem(self) -> Problem | None:
@@ -112,7 +115,7 @@ class Way:
 
     def forget(self) -> None:
         """Whatever was wrong is to be found out anew."""
-        self.unknown = self.faulty_since = None
+        self.unknown, self.faults = None, 0
         self.problems.clear()
         self.doubts.clear()
 
@@ -173,16 +176,21 @@ class Ways:
         """The way of that address."""
         return next((way for way in self.all if way.address == address), None)
 
-    def take(self, addresses: tuple[Address, ...], hints: frozenset[Address]) -> None:
-        """The ways as known now: hints come and go. One that is tried now and is not among them
-        stays, and all others with it, until its turn is over."""
-        tried, old = self.now.address, {way.address: way for way in self.all}
-        if tried not in addresses:
+    def take(
+        self, addresses: tuple[Address, ...], hints: frozenset[Address], *, is_tried: bool
+    ) -> None:
+        """The ways as known now: hints come and go. One that is tried just now and is not among
+        them stays, and all others with it, until its turn is over."""
+        now, old = self.now.address, {way.address: way for way in self.all}
+        if now not in addresses and is_tried:
             return
         self.all = [old.get(address, Way(address)) for address in dict.fromkeys(addresses)]
         for way in self.all:
             way.is_hint = way.address in hints
-        self._at = [way.address for way in self.all].index(tried)
+        if now in addresses:
+            self._at = [way.address for way in self.all].index(now)
+        else:
+            self._at = self._spot_at = 0
 
     def wrong(self, error: ZBusError, *, is_final: bool) -> None:
         """Something is wrong with the address that is tried now."""
@@ -190,10 +198,12 @@ class Ways:
             self.now.problems[self.spot] = Problem(error, is_final)
 
     def faulty(self, error: ZBusError, now: float, *, may_end: bool) -> None:
-        """Its answer was. One ends nothing: the right peer may be there next time."""
+        """Its answer was. One says nothing: the right peer may be there next time."""
         way = self.now
-        way.faulty_since = now if way.faulty_since is None else way.faulty_since
-        self.wrong(error, is_final=may_end and now - way.faulty_since >= FAULTY_TIME)
+        way.faulty_since = way.faulty_since if way.faults else now
+        way.faults += 1
+        if way.faults >= FAULTS:
+            self.wrong(error, is_final=may_end and now - way.faulty_since >= FAULTY_TIME)
 
     def settle(self) -> Spot:
         """The address to dial now."""
