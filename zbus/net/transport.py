@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import socket
 import time
 from collections.abc import Generator, Iterator
@@ -25,8 +24,9 @@ from zmq.utils.monitor import parse_monitor_message
 from ..errors import PortInUse
 from ..keys import KeyPair
 from ..protocol.messages import MAX_FRAME
+from . import sockets
 from .frames import Body, Closed, Connected, Connection, Event, Listener, Received
-from .zap import DOMAIN, Admit, Zap, user_key
+from .zap import Admit, Zap, user_key
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,6 @@ MOST_YOUNG = (
 # with the connection, what it has received and nobody has read yet.
 NEVER = 2**30
 CONNECT_TIME = 10.0  # seconds
-BIND_TRIES, BIND_EVERY = 25, 0.02  # seconds: a listener that was closed frees its port later
 
 _EVENTS = (
     zmq.EVENT_ACCEPTED
@@ -127,7 +126,7 @@ class Transport:
         # Monitored before it is bound: somebody may dial this very moment.
         self._register(router, listener)
         try:
-            router.bind(_endpoint(host, port))
+            router.bind(sockets.endpoint(host, port))
         except zmq.ZMQError as error:
             self._close(router, 0)
             raise PortInUse(str(error)) from error
@@ -146,19 +145,19 @@ class Transport:
         """
         router, port = listener.socket, listener.port
         for host in listener.other_hosts - hosts:
-            router.unbind(_endpoint(host, port))
+            router.unbind(sockets.endpoint(host, port))
             listener.other_hosts.discard(host)
-            if _is_every(host):
-                _bind_again(router, _endpoint(listener.host, port))
+            if sockets.is_every(host):
+                sockets.bind_again(router, sockets.endpoint(listener.host, port))
         for host in hosts - listener.other_hosts - {listener.host}:
-            if _is_every(host):
-                router.unbind(_endpoint(listener.host, port))
+            if sockets.is_every(host):
+                router.unbind(sockets.endpoint(listener.host, port))
             try:
                 router.setsockopt(zmq.IPV6, int(":" in host))
-                _bind_again(router, _endpoint(host, port))
+                sockets.bind_again(router, sockets.endpoint(host, port))
             except zmq.ZMQError as error:
-                if _is_every(host):
-                    _bind_again(router, _endpoint(listener.host, port))
+                if sockets.is_every(host):
+                    sockets.bind_again(router, sockets.endpoint(listener.host, port))
                 raise PortInUse(str(error)) from error
             listener.other_hosts.add(host)
 
@@ -180,30 +179,13 @@ class Transport:
             dealer.setsockopt(zmq.CURVE_SERVERKEY, server)
         connection = Connection(dealer, key=server)
         self._register(dealer, connection)
-        dealer.connect(_endpoint(host, port))
+        dealer.connect(sockets.endpoint(host, port))
         return connection
 
     def _socket(self, kind: int, host: str, curve: bool) -> zmq.Socket[bytes]:
-        made = (self._secured() if curve else self.context).socket(kind)
-        if curve:
-            assert self.keys is not None, "CURVE needs keys"
-            made.setsockopt(zmq.CURVE_PUBLICKEY, self.keys.public)
-            made.setsockopt(zmq.CURVE_SECRETKEY, self.keys.secret)
-            made.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, int(kind == zmq.ROUTER))
-        made.setsockopt(zmq.LINGER, 0)
-        made.setsockopt(zmq.IPV6, int(":" in host))
-        made.setsockopt(zmq.MAXMSGSIZE, self._max_frame)
-        made.setsockopt(zmq.SNDHWM, 0)  # grants bound it
-        made.setsockopt(zmq.RCVHWM, 16)
-        made.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
-        made.setsockopt(zmq.TCP_MAXRT, 120_000)  # shorter would cut a live peer that is deaf
-        made.setsockopt(zmq.TCP_KEEPALIVE, 1)
-        made.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
-        made.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 10)
-        made.setsockopt(zmq.TCP_KEEPALIVE_CNT, 6)
-        # Without one a ROUTER accepts ZMTP 1.0, and so an HTTP form's body.
-        made.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
-        return made
+        assert self.keys is not None or not curve, "CURVE needs keys"
+        context, keys = (self._secured(), self.keys) if curve else (self.context, None)
+        return sockets.make(context, kind, host, keys, self._max_frame)
 
     def _secured(self) -> zmq.Context[zmq.Socket[bytes]]:
         """The Context of the CURVE sockets; whoever decides stands before any is bound."""
@@ -240,7 +222,7 @@ class Transport:
         for at, connection in self._doomed:
             listener = connection.listener
             if at <= now and listener and listener.by_fd.get(connection.fd) is connection:
-                _shutdown(connection.fd, listener.port)
+                sockets.shutdown(connection.fd, listener.port)
         self._doomed = [(at, connection) for at, connection in self._doomed if at > now]
 
     def unbind(self, listener: Listener, linger: int = 200) -> None:
@@ -412,7 +394,7 @@ class Transport:
             many = MOST_YOUNG if now - since < YOUNG and not listener.curve else MAX_YOUNG
             if len(listener.young) > many:  # a flood
                 del listener.young[oldest]
-                _shutdown(oldest, listener.port)
+                sockets.shutdown(oldest, listener.port)
         elif event == zmq.EVENT_DISCONNECTED:
             listener.dead.add(fd)
             listener.young.pop(fd, None)
@@ -450,38 +432,3 @@ class Transport:
 def _milliseconds(timeout: float | None) -> int | None:
     """Rounded up: a poll that ends just before its deadline would spin."""
     return None if timeout is None else max(0, math.ceil(timeout * 1000))
-
-
-def _endpoint(host: str, port: int) -> str:
-    return f"tcp://[{host}]:{port or '*'}" if ":" in host else f"tcp://{host}:{port or '*'}"
-
-
-def _is_every(host: str) -> bool:
-    return host in ("0.0.0.0", "::")
-
-
-def _bind_again(router: zmq.Socket[bytes], endpoint: str) -> None:
-    """Bind where this process may just have stopped listening.
-
-    Raises:
-        zmq.ZMQError: The system refuses the address.
-    """
-    for remaining in range(BIND_TRIES, -1, -1):
-        try:
-            router.bind(endpoint)
-            return
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EADDRINUSE or not remaining:
-                raise
-        time.sleep(BIND_EVERY)
-
-
-def _shutdown(fd: int, port: int) -> None:
-    """Shut down the connection under a descriptor that belongs to ZeroMQ, through a copy. By now
-    the number may be another's: so only one that ends at that port of this machine."""
-    try:
-        with socket.socket(fileno=os.dup(fd)) as copy:
-            if copy.getsockname()[1] == port:
-                copy.shutdown(socket.SHUT_RDWR)
-    except (OSError, IndexError) as error:  # IndexError: no socket of the internet
-        logger.debug("shutdown of descriptor %d: %s", fd, error)
