@@ -55,7 +55,7 @@ FLOORS = (
     ("lan", "card", "job"),
     ("resolver",),
     ("net/frames", "net/zap", "net/memory", "net/websocket"),
-    ("net/sockets",),
+    ("net/sockets", "net/cutting"),
     ("net/transport", "net/places"),
     ("net/greeting", "net/owner"),
     ("nudging",),

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from .. import probe
 from ..address import Address
-from ..errors import ConnectError, ZBusError
+from ..errors import ConnectError, Unreachable, ZBusError
 from ..protocol import dial
 from ..protocol.dial import State
 from ..protocol.ways import Spot
@@ -107,9 +107,13 @@ class Dialler:
             self.tell(target, dial.Held(), now)
             return
         host, port = action.spot
-        target.connection = self._transport.dial(
-            host, port, server=target.key, timeout=action.timeout
-        )
+        try:
+            target.connection = self._transport.dial(
+                host, port, server=target.key, timeout=action.timeout
+            )
+        except Unreachable as error:
+            logger.error("%s: %s", target.address, error)
+            self.closed(target, "connect", now)
 
     def _left_behind(self, target: DialTarget) -> bool:
         """Whether this peer still listens, for nobody, where it dials now: the two sides have

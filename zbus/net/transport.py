@@ -21,23 +21,18 @@ from collections.abc import Generator, Iterator
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from ..errors import PortInUse
+from ..errors import PortInUse, Unreachable
 from ..keys import KeyPair
 from ..protocol.messages import MAX_FRAME
 from . import sockets
+from .cutting import LOOK_EVERY, Cutting
 from .frames import Body, Closed, Connected, Connection, Event, Listener, Received
 from .zap import Admit, Zap, user_key
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY = 0.05  # seconds, while a connection is about to end
 LAST_WORDS = 2.0  # seconds for what a connection said before it ended, under a flood of others
 DRAIN = 64  # messages taken from one socket before the others have their turn
-MAX_YOUNG = 128  # connections of one listener that have not said a word for
-YOUNG = 2.0  # seconds; no more than
-MOST_YOUNG = (
-    400  # at once, which only programs of this machine can be: or they took all descriptors
-)
 # Milliseconds until a DEALER would dial again; it is closed long before. Not -1: ZeroMQ then drops,
 # with the connection, what it has received and nobody has read yet.
 NEVER = 2**30
@@ -93,7 +88,7 @@ class Transport:
         self._monitors: dict[zmq.Socket[bytes], Listener | Connection] = {}
         self._sources: dict[zmq.Socket[bytes], Listener | Connection] = {}
         self._pending: list[Event] = []
-        self._doomed: list[tuple[float, Connection]] = []  # when to shut down which
+        self._cutting = Cutting()
         # Gone, but perhaps not all of it is read: its stage, and when it is not waited for longer.
         self._leaving: dict[Connection, tuple[str, float]] = {}
         self._ended: list[
@@ -169,7 +164,16 @@ class Transport:
         Args:
             server: The public key that must answer, with CURVE; none: plain.
             timeout: Seconds that TCP may take.
+
+        Raises:
+            Unreachable: There is no socket for it.
         """
+        try:
+            return self._dial(host, port, server, timeout)
+        except zmq.ZMQError as error:
+            raise Unreachable(f"no connection can be made: {error}".lower()) from error
+
+    def _dial(self, host: str, port: int, server: bytes, timeout: float) -> Connection:
         dealer = self._socket(zmq.DEALER, host, bool(server))
         dealer.setsockopt(zmq.RECONNECT_IVL, NEVER)
         dealer.setsockopt(zmq.CONNECT_TIMEOUT, round(timeout * 1000))
@@ -179,7 +183,11 @@ class Transport:
             dealer.setsockopt(zmq.CURVE_SERVERKEY, server)
         connection = Connection(dealer, key=server)
         self._register(dealer, connection)
-        dealer.connect(sockets.endpoint(host, port))
+        try:
+            dealer.connect(sockets.endpoint(host, port))
+        except zmq.ZMQError:
+            self._close(dealer, 0)
+            raise
         return connection
 
     def _socket(self, kind: int, host: str, curve: bool) -> zmq.Socket[bytes]:
@@ -213,23 +221,14 @@ class Transport:
             return
         connection.listener.by_id.pop(connection.routing_id, None)
         connection.listener.ignored.add(connection.routing_id)
-        self._doomed.append((time.monotonic() + linger / 1000, connection))
-        self._end_doomed()
-
-    def _end_doomed(self) -> None:
-        """Shut down the accepted connections whose time has come."""
-        now = time.monotonic()
-        for at, connection in self._doomed:
-            listener = connection.listener
-            if at <= now and listener and listener.by_fd.get(connection.fd) is connection:
-                sockets.shutdown(connection.fd, listener.port)
-        self._doomed = [(at, connection) for at, connection in self._doomed if at > now]
+        self._cutting.doom(connection, linger)
+        self._cutting.tick([])
 
     def unbind(self, listener: Listener, linger: int = 200) -> None:
         """Stop listening and end all connections there."""
         for connection in listener.by_id.values():
             connection.is_open = False
-        self._doomed = [(at, c) for at, c in self._doomed if c.listener is not listener]
+        self._cutting.forget(listener)
         self._close(listener.socket, linger)
 
     def _close(self, made: zmq.Socket[bytes], linger: int) -> None:
@@ -285,8 +284,10 @@ class Transport:
     def poll(self, timeout: float | None) -> Iterator[Event]:
         """Wait for input, at most `timeout` seconds, and yield it: monitors first. A `Received`
         body that is not taken when the next event is asked for is dropped."""
-        if self._doomed or self._leaving or self._ended:
-            timeout = min(LOOK_EVERY, LOOK_EVERY if timeout is None else timeout)
+        listeners = [owner for owner in self._sources.values() if isinstance(owner, Listener)]
+        soon = LOOK_EVERY if self._leaving or self._ended else self._cutting.timeout(listeners)
+        if soon is not None:
+            timeout = soon if timeout is None else min(soon, timeout)
         ready = dict(self._poller.poll(_milliseconds(timeout)))
         if ready.pop(self._wake_out.fileno(), None):
             self._drain_wake()
@@ -294,7 +295,7 @@ class Transport:
             self._zap.answer()
         for monitor in [m for m in self._monitors if m in ready]:
             self._read_monitor(monitor)
-        self._end_doomed()
+        self._cutting.tick(listeners)
         yield from self._take_pending()
         leaving = {connection.socket for connection in (*self._leaving, *self._ended)}
         drained = set()
@@ -387,14 +388,7 @@ class Transport:
 
     def _listener_event(self, listener: Listener, event: int, fd: int) -> None:
         if event == zmq.EVENT_ACCEPTED:
-            listener.dead.discard(fd)
-            now = time.monotonic()
-            listener.young[fd] = now
-            oldest, since = next(iter(listener.young.items()))
-            many = MOST_YOUNG if now - since < YOUNG and not listener.curve else MAX_YOUNG
-            if len(listener.young) > many:  # a flood
-                del listener.young[oldest]
-                sockets.shutdown(oldest, listener.port)
+            self._cutting.came(listener, fd)
         elif event == zmq.EVENT_DISCONNECTED:
             listener.dead.add(fd)
             listener.young.pop(fd, None)
