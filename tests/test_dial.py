@@ -511,7 +511,7 @@ def choices(world: World) -> Iterator[Choice]:
     for way in world.resolving:
         yield Choice(f"found {way}", lambda w, a=way: w.found(a, SPOTS[a]))
         yield Choice(f"unknown {way}", lambda w, a=way: _unknown(w, a))
-    for at, (way, spot) in enumerate(world.looking):
+    for at, (_, spot) in enumerate(world.looking):
         for error in (None, REFUSED, OTHER):
             yield Choice(f"{spot} {error}", lambda w, i=at, e=error: w.diagnosed(e, i))
     if world.connection is not None and state is State.CONNECTING:

@@ -28,7 +28,7 @@ from zbus.errors import (
     TransferRefused,
     Unreachable,
 )
-from zbus.net import cutting
+from zbus.net import addresses, cutting
 from zbus.net.frames import Closed
 from zbus.net.places import DialTarget, ListenedAddress
 from zbus.net.transport import Transport
@@ -267,10 +267,10 @@ def test_a_probe_closed_twice_takes_nothing_of_others(here: Peer, there: Peer) -
 
 
 def test_a_released_lease_is_released_once(here: Peer, addr: str) -> None:
-    addresses = here._engine.links.addresses
+    links = here._engine.links
 
     def twice() -> list[int]:
-        first, second = addresses.listen(parse_dial(addr)), addresses.listen(parse_dial(addr))
+        first, second = (links.addresses.listen(parse_dial(addr)) for _ in range(2))
         counts = [first.place.users]
         for lease in (first, first, second, second):
             lease.release()
@@ -460,6 +460,31 @@ def test_a_listener_that_opens_and_closes_rests_afterwards(tmp_path: Path, is_ta
             from zbus.remote import Remote
 
             assert there.enquire(Remote(str(address))).result(10) == {"jobs": False}
+
+
+def test_the_lan_is_opened_once_its_port_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(addresses, "WIDEN_AGAIN", 0.2)
+    caplog.set_level(logging.ERROR, "zbus.net.addresses")
+    trust, opened = Trust(tmp_path), []
+    with Peer("here", trust=trust) as here:
+        told: list[str] = []
+        address = parse_dial(here.serve(None, on_lan=lambda lan, _: told.append(lan)))
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.9", address.port))
+            taken.listen()
+            Trust(tmp_path).set_lan("on")
+            here._engine.ask(here._engine.links.admission.refresh)
+            until(lambda: caplog.records, 5)
+            (place,) = here._engine.links.places
+            assert isinstance(place, ListenedAddress)
+            tries = place.listener.stands, place.listener.other_hosts
+            assert tries == (True, set()) and told == []
+        until(lambda: told == ["0.0.0.0"], 5, "it is tried again")
+        opened.append(socket.create_connection(("127.0.0.9", address.port), 2))
+        opened.pop().close()
+        assert len(caplog.records) == 1
 
 
 def test_a_dial_that_cannot_be_made_is_tried_again(

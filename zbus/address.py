@@ -107,6 +107,7 @@ def parse_page(written: str) -> Address:
             "that is not the URL of a web page",
             remedy='Write it as "http://host:port", for example "http://127.0.0.1:8188"',
         )
+    host = host.replace("%25", "%", 1)  # a zone, as URLs have it (RFC 6874)
     return Address(host, port or (443 if scheme == "https" else 80), written.strip().rstrip("/"))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 
 from ..address import Address
@@ -20,6 +21,7 @@ from .transport import Transport
 
 logger = logging.getLogger(__name__)
 
+WIDEN_AGAIN = 30.0  # seconds between tries to listen in the LAN where its port is taken
 CHANGE_MODES = 1.0  # seconds that an unused listener keeps a dial of the same address waiting
 
 
@@ -46,6 +48,8 @@ class Addresses:
         self._dialler = dialler
         self.places = places
         self.on_lan: Callable[[str, int], None] | None = None
+        self._widen_at: float | None = None
+        self._not_wide = ""  # what was said of it
 
     def use(self, place: P) -> Lease[P]:
         """Go on with a place that is open; `release` it afterwards."""
@@ -151,22 +155,41 @@ class Addresses:
 
     def widen(self) -> None:
         """Have this peer's own listener open where the user wants it, and nowhere else."""
+        self._widen_at = None
         for place in self.places:
             if isinstance(place, ListenedAddress) and place.own:
                 self._widen(place)
 
     def _widen(self, place: ListenedAddress) -> None:
         wanted = {self._admission.lan} - {"", place.address.host}
-        if wanted == place.listener.other_hosts:
+        if wanted == place.listener.other_hosts and place.listener.stands:
+            self._not_wide = ""
             return
         try:
             self._transport.widen(place.listener, wanted)
         except PortInUse as error:
-            logger.error("cannot listen on %s, port %d: %s", wanted, place.address.port, error)
+            self._widen_at = time.monotonic() + WIDEN_AGAIN
+            self._tell_not_wide(f"cannot listen on {wanted}, port {place.address.port}: {error}")
             return
+        self._not_wide = ""
         logger.info("own listener on %s", ", ".join(sorted(wanted | {place.address.host})))
         if self.on_lan is not None:
             self.on_lan("".join(wanted), place.address.port)
+
+    def _tell_not_wide(self, text: str) -> None:
+        """Once, however often it is tried."""
+        if text != self._not_wide:
+            logger.error("%s; it is tried again each %.0f s", text, WIDEN_AGAIN)
+        self._not_wide = text
+
+    def tick(self, now: float) -> None:
+        """Try again what the system has refused: whoever holds the port may have gone."""
+        if self._widen_at is not None and now >= self._widen_at:
+            self.widen()
+
+    def deadline(self) -> float | None:
+        """When `tick` has something to do."""
+        return self._widen_at
 
     def is_done(self, place: Place, now: float) -> bool:
         """Whether nobody needs it any more."""

@@ -254,6 +254,7 @@ class Links:
     def tick(self, now: float, late: float) -> None:
         """Do what is due. Call it after all input that had come was handed in."""
         self.admission.tick(now)
+        self.addresses.tick(now)
         for place in list(self.places):
             if place in self.places:
                 self._tick_place(place, now)
@@ -272,7 +273,7 @@ class Links:
 
     def deadline(self, now: float) -> float | None:
         """When `tick` has something to do."""
-        times = [self._greetings.deadline()]
+        times = [self._greetings.deadline(), self.addresses.deadline()]
         if any(p.principal not in (b"", self._transport.key) for p in self.peerings):
             times.append(self.admission.deadline)  # of this user's own peers none can be sent away
         for place in self.places:

@@ -94,6 +94,7 @@ class Peerings:
         place, peer = greeting.place, greeting.peer
         peering = known(place, peer, connection.key)
         if peering is None:
+            _check_new(peer)  # before any other session has to go for it
             self._supersede(place, peer, connection.key)
             self._make_room(place)
             return self._made(greeting)
@@ -104,8 +105,7 @@ class Peerings:
 
     def _made(self, greeting: Greeting) -> Peering:
         connection, place, peer = greeting.connection, greeting.place, greeting.peer
-        if peer.resumed or peer.received:
-            raise RemoteProtocolError("it would go on with a session that is not known here")
+        _check_new(peer)
         session = Session(
             peer.session,
             peer,
@@ -302,6 +302,11 @@ class Peerings:
         if peering.session.is_linked:
             return due
         return now + PID_EVERY if due is None else min(due, now + PID_EVERY)
+
+
+def _check_new(peer: Hello) -> None:
+    if peer.resumed or peer.received:
+        raise RemoteProtocolError("it would go on with a session that is not known here")
 
 
 def not_resumed(known: Hello, peer: Hello) -> ZBusError:
