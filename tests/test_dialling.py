@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 import zmq
 from children import child, until
+from comfyui import free_port as free_port_
 from netns import permitted
+from proxy import Proxy
 
 from zbus import Peer, Settings, probe
 from zbus.address import Address, parse_dial
@@ -117,6 +119,24 @@ def test_wrong_answers_do_not_keep_the_right_peer_out(
             listening.send("from the right one", 0, timeout=10)
             assert receive.result() == "from the right one"
         assert time.monotonic() - began < 3
+
+
+def test_another_process_does_not_get_a_session_that_is_lost(here: Peer, there: Peer) -> None:
+    """It knows the session's id: it has just been told."""
+    with there.listen("127.0.0.1:0") as listening, Proxy(listening.address) as proxy:
+        with here.connect(proxy.address) as dialled:
+            receive = dialled.start_receive(0)
+            until(lambda: dialled.peer == "there" and listening.peer == "here", 5)
+            right, port = proxy._target, free_port_()
+            with answering(port, WRONG["goes on with what never was"]) as heard:
+                proxy._target = "127.0.0.1", port
+                proxy.cut()
+                until(lambda: len(heard) >= 4, 10)
+                assert all(hello.resumed for hello in heard) and not receive.done()
+            proxy._target = right
+            proxy.cut()
+            listening.send("of the same session", 0, timeout=10)
+            assert receive.result() == "of the same session"
 
 
 def test_nothing_but_wrong_answers_is_an_error(

@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 MAX_FAULTS = 3  # protocol errors that one session survives
 REJECT_TIME = 500  # milliseconds for a REJECT to arrive, until its connection is cut
 LOG_EVERY = 1.0  # seconds between log lines on strangers
+FAULTY = (
+    "Look at the address: another program answers there, or a zbus that does not fit (update both)"
+)
 AGAIN = 0.2  # seconds to the next look whether an unused address may go
 
 
@@ -181,7 +184,10 @@ class Links:
             peering.faults += 1
             self._peerings.unlink(peering, now)
         if target is not None:
-            self._dialler.tell(target, dial.Faulty(error), now)
+            told = RemoteProtocolError(
+                error.what, peer=str(target.address), stage="handshake", remedy=FAULTY
+            )
+            self._dialler.tell(target, dial.Faulty(told), now)
         if peering is not None and peering.faults >= MAX_FAULTS:
             self._peerings.end(peering, error.at(peer=peering.name))
 

@@ -77,13 +77,15 @@ class Peerings:
         Raises:
             RemoteProtocolError: The answer makes no sense.
         """
-        peering = target.peering
+        peering, peer = target.peering, greeting.peer
         if peering is None:
             return self._made(greeting)
-        if greeting.peer.resumed:
-            return peering
-        self.end(peering, not_resumed(peering.session.peer, greeting.peer))
-        return None
+        if not peer.resumed:
+            self.end(peering, not_resumed(peering.session.peer, peer))
+            return None
+        if known(target, peer, greeting.connection.key) is not peering:
+            raise RemoteProtocolError("it would go on with the session of another process")
+        return peering
 
     def accepted(self, greeting: Greeting, connection: Connection, now: float) -> Peering:
         """The session that a dialler's HELLO belongs to.
