@@ -55,7 +55,7 @@ FLOORS = (
     ("lan", "card", "job"),
     ("resolver",),
     ("net/frames", "net/zap", "net/memory", "net/websocket"),
-    ("net/sockets", "net/cutting"),
+    ("net/sockets", "net/cutting", "net/widening"),
     ("net/transport", "net/places"),
     ("net/greeting", "net/owner"),
     ("nudging",),
@@ -150,7 +150,14 @@ def test_zmq_is_imported_by_the_transport_alone() -> None:
     users = {
         path.name for path in modules(PACKAGE) for m, _, _ in imports(path) if m.startswith("zmq")
     }
-    assert users == {"frames.py", "sockets.py", "transport.py", "zap.py", "keys.py"}
+    assert users == {
+        "frames.py",
+        "sockets.py",
+        "transport.py",
+        "widening.py",
+        "zap.py",
+        "keys.py",
+    }
 
 
 def test_torch_is_imported_by_name_nowhere() -> None:

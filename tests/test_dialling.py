@@ -30,13 +30,15 @@ from zbus.errors import (
     TransferRefused,
     Unreachable,
 )
-from zbus.net import addresses, cutting
-from zbus.net.frames import Closed
+from zbus.keys import generate
+from zbus.net import addresses, cutting, widening
+from zbus.net.frames import Closed, Listener
 from zbus.net.places import DialTarget, ListenedAddress
 from zbus.net.transport import Transport
 from zbus.protocol import ways
 from zbus.protocol.messages import Hello, Ready, Reject, decode, encode
 from zbus.protocol.pace import MIN_CHUNK
+from zbus.remote import Remote
 from zbus.trust import Trust
 
 FAST = Settings(linger=0.5)
@@ -477,34 +479,60 @@ def test_a_listener_that_opens_and_closes_rests_afterwards(tmp_path: Path, is_ta
         time.sleep(1.0)  # that nothing happens has no event
         assert turns - before < 30
         with Peer("there", trust=trust) as there:
-            from zbus.remote import Remote
-
             assert there.enquire(Remote(str(address))).result(10) == {"jobs": False}
 
 
-def test_the_lan_is_opened_once_its_port_is_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(addresses, "WIDEN_AGAIN", 0.2)
-    caplog.set_level(logging.ERROR, "zbus.net.addresses")
-    trust, opened = Trust(tmp_path), []
-    with Peer("here", trust=trust) as here:
-        told: list[str] = []
-        address = parse_dial(here.serve(None, on_lan=lambda lan, _: told.append(lan)))
+def test_a_lan_that_was_refused_cuts_nobody_again(tmp_path: Path) -> None:
+    """Whatever changes in the store, but for the LAN being closed and opened again."""
+    trust = Trust(tmp_path)
+    with Peer("here", trust=trust) as here, Peer("there", trust=trust) as there:
+        address = parse_dial(here.serve(None))
+
+        def change(work: Callable[[Trust], object]) -> set[str]:
+            work(Trust(tmp_path))
+            here._engine.ask(here._engine.links.admission.refresh)
+            (place,) = here._engine.links.places
+            assert isinstance(place, ListenedAddress)
+            return place.listener.other_hosts
+
         with socket.socket() as taken:
             taken.bind(("127.0.0.9", address.port))
             taken.listen()
-            Trust(tmp_path).set_lan("on")
+            assert change(lambda store: store.set_lan("on")) == set()
+            with there.meet(Remote(str(address))) as channel:
+                until(lambda: here._engine.links.peerings, 5)
+                (session,) = here._engine.links.peerings
+                link = session.connection
+                change(lambda store: store.pair(generate().public, "other", ("exchange",)))
+                assert session.connection is link is not None
+                channel.start_receive(0).cancel()
+        assert change(lambda store: store.set_lan("off")) == set()
+        assert change(lambda store: store.set_lan("on")) == {"0.0.0.0"}
+
+
+def test_an_own_listener_that_has_lost_its_port_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another program has it the very moment when the LAN is closed."""
+    monkeypatch.setattr(addresses, "STAND_AGAIN", 0.2)
+    stand, tries = widening._stand, []
+
+    def taken(listener: Listener) -> None:
+        tries.append(listener)
+        if len(tries) < 3:
+            raise zmq.ZMQError(zmq.EADDRINUSE)
+        stand(listener)
+
+    monkeypatch.setattr(widening, "_stand", taken)
+    trust = Trust(tmp_path)
+    with Peer("here", trust=trust) as here, Peer("there", trust=trust) as there:
+        address = here.serve(None)
+        for lan in ("on", "off"):
+            Trust(tmp_path).set_lan(lan)
             here._engine.ask(here._engine.links.admission.refresh)
-            until(lambda: caplog.records, 5)
-            (place,) = here._engine.links.places
-            assert isinstance(place, ListenedAddress)
-            tries = place.listener.stands, place.listener.other_hosts
-            assert tries == (True, set()) and told == []
-        until(lambda: told == ["0.0.0.0"], 5, "it is tried again")
-        opened.append(socket.create_connection(("127.0.0.9", address.port), 2))
-        opened.pop().close()
-        assert len(caplog.records) == 1
+        until(lambda: len(tries) == 3, 5, "it is tried again")
+        assert there.enquire(Remote(address)).result(10) == {"jobs": False}
+    assert len(tries) == 3 and "cannot listen on" in caplog.text
 
 
 def test_a_dial_that_cannot_be_made_is_tried_again(

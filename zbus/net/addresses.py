@@ -18,10 +18,11 @@ from .admission import Admission
 from .dialling import Dialler
 from .places import DialTarget, Lease, ListenedAddress, P, Place, Settings
 from .transport import Transport
+from .widening import widen
 
 logger = logging.getLogger(__name__)
 
-WIDEN_AGAIN = 30.0  # seconds between tries to listen in the LAN where its port is taken
+STAND_AGAIN = 5.0  # seconds between tries of an own listener that stands nowhere
 CHANGE_MODES = 1.0  # seconds that an unused listener keeps a dial of the same address waiting
 
 
@@ -48,8 +49,7 @@ class Addresses:
         self._dialler = dialler
         self.places = places
         self.on_lan: Callable[[str, int], None] | None = None
-        self._widen_at: float | None = None
-        self._not_wide = ""  # what was said of it
+        self._stand_at: float | None = None
 
     def use(self, place: P) -> Lease[P]:
         """Go on with a place that is open; `release` it afterwards."""
@@ -155,41 +155,41 @@ class Addresses:
 
     def widen(self) -> None:
         """Have this peer's own listener open where the user wants it, and nowhere else."""
-        self._widen_at = None
+        self._stand_at = None
         for place in self.places:
             if isinstance(place, ListenedAddress) and place.own:
                 self._widen(place)
 
     def _widen(self, place: ListenedAddress) -> None:
         wanted = {self._admission.lan} - {"", place.address.host}
-        if wanted == place.listener.other_hosts and place.listener.stands:
-            self._not_wide = ""
+        # What was refused is not tried anew at each change of the store: a try cuts whoever has
+        # come by the loopback. Who closes the LAN and opens it again has it tried.
+        is_refused, place.refused_hosts = wanted == place.refused_hosts, None
+        if place.listener.stands and wanted == place.listener.other_hosts:
+            return
+        if place.listener.stands and is_refused:
+            place.refused_hosts = wanted
             return
         try:
-            self._transport.widen(place.listener, wanted)
+            widen(place.listener, wanted)
         except PortInUse as error:
-            self._widen_at = time.monotonic() + WIDEN_AGAIN
-            self._tell_not_wide(f"cannot listen on {wanted}, port {place.address.port}: {error}")
+            logger.error("cannot listen on %s, port %d: %s", wanted, place.address.port, error)
+            place.refused_hosts = wanted
+            self._stand_at = None if place.listener.stands else time.monotonic() + STAND_AGAIN
             return
-        self._not_wide = ""
         logger.info("own listener on %s", ", ".join(sorted(wanted | {place.address.host})))
         if self.on_lan is not None:
             self.on_lan("".join(wanted), place.address.port)
 
-    def _tell_not_wide(self, text: str) -> None:
-        """Once, however often it is tried."""
-        if text != self._not_wide:
-            logger.error("%s; it is tried again each %.0f s", text, WIDEN_AGAIN)
-        self._not_wide = text
-
     def tick(self, now: float) -> None:
-        """Try again what the system has refused: whoever holds the port may have gone."""
-        if self._widen_at is not None and now >= self._widen_at:
+        """Try again where the own listener stands nowhere: whoever has taken its port in that very
+        moment may have gone."""
+        if self._stand_at is not None and now >= self._stand_at:
             self.widen()
 
     def deadline(self) -> float | None:
         """When `tick` has something to do."""
-        return self._widen_at
+        return self._stand_at
 
     def is_done(self, place: Place, now: float) -> bool:
         """Whether nobody needs it any more."""

@@ -60,11 +60,13 @@ class ListenedAddress(_Leased):
 
     Attributes:
         own: This peer's own listener: for jobs too, and never closed.
+        refused_hosts: Where it was to listen too, and the system has said no.
     """
 
     address: Address
     listener: Listener
     own: bool = False
+    refused_hosts: set[str] | None = None
     kind = "listen"  # for the channels
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import time
 
 import zmq
 
@@ -13,8 +12,6 @@ from ..keys import KeyPair
 from .zap import DOMAIN
 
 logger = logging.getLogger(__name__)
-
-BIND_TRIES, BIND_EVERY = 25, 0.02  # seconds: a listener that was closed frees its port later
 
 
 def make(
@@ -48,26 +45,6 @@ def make(
 
 def endpoint(host: str, port: int) -> str:
     return f"tcp://[{host}]:{port or '*'}" if ":" in host else f"tcp://{host}:{port or '*'}"
-
-
-def is_every(host: str) -> bool:
-    return host in ("0.0.0.0", "::")
-
-
-def bind_again(router: zmq.Socket[bytes], endpoint: str) -> None:
-    """Bind where this process may just have stopped listening.
-
-    Raises:
-        zmq.ZMQError: The system refuses the address.
-    """
-    for remaining in range(BIND_TRIES, -1, -1):
-        try:
-            router.bind(endpoint)
-            return
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EADDRINUSE or not remaining:
-                raise
-        time.sleep(BIND_EVERY)
 
 
 def shutdown(fd: int, port: int) -> None:

@@ -130,49 +130,6 @@ class Transport:
         listener.port = int(bound.rstrip(b"\0").rpartition(b":")[2])
         return listener
 
-    def widen(self, listener: Listener, hosts: set[str]) -> None:
-        """Listen on the same port of these numeric addresses too, and of no others. One that is
-        "0.0.0.0" takes the place of the listener's own. Where listening ends, ZeroMQ cuts the
-        connections that came that way; who has a session dials again.
-
-        Raises:
-            PortInUse: The system refuses one of them. The listener's own stands, unless somebody
-                has taken its port this very moment: see `stands`.
-        """
-        try:
-            for host in listener.other_hosts - hosts:
-                listener.socket.unbind(sockets.endpoint(host, listener.port))
-                listener.other_hosts.discard(host)
-                if sockets.is_every(host):
-                    listener.stands = False
-            for host in hosts - listener.other_hosts - {listener.host}:
-                self._listen_too(listener, host)
-            if not listener.stands:
-                self._stand(listener)
-        except zmq.ZMQError as error:
-            raise PortInUse(str(error)) from error
-
-    def _listen_too(self, listener: Listener, host: str) -> None:
-        if sockets.is_every(host) and listener.stands:
-            listener.socket.unbind(sockets.endpoint(listener.host, listener.port))
-            listener.stands = False
-        try:
-            listener.socket.setsockopt(zmq.IPV6, int(":" in host))
-            sockets.bind_again(listener.socket, sockets.endpoint(host, listener.port))
-        except zmq.ZMQError:
-            if not listener.stands:
-                self._stand(listener)
-            raise
-        listener.other_hosts.add(host)
-        listener.stands = True
-
-    def _stand(self, listener: Listener) -> None:
-        """Listen on its own host again."""
-        own = sockets.endpoint(listener.host, listener.port)
-        listener.socket.setsockopt(zmq.IPV6, int(":" in listener.host))
-        sockets.bind_again(listener.socket, own)
-        listener.stands = True
-
     def dial(
         self, host: str, port: int, *, server: bytes = b"", timeout: float = CONNECT_TIME
     ) -> Connection:
