@@ -516,6 +516,7 @@ def choices(world: World) -> Iterator[Choice]:
             yield Choice(f"{spot} {error}", lambda w, i=at, e=error: w.diagnosed(e, i))
     if world.connection is not None and state is State.CONNECTING:
         yield Choice("stands", lambda w: w.tell(Connected()))
+        yield Choice("faulty", lambda w: w.tell(Faulty(WRONG)))
         yield Choice("held", lambda w: (setattr(w, "connection", None), w.tell(Held())))
         for stage in ("connect", "greeting", "refused"):
             yield Choice(stage, lambda w, s=stage: w.closed(s))

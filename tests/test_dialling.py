@@ -123,6 +123,24 @@ def test_wrong_answers_do_not_keep_the_right_peer_out(
         assert time.monotonic() - began < 3
 
 
+def test_who_speaks_first_is_wrong_and_keeps_nobody_out(
+    here: Peer, there: Peer, free_port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bound DEALER has a word for whoever connects, before that one has said any."""
+    address = f"127.0.0.1:{free_port}"
+    with here.connect(address) as dialled:
+        receive = dialled.start_receive(0)
+        with zmq.Context() as context, context.socket(zmq.DEALER) as eager:
+            eager.linger = 0
+            eager.bind(f"tcp://127.0.0.1:{free_port}")
+            eager.send_multipart([b"at once"])
+            until(lambda: "not msgpack" in caplog.text, 10)
+        with there.listen(address) as listening:
+            listening.send("from the right one", 0, timeout=10)
+            assert receive.result() == "from the right one"
+    assert "a fault in zbus itself" not in caplog.text
+
+
 def test_another_process_does_not_get_a_session_that_is_lost(here: Peer, there: Peer) -> None:
     """It knows the session's id: it has just been told."""
     with there.listen("127.0.0.1:0") as listening, Proxy(listening.address) as proxy:

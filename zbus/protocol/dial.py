@@ -250,6 +250,8 @@ TABLE: dict[tuple[State, type[Event]], tuple[State, tuple[Do, ...]]] = {
     (_CONNECTING, Connected): (_GREETING, (Do.GREET,)),
     (_CONNECTING, Closed): (_BACKOFF, (Do.ASK_WHY, Do.TURN, Do.WAIT)),
     (_CONNECTING, Due): (_BACKOFF, (Do.HANG_UP, Do.ASK_WHY, Do.TURN, Do.WAIT)),
+    # It may speak before it is heard that ZMTP stands.
+    (_CONNECTING, Faulty): (_BACKOFF, (Do.HANG_UP, Do.WARN, Do.TURN, Do.WAIT)),
     (_CONNECTING, Held): (_BACKOFF, (Do.WAIT_BRIEFLY,)),
     (_CONNECTING, Use): (_CONNECTING, ()),
     (_CONNECTING, Parted): (_CONNECTING, (Do.PART,)),
