@@ -45,7 +45,10 @@ class Row:
     equal: bool
 
     def cells(self) -> tuple[str, ...]:
-        rate = f"{self.size / self.seconds / 1e9:.2f}" if self.size > 1 << 20 else "-"
+        speed = self.size / self.seconds / 1e9
+        # Of a thin line, too, there is something to see.
+        rate = f"{speed:.2f}" if speed >= 0.1 else f"{speed:.2g}"
+        rate = rate if self.size > 1 << 20 else "-"
         took = f"{self.seconds * 1000:.0f} ms"
         return self.what, self.way, f"{self.size:,}", took, rate, "yes" if self.equal else "NO"
 

@@ -394,16 +394,15 @@ def left(peer: Peer) -> dict[str, Any]:
             "taken": len(desk._taken),
             "previewed": len(desk._previewed),
             "questions": len(desk.enquiries._questions),
-            "moving": [(m.part, m.outgoing) for m in desk.job_transfers._moving.values()],
+            "moving": [(m.part, m.is_out) for m in desk.job_transfers._moving],
             "waiting": len(desk.job_transfers._waiting),
             "states": len(desk._states),
             "errands": len(desk.connecting._open),
             "given_jobs": [o.state.value for o in desk.jobs.given.values()],
             "taken_jobs": [(t.state.value, list(t.parts)) for t in desk.jobs.taken.values()],
-            "in": len(engine.transfers._in),
-            "out": len(engine.transfers._out),
+            "flows": len(engine.transfers),
             "transfers": sum(p.transfers for p in engine.links.peerings),
-            "budget": engine.budget._taken,
+            "budget": engine.budget.taken,
         }
         return {name: value for name, value in held.items() if value}
 

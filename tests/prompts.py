@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 PACKAGE = "zbus_comfy_nodes_rewriting"
 sys.modules[PACKAGE] = types.ModuleType(PACKAGE)
 sys.modules[PACKAGE].__path__ = [str(Path(__file__).resolve().parent.parent / "comfy_nodes")]
-graph = importlib.import_module(f"{PACKAGE}.graph")
-cutting = importlib.import_module(f"{PACKAGE}.jobs.cutting")
-dispatching = importlib.import_module(f"{PACKAGE}.netdist.dispatching")
+node_ids = importlib.import_module(f"{PACKAGE}.node_ids")
+graph = importlib.import_module(f"{PACKAGE}.prompt.graph")
+cutting = importlib.import_module(f"{PACKAGE}.prompt.cutting")
+dispatching = importlib.import_module(f"{PACKAGE}.prompt.dispatching")
 
 IDS = ["1", "10", "2", "57:8", "57:9", "4.0.0.12", "4.0.0.7:1", "loader", "é", "3", "0", "77"]
 CLASSES = ["A", "B", "Save", "LoadImage", "ZBusHere", "ZBusRun", "ZBusVary", "ZBusSend"]

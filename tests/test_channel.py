@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from zbus.errors import (
     AmbiguousPeer,
     Cancelled,
+    InvalidOrder,
     LinkLost,
     Mismatch,
     OperationPending,
@@ -22,7 +23,7 @@ from zbus.errors import (
     ZBusError,
 )
 from zbus.protocol import registrations as c
-from zbus.protocol.channel import Channels
+from zbus.protocol.channel import MAX_REMOTE_RUNS, Channels
 from zbus.protocol.manifest import JUMPER, Manifest, compare
 from zbus.protocol.messages import Announce, Bound, Cancel, Message, Offer
 
@@ -53,8 +54,8 @@ class Side:
                     case c.Send(session, message, body):
                         if session in self.outbox:
                             self.outbox[session].append((message, body))
-                    case c.RegistrationBound(registration):
-                        self.offer(registration)
+                    case c.MayOffer(registration, step):
+                        self.offer(registration, step)
                     case c.Matched():
                         self.arriving.append(event)
                         if not self.is_slow:
@@ -68,7 +69,7 @@ class Side:
         """The values under way have arrived."""
         arriving, self.arriving = self.arriving, []
         for event in arriving:
-            if event.registration.step is event.step and event.registration.link is not None:
+            if event.registration.operation is event.step and event.registration.link is not None:
                 self.end(event.step, event.body.decode())
                 self.channels.matching.complete(event.registration, event.step)
                 self.stored.append((event.registration.link.key, event.offer.operation))
@@ -84,16 +85,11 @@ class Side:
             self.channels.matching.begin(registration, step)
         except ZBusError as error:
             self.end(step, error)
-        else:
-            if registration.state is c.State.BOUND:
-                self.offer(registration)
         self.settle()
         return step
 
-    def offer(self, registration: c.Registration) -> None:
-        step = registration.step
-        if step is None or step.direction == "receive" or step.posted or registration.link is None:
-            return
+    def offer(self, registration: c.Registration, step: c.ChannelOperation) -> None:
+        assert registration.link is not None and not step.posted
         body = self.values[step].encode()
         self.sends[registration.link.key, step.id] = registration, step
         self.channels.matching.offer(
@@ -148,7 +144,7 @@ class World:
         message, body = source.outbox[key].popleft()
         if isinstance(message, _Stored):
             registration, step = target.sends[key, message.transfer]
-            if registration.step is step:
+            if registration.operation is step:
                 target.end(step, None)
                 target.channels.matching.complete(registration, step)
         else:
@@ -239,6 +235,43 @@ def test_jumpers_chains_pair_in_sequence_whatever_their_numbers() -> None:
         sent, got = desk.begin(a, mine, value), cloud.begin(b, theirs)
         world.run()
         assert desk.outcome(sent) is None and cloud.outcome(got) == value
+
+
+def test_no_order_is_the_one_after_the_last() -> None:
+    """Also after explicit ones, which the other side may have to all of its own."""
+    world, desk, cloud, a, b = pair()
+    for mine, theirs in ((None, 0), (5, 5), (None, 6), (7, None), (None, None), (2, None)):
+        if (mine, theirs) == (2, None):  # one may go back: the other side has to say so, too
+            theirs = 2
+        sent, got = desk.begin(a, send(mine), "x"), cloud.begin(b, receive(theirs))
+        world.run()
+        assert desk.outcome(sent) is None and cloud.outcome(got) == "x", (mine, theirs)
+    assert a.next_key == b.next_key == 3
+
+
+@pytest.mark.parametrize("order", [None, 0, 7])
+def test_a_number_whose_operation_came_to_nothing_is_free_again(order: int | None) -> None:
+    world, desk, cloud, a, b = pair()
+    desk.begin(a, send(4), "first")
+    cloud.begin(b, receive(4))
+    world.run()
+    given_up = send(order)
+    desk.begin(a, given_up, "never")
+    desk.channels.matching.fail(a, given_up, Cancelled("cancelled here"), tell=True)
+    desk.settle()
+    world.run()
+    sent, got = desk.begin(a, send(None), "y"), cloud.begin(b, receive(None))
+    world.run()
+    assert desk.outcome(sent) is None and cloud.outcome(got) == "y" and got.key == 5
+
+
+def test_there_is_an_order_after_which_none_is_left() -> None:
+    world, desk, _, a, _ = pair()
+    last = (1 << 63) - 1
+    a.next_key = last + 1
+    with pytest.raises(InvalidOrder, match="no order left"):
+        desk.channels.matching.begin(a, send(None))
+    assert a.operation is None and a.next_key == last + 1
 
 
 @pytest.mark.parametrize(
@@ -458,9 +491,82 @@ def test_messages_of_other_bindings_and_sessions_are_ignored() -> None:
     world, desk, _cloud, a, _b = pair()
     (key,) = world.sessions
     offer = Offer(99, 1, 0, "text", "", 1, "raw", b"", 0, True)
-    assert desk.channels.receive(key, offer, b"x") and a.remote is None
-    assert not desk.channels.receive(b"?" * 16, offer, b"x")
-    assert not desk.channels.receive(key, Cancel(12345, ""))
+    for session, message in ((key, offer), (b"?" * 16, offer), (key, Cancel(99, 12345, ""))):
+        desk.channels.receive(session, message, b"x")
+        assert a.remote is None and not desk.channels.drain()
+
+
+@pytest.mark.parametrize("order", [0, None])
+@pytest.mark.parametrize("store_first", [True, False])
+def test_a_cancel_that_crosses_a_stored_leaves_both_runs_usable(
+    order: int | None, store_first: bool
+) -> None:
+    """The sender gives up while the receiver, which it cannot know, has the value already or is
+    about to have it. Whichever it was: both sides agree, and the next items pass."""
+    world, desk, cloud, a, b = pair()
+    cloud.is_slow = True
+    given_up = desk.begin(a, send(order), "one")
+    got = cloud.begin(b, receive(order))
+    world.run()
+    if store_first:
+        cloud.store()
+        world.acknowledge()  # its word is on the way
+    desk.channels.matching.fail(a, given_up, Cancelled("here"), tell=True)
+    desk.settle()
+    assert isinstance(desk.outcome(given_up), Cancelled), "a cancel never waits for the peer"
+    following = (None, None) if order is None else (order + store_first, order + store_first)
+    sent = desk.begin(a, send(following[0]), "two")
+    taken = cloud.begin(b, receive(following[1])) if store_first else None
+    world.run()
+    if taken is None:
+        assert isinstance(cloud.outcome(got), RunEnded), "the other side gave up"
+        taken = cloud.begin(b, receive(following[1]))
+    else:
+        assert cloud.outcome(got) == "one"
+    world.run()
+    cloud.store()
+    world.acknowledge()
+    world.run()
+    assert cloud.outcome(taken) == "two" and desk.outcome(sent) is None
+    assert a.state is b.state is c.State.BOUND
+    assert (a.next_key, a.finished) == (b.next_key, b.finished)
+
+
+def test_two_cancels_that_cross_are_both_answered() -> None:
+    world, desk, cloud, a, b = pair()
+    cloud.is_slow = True
+    one, two = desk.begin(a, send(None), "one"), cloud.begin(b, receive(None))
+    world.run()
+    for side, registration, step in ((desk, a, one), (cloud, b, two)):
+        side.channels.matching.fail(registration, step, Cancelled("here"), tell=True)
+        side.settle()
+    again, taken = desk.begin(a, send(None), "again"), cloud.begin(b, receive(None))
+    assert not again.id and not taken.id, "nothing is said before the other side has answered"
+    world.run()
+    cloud.store()
+    assert cloud.outcome(taken) == "again" and again.key == taken.key == 0
+
+
+def test_more_runs_than_a_session_keeps_wait_for_their_turn() -> None:
+    """They are announced as soon as others have met their partners; no session ends for it."""
+    world = World("desk", "cloud")
+    key = world.connect("desk", "cloud")
+    desk, cloud = world.sides["desk"], world.sides["cloud"]
+    runs = [desk.open(f"r{i}", DIAL, f"c{i}") for i in range(MAX_REMOTE_RUNS + 3)]
+    world.run()
+    link = desk.channels.links[key]
+    assert link.held == runs[MAX_REMOTE_RUNS:]
+    assert len(cloud.channels.links[key].remote) == MAX_REMOTE_RUNS
+    first = cloud.open("there", LISTEN, "c0")
+    desk.close(runs[1])
+    world.run()
+    assert first.state is runs[0].state is c.State.BOUND and link.held == runs[-1:]
+    late = cloud.open("late", LISTEN, f"c{MAX_REMOTE_RUNS}")
+    world.run()
+    assert late.state is runs[MAX_REMOTE_RUNS].state is c.State.BOUND and not link.held
+    desk.close(runs[5])
+    world.run()
+    assert len(cloud.channels.links[key].remote) == MAX_REMOTE_RUNS - 1
 
 
 class Meeting(RuleBasedStateMachine):
@@ -513,16 +619,18 @@ class Meeting(RuleBasedStateMachine):
             self.world.sides[name].close(registration, outcome, "why")
             self.registrations[name] = None
 
-    @rule(name=names, direction=st.sampled_from(["send", "receive"]), order=st.integers(0, 1))
-    def begin(self, name: str, direction: str, order: int) -> None:
+    orders = st.sampled_from([0, 1, None])
+
+    @rule(name=names, direction=st.sampled_from(["send", "receive"]), order=orders)
+    def begin(self, name: str, direction: str, order: int | None) -> None:
         registration = self.registrations[name]
         if registration is not None:
             step = c.ChannelOperation(direction, "text", "", order)
             self.operations[name].append((registration, step))
             self.world.sides[name].begin(registration, step, registration.run)
 
-    @rule(sender=names, channel=st.sampled_from(["main", JUMPER]), order=st.integers(0, 1))
-    def exchange(self, sender: str, channel: str, order: int) -> None:
+    @rule(sender=names, channel=st.sampled_from(["main", JUMPER]), order=orders)
+    def exchange(self, sender: str, channel: str, order: int | None) -> None:
         """What people mean to do: both sides run, and one sends what the other awaits."""
         for name in self.registrations:
             self.open(name, channel)
@@ -538,10 +646,10 @@ class Meeting(RuleBasedStateMachine):
     @rule(name=names)
     def cancel(self, name: str) -> None:
         registration = self.registrations[name]
-        if registration is not None and registration.step is not None:
+        if registration is not None and registration.operation is not None:
             side = self.world.sides[name]
             side.channels.matching.fail(
-                registration, registration.step, Cancelled("here"), tell=True
+                registration, registration.operation, Cancelled("here"), tell=True
             )
             side.settle()
 
@@ -589,9 +697,15 @@ class Meeting(RuleBasedStateMachine):
             return
         if desk.channel == cloud.channel and desk.error is None and cloud.error is None:
             assert desk.state is cloud.state is c.State.BOUND
-            matched = [step.matched for step in (desk.step, cloud.step) if step is not None]
+            steps = [s for s in (desk.operation, cloud.operation) if s is not None]
+            matched = [step.matched for step in steps]
             assert len(matched) < 2 or all(matched), "both open, and neither paired nor failed"
             assert len(matched) == 2 or not any(matched), "one half of a pair is gone"
+            assert desk.cancelling is cloud.cancelling is None
+            if not any(side.arriving for side in self.world.sides.values()):
+                assert (desk.next_key, desk.finished) == (cloud.next_key, cloud.finished), (
+                    "the two sides do not agree on which items are done"
+                )
 
 
 TestMeeting = Meeting.TestCase

@@ -1,4 +1,4 @@
-"""What is read from a prompt before it runs: `comfy_nodes.plan`, without a ComfyUI."""
+"""What is read from a prompt before it runs: `comfy_nodes.exchange.plans`, without a ComfyUI."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def modules():
     sys.modules[name] = package
     import importlib
 
-    yield (importlib.import_module(f"{name}.plan"), importlib.import_module(f"{name}.meeting"))
+    yield [importlib.import_module(f"{name}.exchange.{module}") for module in ("plans", "meeting")]
     for loaded in [n for n in sys.modules if n.partition(".")[0] == name]:
         del sys.modules[loaded]
 
@@ -44,7 +44,7 @@ def planned(modules):
     """``planned(prompt, outputs)`` -> {"kind address channel": its manifest}."""
 
     def planned(prompt, *outputs):
-        found = modules[0].plan(prompt, outputs or ["out"], Classes())
+        found = modules[0].plan_meetings(prompt, outputs or ["out"], Classes())
         return {" ".join(m): p.manifest for m, p in found.items()}
 
     return planned
@@ -238,7 +238,7 @@ def test_a_manifest_too_long_to_travel_is_not_told(planned, modules):
     prompt = {"0": send()}
     prompt |= {str(i): send([str(i - 1), 0]) for i in range(1, 300)}
     assert planned(prompt, "299") == {f"dial {A} jumper": None}
-    (plan,) = modules[0].plan(prompt, ["299"], Classes()).values()
+    (plan,) = modules[0].plan_meetings(prompt, ["299"], Classes()).values()
     assert len(plan.nodes) == 300
 
 

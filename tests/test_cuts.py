@@ -218,7 +218,7 @@ def _notes(operation: Operation[Any], text: str, within: float = 5.0) -> str:
 def test_a_lost_link_is_said_on_both_sides(ends: Ends) -> None:
     met(ends)
     receive = ends.dialled.start_receive(timeout=60)
-    until(lambda: ends.listening._seat.remote is not None)
+    until(lambda: ends.listening._registration.remote is not None)
     value = torch.ones(8 * MIB)
     ends.proxy.rate = 4e6
     send = ends.listening.start_send(value, quality="raw", timeout=60)

@@ -1,4 +1,4 @@
-"""Cutting out the part of a prompt that another ComfyUI runs: `comfy_nodes.jobs.cutting`."""
+"""Cutting out the part of a prompt that another ComfyUI runs: `comfy_nodes.prompt.cutting`."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def test_the_longest_entry_fits_its_file(tmp_path: Path) -> None:
 
 
 def test_the_exact_name_comes_before_upper_and_lower_case() -> None:
-    known = [entry(1, "Cloud"), entry(2, "cloud"), entry(3, "JobService")]
+    known = [entry(1, "Cloud"), entry(2, "cloud"), entry(3, "Desk")]
     assert choose("Cloud", known) == known[0]
     assert choose("cloud", known) == known[1]
     assert choose(" DESK ", known) == known[2]
@@ -379,6 +379,19 @@ def test_an_open_peers_folder_is_closed_but_not_a_home_that_was_there(tmp_path: 
     register(entry(), tmp_path)
     assert stat.S_IMODE((tmp_path / "peers").stat().st_mode) == 0o700
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+
+
+@pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() != 0, reason="only root can make files of another user"
+)
+@pytest.mark.parametrize("what", ["", "peers"])
+def test_a_folder_of_another_user_is_not_used(tmp_path: Path, what: str) -> None:
+    register(entry(), tmp_path)
+    assert len(peers(tmp_path)) == 1
+    os.chown(tmp_path / what, 65534, 65534)
+    assert peers(tmp_path) == []
+    with pytest.raises(PermissionError, match="belongs to user"):
+        register(entry(), tmp_path)
 
 
 def test_zbus_home_is_used_where_no_folder_is_given(

@@ -1,4 +1,4 @@
-"""What NetDist's queue nodes send to their remote: `comfy_nodes.netdist.dispatching`."""
+"""What NetDist's queue nodes send to their remote: `comfy_nodes.prompt.dispatching`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from prompts import (
     dispatching,
     graph,
     node,
+    node_ids,
     text,
 )
 
@@ -68,9 +69,7 @@ def chain():
 
 def enabled(prompt):
     return {
-        i: n["inputs"]["enabled"]
-        for i, n in prompt.items()
-        if n["class_type"] in dispatching.QUEUES
+        i: n["inputs"]["enabled"] for i, n in prompt.items() if n["class_type"] in node_ids.QUEUES
     }
 
 
@@ -312,7 +311,7 @@ def test_any_dispatch(prompt, everything, data):
         source = [data.draw(st.sampled_from(list(prompt))), 0]
         prompt[fetch] = node("FetchRemote", final_image=source, remote_info=["q", 2])
     before = text(prompt)
-    queues = [i for i in prompt if prompt[i]["class_type"] in dispatching.QUEUES]
+    queues = [i for i in prompt if prompt[i]["class_type"] in node_ids.QUEUES]
     queue = data.draw(st.sampled_from(["q", "q", *queues, None]))
     url = prompt[queue]["inputs"]["remote_url"] if queue else A
     attach = data.draw(st.sets(st.sampled_from([*prompt, "gone"]), max_size=2))

@@ -529,7 +529,7 @@ def test_workers_by_their_names_here_and_on_a_paired_machine(go: Run, tmp_path: 
     here, there = Trust(), Trust(tmp_path / "cloud-home")
     there.pair(here.keys.public, "home", [EXCHANGE, JOBS])
     two = Host()
-    with worker("JobService-8188") as (a, one, _), Peer("gpu-8188", trust=there) as b:
+    with worker("Desk-8188") as (a, one, _), Peer("gpu-8188", trust=there) as b:
         peers = (("gpu-8188", ("127.0.0.1:9", b.serve(two))),)  # the first one leads nowhere
         here.pair(there.keys.public, "cloud", (), peers)
         one.on_submitted = after(lambda: two.jobs, compute)

@@ -1,5 +1,5 @@
-"""`comfy_nodes.fetching` against a hostile server, `comfy_nodes.netdist.decoding` against hostile
-files; without a ComfyUI.
+"""NetDist's `fetching` against a hostile server, its `decoding` against hostile files; without a
+ComfyUI.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _load():
     package = types.ModuleType(NAME)
     package.__path__ = [str(FOLDER)]
     sys.modules[NAME] = package
-    return [importlib.import_module(f"{NAME}.{name}") for name in ("fetching", "netdist.decoding")]
+    return [importlib.import_module(f"{NAME}.netdist.{name}") for name in ("fetching", "decoding")]
 
 
 fetching, decoding = _load()

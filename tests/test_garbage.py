@@ -81,7 +81,7 @@ SERVER = """
         print("STATE", engine._thread.is_alive(), len(links.peerings),
               len(links._greetings._under_way), len(links._peerings),
               sum(len(p.listener.by_id) for p in links.places if p.kind == "listen"),
-              len(engine.transfers._in), len(engine.transfers._out), flush=True)
+              len(engine.transfers), flush=True)
 """
 
 
@@ -456,7 +456,7 @@ def test_rules_broken(target: Target, said: tuple[Message, int, bytes | None]) -
         Grant(5, 1 << 46, 1 << 46),
         Finish(5, bytes(16)),
         Stored(5),
-        Cancel(5, "x"),
+        Cancel(1, 5, "x"),
         BoundOk(5),
         NotBound(5, "x"),
         Withdraw("r", "main", "x"),
@@ -541,7 +541,7 @@ def test_offers_that_lie(target: Target, offer: dict[str, Any]) -> None:
         if offer.get("head"):
             grant = peer.hear(Grant)
             assert grant.received == 0
-            peer.say(Cancel(2, "enough"))
+            peer.say(Cancel(1, 2, "enough"))
             return
         assert peer.hear((Refused, Reject)).why
 

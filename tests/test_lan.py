@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import logging
+import operator
 import random
 import secrets
 import socket
@@ -164,7 +165,17 @@ def test_a_name_is_made_fit_for_dns() -> None:
     assert lan.announced("desk-8188") == "desk-8188"
     assert lan.announced("desk.home\n") == "desk-home"
     assert lan.announced("\x00") == "zbus"
-    assert lan.announced("ü" * 80) == "ü" * 29  # 58 bytes: a label has 63, a number needs some
+    assert lan.announced("ü" * 80) == "ü" * 21  # 42 bytes: a label has 63, mark and number 20
+    whole = f"{lan.announced('x' * 80)}{lan._mark(SHORT, 65535)}-999"
+    assert len(whole) == 63
+
+
+def test_a_name_is_shown_without_the_mark_that_makes_it_unique() -> None:
+    assert checked(f"desk-8188{lan._mark(SHORT, 18188)}") == announcement()
+    assert checked(f"desk-8188{lan._mark(SHORT, 18188)}-2") == announcement()
+    kept = f"desk-8188{lan._mark('BBBBBB2', 18188)}"
+    assert checked(kept) == announcement(kept), "another one's is no mark"
+    assert checked(lan._mark(SHORT, 18188)) is None, "nothing is left of it"
 
 
 # --- this machine's addresses ---------------------------------------------------------------------
@@ -368,7 +379,7 @@ def test_what_is_told_is_name_port_and_the_beginning_of_the_fingerprint(
     with seen_by_zeroconf(loopback) as infos:
         until(lambda: infos, 30, "the announcement")
         (info,) = infos.values()
-    assert info.name == f"desk-home-8188.{loopback}"
+    assert info.name == f"desk-home-8188 ({SHORT}-18188).{loopback}"
     assert info.port == 18188
     assert info.properties == {b"v": b"1", b"fp": SHORT.encode()}
     assert info.parsed_addresses() == ["127.0.0.1"]
@@ -396,21 +407,43 @@ def seen_by_zeroconf(kind: str) -> Iterator[dict[str, Any]]:
         watching.close()
 
 
-def test_two_of_one_name_get_two_names_and_keep_their_own_addresses(
-    loopback: str, announcer: Announcer
+class Looking(Browser):
+    """Looks at all it has seen all the time, and counts that."""
+
+    looks = 0
+
+    def _look(self, zeroconf: Any) -> None:
+        super()._look(zeroconf)
+        self.looks += 1
+
+
+@pytest.mark.parametrize("second", ["desk", "DESK", "Desk"])
+def test_two_of_one_name_in_any_case_are_both_seen_with_their_own_address(
+    loopback: str, announcer: Announcer, monkeypatch: pytest.MonkeyPatch, second: str
 ) -> None:
-    other = Announcer()
+    """mDNS looks names up without regard to case: one of them would hide the other."""
+    monkeypatch.setattr(lan, "LOOK", 0.05)
+    monkeypatch.setattr(lan, "_can_be_dialled", bool)  # the loopback, too
+    other, browser = Announcer(), Looking()
+    by_port = operator.attrgetter("port")
+    want = [("desk", 18188, SHORT), (second, 18189, "BBBBBB2")]
+
+    def found() -> list[tuple[str, int, str]]:
+        return [(one.name, one.port, one.short) for one in sorted(browser.now(), key=by_port)]
+
     try:
         with seen_by_zeroconf(loopback) as infos:
             announcer.announce("desk", 18188, SHORT)
-            until(lambda: len(infos) == 1, 30, "the first")
-            other.announce("desk", 18189, "BBBBBB2")
-            until(lambda: len(infos) == 2, 30, "the second")
-            ports = {name.partition(".")[0]: info.port for name, info in infos.items()}
+            other.announce(second, 18189, "BBBBBB2")
+            until(lambda: found() == want, 30, "both")
+            until(lambda: len(infos) == 2, 30, "both, in another program")
             servers = {info.server for info in infos.values()}
+            before = browser.looks
+            until(lambda: browser.looks > before + 2, 30, "it has looked again")
+            assert found() == want
     finally:
-        other.close(wait=20)
-    assert ports == {"desk": 18188, "desk-2": 18189}
+        for one in (other, browser):
+            one.close()
     assert len(servers) == 2, "of one name they would overwrite each other's addresses"
 
 
@@ -421,7 +454,8 @@ def test_it_goes_with_a_goodbye_and_can_come_again(loopback: str, announcer: Ann
         announcer.close()
         until(lambda: not infos, 30, "the goodbye")
         announcer.announce("desk", 18188, SHORT)
-        until(lambda: list(infos) == [f"desk.{loopback}"], 30, "the same name again")
+        same = [f"desk ({SHORT}-18188).{loopback}"]
+        until(lambda: list(infos) == same, 30, "the same name again")
 
 
 def test_what_is_told_anew_replaces_what_was(loopback: str, announcer: Announcer) -> None:
@@ -430,7 +464,7 @@ def test_what_is_told_anew_replaces_what_was(loopback: str, announcer: Announcer
         until(lambda: infos, 30, "the announcement")
         announcer.announce("desk", 18190, SHORT)
         until(lambda: [i.port for i in infos.values()] == [18190], 30, "the new port")
-        assert list(infos) == [f"desk.{loopback}"], "its own old self is no other of that name"
+        assert list(infos) == [f"desk ({SHORT}-18190).{loopback}"], "and no number"
 
 
 def test_neither_beginning_nor_end_waits_for_the_network(

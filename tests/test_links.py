@@ -330,15 +330,10 @@ def test_channels_of_one_peer_do_not_leak(here: Peer, there: Peer) -> None:
             assert dialled.receive(timeout=10) == i
             send.result()
     for peer in (here, there):
-        engine = peer._engine
-        until(lambda e=engine: not e.channels.registrations, 5, "no registration left")
-        assert len(engine.links.places) == 1 and len(engine.links.peerings) == 1
-        assert (
-            not engine.operations._running
-            and not engine.transfers._in
-            and not engine.transfers._out
-        )
-        assert engine.budget._taken == 0
+        until(lambda p=peer: not p.counters()["registrations"], 5, "no registration left")
+        counters = peer.counters()
+        assert (counters.pop("addresses"), counters.pop("sessions")) == (1, 1)
+        assert not any(counters.values()), counters
 
 
 # --- cancel --------------------------------------------------------------------------------------
@@ -410,8 +405,8 @@ def test_cancel_in_mid_transfer(
             pair[0].send("next", timeout=20)
             assert receive.result() == "next"
     for peer in (here, there):
-        assert peer._engine.budget._taken == 0
-        assert not peer._engine.transfers._in and not peer._engine.transfers._out
+        counters = peer.counters()
+        assert not counters["memory"] and not counters["transfers"], counters
 
 
 def test_channel_cancel(here: Peer, addr: str) -> None:
@@ -473,7 +468,7 @@ def test_progress(here: Peer, there: Peer) -> None:
             send = dialled.start_send(
                 value, quality="raw", timeout=30, progress=lambda *a: seen["send"].append(a)
             )
-            note = noted(receive, " of 12.0 MiB, ", " GB/s, ", " s left")
+            note = noted(receive, " of 12.0 MiB, ", "B/s, ", " s left")
             assert torch.equal(receive.result(), value), note
             send.result()
     for calls in seen.values():
@@ -492,7 +487,7 @@ def test_a_value_beyond_the_memory(there: Peer) -> None:
             receive = listening.start_receive(timeout=20)
             dialled.send(torch.ones(MIB // 8), timeout=20)
             assert receive.result().shape == (MIB // 8,)
-    assert small._engine.budget._taken == 0
+        assert small.counters()["memory"] == 0
 
 
 # --- asyncio -------------------------------------------------------------------------------------

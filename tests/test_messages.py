@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import fields, replace
 
@@ -10,9 +12,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from zbus.errors import LocalProtocolError, RemoteProtocolError
+from zbus.errors import JobFailed, LocalProtocolError, RemoteProtocolError
+from zbus.printable import clean_all
 from zbus.protocol import messages as m
+from zbus.protocol import outcomes
 from zbus.protocol.fields import clip
+from zbus.protocol.job_records import GivenJob
+from zbus.reasons import Reason
 
 HELLO = m.Hello((1, 1), b"i" * 16, b"n" * 16, "desk-8188", b"x" * 16, codecs=("raw", "png"))
 EXAMPLES: list[m.Message] = [
@@ -37,7 +43,8 @@ EXAMPLES: list[m.Message] = [
     m.Finish(2, b"d" * 16),
     m.Stored(2),
     m.Refused(2, "no memory"),
-    m.Cancel(2, "cancelled"),
+    m.Cancel(1, 2, "cancelled"),
+    m.CancelOk(1, 2, True, 0),
     m.Close(1, "failed", "ValueError: x"),
     m.ShmReady(3, bytes(32)),
     m.ShmOffer(3, ((1 << 46, 1 << 30), (4096, 1)), bytes(32)),
@@ -51,6 +58,66 @@ EXAMPLES: list[m.Message] = [
     m.Enquire(1),
     m.Facts(1, '{"jobs": true}'),
 ]
+
+
+DIRT = "x\n\x1b[2J\x1b[31mERROR root: forged\r\x9b0m\u202e\u2028"
+CLEAN = "x  [2J [31mERROR root: forged  0m  "
+
+
+@pytest.mark.parametrize("message", EXAMPLES, ids=lambda message: type(message).__name__)
+def test_no_text_of_the_wire_can_forge_a_line(message: m.Message) -> None:
+    """Whoever prints or logs one need not think of it: nothing of the kind comes in."""
+    header = msgpack.unpackb(m.encode(message, int(message.SEQUENCED)))
+
+    def dirty(value: object) -> object:
+        if isinstance(value, list):
+            return [dirty(item) for item in value]
+        return value[: 20 - len(DIRT)] + DIRT if isinstance(value, str) and value else value
+
+    if isinstance(message, m.Hello):
+        header[2] = {
+            name: value if name == "codecs" else dirty(value) for name, value in header[2].items()
+        }
+    else:
+        header[2:] = [dirty(value) for value in header[2:]]
+    with suppress(RemoteProtocolError):  # a text that is one of a few words, or a short one
+        _, read = m.decode(msgpack.packb(header), False)
+        for text in texts(vars(read)):
+            assert text.isprintable(), text
+
+
+def texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from (text for item in value.values() for text in texts(item))
+    elif isinstance(value, (list, tuple)):
+        yield from (text for item in value for text in texts(item))
+
+
+def test_a_name_of_the_wire_is_as_long_as_before() -> None:
+    raw = msgpack.unpackb(m.encode(HELLO))
+    raw[2]["name"] = DIRT
+    _, read = m.decode(msgpack.packb(raw), False)
+    assert isinstance(read, m.Hello) and read.name == CLEAN and len(CLEAN) == len(DIRT)
+
+
+@pytest.mark.parametrize("told", ["class_type", "message", "traceback"])
+def test_how_a_job_ended_is_printable_too(told: str) -> None:
+    error = outcomes.outcome(GivenJob("id", None, "desk", b""), {"outcome": "failed", told: DIRT})
+    assert error is not None
+    assert all(line.isprintable() for line in str(error).split("\n"))
+    kept = outcomes.outcome(
+        GivenJob("id", None, "d", b""), {"outcome": "failed", "traceback": "a\n b"}
+    )
+    assert isinstance(kept, JobFailed) and kept.traceback == "a\n b"
+    reason = Reason.read({"kind": "choice", "text": DIRT, "near": [DIRT]})
+    assert reason.text == CLEAN and reason.near == (CLEAN,)
+
+
+def test_what_json_hides_is_cleaned() -> None:
+    said = json.loads('{"a\\u001b": ["\\u001b[2J", 1, null, {"b": "\\n"}]}')
+    assert clean_all(said) == {"a ": [" [2J", 1, None, {"b": " "}]}
 
 
 def test_every_kind_is_among_the_examples() -> None:

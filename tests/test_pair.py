@@ -11,6 +11,8 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +21,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from children import child
+from children import ROOT, child
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -196,12 +198,12 @@ def why(data: bytes) -> str:
 def test_a_pairing() -> None:
     host, guest = open_invitation(), asking()
     step = host.receive(ACCEPTER, guest.ask, 101)
-    assert step == invitation.ChannelOperation(reply=step.reply)
+    assert step == invitation.Step(reply=step.reply)
     assert guest.receive(step.reply) == HOST
     step = host.receive(ACCEPTER, guest.stored, 102)
-    assert step == invitation.ChannelOperation(store=GUEST) and not host.is_used
+    assert step == invitation.Step(store=GUEST) and not host.is_used
     assert guest.receive(host.stored()) is None and guest.is_done
-    assert host.receive(ACCEPTER, guest.thanks, 103) == invitation.ChannelOperation(ends=True)
+    assert host.receive(ACCEPTER, guest.thanks, 103) == invitation.Step(ends=True)
     assert host.is_over and host.lapsed(100 + LIFETIME * 2) == ""
 
 
@@ -992,15 +994,47 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
-def test_ctrl_c_ends_an_invitation_and_closes_what_it_opened(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_an_invitation_and_closes_what_it_opened(tmp_path: Path, name: str) -> None:
+    """The end of a session, and of a terminal, too."""
     at = f"pod.example.org:{free_port()}"
     with child(COMMAND, "invite", "--at", at, env=environment(tmp_path / "desk")) as host:
         host.line("zbus-pair accept")
         assert Trust(tmp_path / "desk").lan == "0.0.0.0"
-        host.signal(signal.SIGINT)
+        host.signal(getattr(signal, name))
+        host.signal(getattr(signal, name))  # a second one keeps nothing from being closed
         assert "Cancelled: the token counts no longer." in host.rest()
         assert host.process.returncode == 130
+    assert Trust(tmp_path / "desk").lan == ""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a terminal")
+def test_a_terminal_that_is_closed_ends_an_invitation(tmp_path: Path) -> None:
+    import fcntl
+    import pty
+    import termios
+
+    ours, its = pty.openpty()
+    command = [sys.executable, "-B", "-m", "zbus", "pair", "invite", "--lan"]
+    host = subprocess.Popen(
+        command,
+        env={**environment(tmp_path / "desk"), "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(its, termios.TIOCSCTTY, 0),
+        stdin=its,
+        stdout=its,
+        stderr=its,
+    )
+    os.close(its)
+    try:
+        said = b""
+        while b"zbus-pair accept" not in said:
+            said += os.read(ours, 4096)
+        assert Trust(tmp_path / "desk").lan == "0.0.0.0"
+    finally:
+        os.close(ours)
+        host.wait(20)
     assert Trust(tmp_path / "desk").lan == ""
 
 

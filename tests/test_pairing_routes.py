@@ -8,6 +8,8 @@ import json
 import logging
 import os
 import socket
+import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -33,9 +35,9 @@ PATIENCE = 20.0
 HOMES = ("desk", "pod")
 
 
-pairing, guard = load("pairing"), load("guard")
+pairing, own_browser = load("page.pairing"), load("page.own_browser")
 VERBS = tuple(pairing.VERBS)
-# What each verb takes, so that only the guard can refuse it.
+# What each verb takes, so that only the own_browser can refuse it.
 GOOD: dict[str, dict[str, Any]] = {
     "invite": {},
     "cancel": {},
@@ -254,25 +256,28 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("end", LOOPBACK)
-def test_both_ends_of_the_socket_are_on_the_loopback(end: Any) -> None:
-    assert not guard.why_not(mocked(end, end))
+def test_both_ends_of_the_socket_are_on_the_loopback(
+    end: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_browser, "connection_owner", lambda *_: os.geteuid())
+    assert not own_browser.why_not(mocked(end, end))
 
 
 @pytest.mark.parametrize("end", OTHERS)
 def test_no_other_end_will_do(end: Any) -> None:
     for ends in ((end, LOOPBACK[0]), (LOOPBACK[0], end), (end, end)):
-        assert guard.why_not(mocked(*ends)) == "not over the loopback"
+        assert own_browser.why_not(mocked(*ends)) == "not over the loopback"
 
 
 def test_a_request_of_old_without_a_host_is_refused() -> None:
     request = mocked(LOOPBACK[0], LOOPBACK[0], Accept="*/*")
-    assert "address in the browser" in guard.why_not(request)
+    assert "address in the browser" in own_browser.why_not(request)
 
 
 def test_a_connection_that_is_gone_is_refused() -> None:
     request = make_mocked_request("GET", pairing.PATH, headers={"Host": "localhost"})
     request._transport_sslcontext, request._protocol.transport = None, None
-    assert guard.why_not(request) == "not over the loopback"
+    assert own_browser.why_not(request) == "not over the loopback"
 
 
 def test_this_computers_own_lan_address_is_not_the_loopback(tmp_path: Path) -> None:
@@ -560,7 +565,41 @@ def test_another_user_of_this_computer(monkeypatch: pytest.MonkeyPatch) -> None:
             if mine is None:
                 pytest.skip("this system does not tell whose a connection is")
             assert mine == os.geteuid() and client
-            assert not guard.why_not(mocked(*ends))
-            monkeypatch.setattr(guard, "connection_owner", lambda *_: mine + 1)
-            assert guard.why_not(mocked(*ends)) == "another user of this computer sent it"
+            assert not own_browser.why_not(mocked(*ends))
+            monkeypatch.setattr(own_browser, "connection_owner", lambda *_: mine + 1)
+            assert own_browser.why_not(mocked(*ends)) == "another user of this computer sent it"
     assert machine.connection_owner(("127.0.0.1", 1), ("127.0.0.1", 2)) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell whose it is")
+@pytest.mark.parametrize("how", ["close", "reset", "half"])
+def test_who_sends_a_request_and_leaves_is_nobody(how: str) -> None:
+    """The kernel writes root, or nothing at all, where the other end has been closed."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        with server.accept()[0] as link:
+            ends = link.getpeername(), link.getsockname()
+            assert machine.connection_owner(*ends) == os.geteuid()
+            client.sendall(b"a whole request")
+            if how == "reset":
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.shutdown(socket.SHUT_WR) if how == "half" else client.close()
+            assert machine.connection_owner(*ends) is None
+            assert own_browser.why_not(mocked(*ends)) == "another user of this computer sent it"
+        client.close()
+
+
+def test_where_the_system_has_no_such_table_every_program_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(own_browser, "connection_owner", lambda *_: None)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not own_browser.why_not(mocked(LOOPBACK[0], LOOPBACK[0]))
+
+
+def test_whom_this_user_knows_is_told_to_no_other_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names for the drop-down: for who sees the page in the network as before."""
+    for owner, refused in ((os.geteuid(), False), (os.geteuid() + 1, True)):
+        monkeypatch.setattr(own_browser, "connection_owner", lambda *_, owner=owner: owner)
+        assert own_browser.is_of_another_user(mocked(LOOPBACK[0], LOOPBACK[0])) is refused
+        assert not own_browser.is_of_another_user(mocked(("192.168.1.20", 1), ("192.168.1.5", 2)))

@@ -450,11 +450,11 @@ def legs(out: str) -> list[tuple[str, str]]:
 
 
 def test_a_peer_by_its_name(ping: Run) -> None:
-    with Peer("JobService-8188") as peer:
+    with Peer("Desk-8188") as peer:
         address = serve(peer)
         status, out, err = ping("desk-8188", "--size", "0")
     assert (status, err) == (0, "")
-    assert out.splitlines()[0] == f"zbus-ping JobService-8188 at {address}"
+    assert out.splitlines()[0] == f"zbus-ping Desk-8188 at {address}"
     assert legs(out) == [(leg, "ok") for leg in [*LEGS[:5], "identity", "round trip"]]
 
 

@@ -1,4 +1,4 @@
-"""Whether a peer's prompt can run here: `comfy_nodes.jobs.preflight`, without a ComfyUI."""
+"""Whether a peer's prompt can run here: `comfy_nodes.prompt.preflight`, without a ComfyUI."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ def preflight():
     package = types.ModuleType(name)
     package.__path__ = [str(FOLDER)]
     sys.modules[name] = package
-    yield importlib.import_module(f"{name}.jobs.preflight")
+    yield importlib.import_module(f"{name}.prompt.preflight")
     for loaded in [n for n in sys.modules if n.partition(".")[0] == name]:
         del sys.modules[loaded]
 
 
 @pytest.fixture
 def beside(preflight):
-    """``beside(name)``: another module of that package."""
-    package = preflight.__name__.partition(".")[0]
-    return lambda name: importlib.import_module(f"{package}.{name}")
+    """``beside(name)``: another module of that room."""
+    room = preflight.__name__.rpartition(".")[0]
+    return lambda name: importlib.import_module(f"{room}.{name}")
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def classes(preflight):
 
         def inputs(self, class_type):
             declared = CLASSES.get(class_type, ({}, 0))[0]
-            return {name: preflight.Input.read(i, "required") for name, i in declared.items()}
+            return {name: preflight.ClassInput.read(i, "required") for name, i in declared.items()}
 
         def slots(self, class_type):
             return CLASSES.get(class_type, ({}, None))[1]
@@ -319,7 +319,7 @@ def test_a_summary_has_twenty_lines_and_says_how_many_more(preflight, classes):
 )
 def test_which_inputs_name_files_of_the_user(beside, classes, class_type, name, is_file):
     declared = classes.inputs(class_type)[name]
-    assert beside("declared").names_file(class_type, name, declared) is is_file
+    assert beside("class_inputs").names_file(class_type, name, declared) is is_file
 
 
 def test_exceptions_in_words(preflight):

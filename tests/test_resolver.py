@@ -65,18 +65,18 @@ def failure(trust: Trust, name: str, *announced: Announcement) -> str:
 
 
 def test_this_users_by_name(trust: Trust) -> None:
-    desk, other = local("JobService-8188"), local("desk-8189", "127.0.0.1:18189")
+    desk, other = local("Desk-8188"), local("desk-8189", "127.0.0.1:18189")
     resolver = Resolver(trust, instance=other.instance)
     assert resolver.named(" desk-8188 ") == resolver.read("DESK-8188") == desk
-    assert resolver.find("JobService-8188") == desk
+    assert resolver.find("Desk-8188") == desk
     assert resolver.named("desk-8189") == other, "naming oneself is told by who dials"
     assert resolver.local() == [desk], "not oneself"
 
 
 def test_upper_and_lower_case_count_where_two_differ_by_them(trust: Trust) -> None:
-    one, two = local("JobService", "127.0.0.1:1"), local("desk", "127.0.0.1:2")
-    assert (Resolver(trust).named("JobService"), Resolver(trust).named("desk")) == (one, two)
-    assert "'DESK' could be 2 peers: JobService at 127.0.0.1:1, desk at 127.0.0.1:2" in failure(
+    one, two = local("Desk", "127.0.0.1:1"), local("desk", "127.0.0.1:2")
+    assert (Resolver(trust).named("Desk"), Resolver(trust).named("desk")) == (one, two)
+    assert "'DESK' could be 2 peers: Desk at 127.0.0.1:1, desk at 127.0.0.1:2" in failure(
         trust, "DESK"
     )
 

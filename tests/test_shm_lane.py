@@ -24,6 +24,7 @@ from zbus.engine import shm_lane
 from zbus.engine.shm_lane import ShmLane, Unreadable
 from zbus.errors import PeerGone, RemoteProtocolError
 from zbus.net import memory
+from zbus.protocol.delivery import ReceiveState
 from zbus.protocol.messages import Chunk, ShmDecline, ShmOffer, ShmReady
 from zbus.trust import Trust
 
@@ -84,8 +85,8 @@ def shares(ends: Ends) -> list[bool]:
 def settled(ends: Ends) -> None:
     """Nothing is left of any transfer."""
     for end in (ends.server, ends.client):
-        until(lambda e=end: not e._engine.transfers._in and not e._engine.transfers._out)
-        assert end._engine.budget._taken == 0
+        until(lambda e=end: not e.counters()["transfers"])
+        assert end.counters()["memory"] == 0
 
 
 # --- what goes through memory ---------------------------------------------------------------------
@@ -232,7 +233,7 @@ def test_another_users_process_is_not_read(
     with linked(other=Trust(tmp_path)) as ends:
         told: list[Any] = []
         for end in (ends.server, ends.client):
-            monkeypatch.setattr(end._engine.shm_lane, "shared", lambda *given: told.append(given))
+            monkeypatch.setattr(end._engine.shm_lane, "offer", lambda *given: told.append(given))
         for _ in range(2):
             got, wire = passed(ends, noise(), up=up)
             assert torch.equal(got, noise()) and wire > LARGE
@@ -379,7 +380,8 @@ def test_a_cut_before_the_socket_takes_over(ends: Ends, gate: Gate) -> None:
     assert gate.reached.wait(10)
     ends.proxy.black_hole = True
     gate.opened.set()
-    until(lambda: not any(f.reading for f in ends.server._engine.transfers._in.values()))
+    flows = ends.server._engine.transfers._flows
+    until(lambda: {f.delivery.state for f in flows.values()} == {ReceiveState.MOVING})
     ends.proxy.black_hole = False
     ends.proxy.cut()
     assert torch.equal(receive.result(), noise())
@@ -405,7 +407,7 @@ def test_the_sender_is_killed_in_mid_read(gate: Gate) -> None:
             gate.opened.set()
             with pytest.raises(PeerGone):
                 receive.result()
-        until(lambda: not here._engine.transfers._in)
+        until(lambda: not here.counters()["transfers"])
 
 
 # --- the proof ------------------------------------------------------------------------------------
@@ -438,17 +440,17 @@ def test_only_what_this_user_says_is_read(
         here.read(to_client, message, len(data), into, lambda: True, lambda _: None)
 
     sender, reader = ends.client._engine.shm_lane, ends.server._engine.shm_lane
-    near = reader.near(to_client, 5)
+    near = reader.ready(to_client, 5)
     assert near is not None and sender.is_near(to_server, near)
     assert not sender.is_near(to_server, ShmReady(6, near.proof))
     assert not sender.is_near(to_server, ShmReady(5, bytes(32)))
     assert not sender.is_near(
-        to_server, ShmLane(ends.server.own, Trust(tmp_path)).near(to_client, 5)
+        to_server, ShmLane(ends.server.own, Trust(tmp_path)).ready(to_client, 5)
     )
-    assert not sender.is_near(to_server, sender.near(to_server, 5)), "its own word, sent back"
-    said = sender.shared(to_server, 5, [data])
+    assert not sender.is_near(to_server, sender.ready(to_server, 5)), "its own word, sent back"
+    said = sender.offer(to_server, 5, [data])
     assert said is not None
-    stranger = ShmLane(ends.client.own, Trust(tmp_path)).shared(to_server, 5, [data])
+    stranger = ShmLane(ends.client.own, Trust(tmp_path)).offer(to_server, 5, [data])
     assert stranger is not None
     [(address, length)] = said.pieces
     for wrong in (
@@ -456,7 +458,7 @@ def test_only_what_this_user_says_is_read(
         ShmOffer(6, said.pieces, said.proof),
         ShmOffer(5, ((address + 1, length),), said.proof),
         ShmOffer(5, said.pieces, bytes(32)),
-        ShmOffer(5, said.pieces, ends.server._engine.shm_lane.shared(to_client, 5, [data]).proof),
+        ShmOffer(5, said.pieces, ends.server._engine.shm_lane.offer(to_client, 5, [data]).proof),
     ):
         with pytest.raises(Unreadable, match="another user") as raised:
             read(wrong)
@@ -465,7 +467,7 @@ def test_only_what_this_user_says_is_read(
     read(said)
     assert into.data == data
     with pytest.raises(Unreadable, match="not as long"):
-        read(sender.shared(to_server, 5, [data[:-1], data[-1:], data[:1]]))
+        read(sender.offer(to_server, 5, [data[:-1], data[-1:], data[:1]]))
 
 
 def test_a_peer_that_breaks_the_rules(ends: Ends, pair: tuple[Any, Any], gate: Gate) -> None:
@@ -474,18 +476,18 @@ def test_a_peer_that_breaks_the_rules(ends: Ends, pair: tuple[Any, Any], gate: G
     send = ends.dialled.start_send(noise(), timeout=30)
     receive = ends.listening.start_receive(timeout=30)
     assert gate.reached.wait(10)
-    (peering_key, transfer), flow = next(iter(bulk._in.items()))
+    (_, transfer), flow = next(iter(bulk._flows.items()))
     said = ShmOffer(transfer, ((4096, LARGE),), bytes(32))
     with pytest.raises(RemoteProtocolError, match="SHM_OFFER"):
-        bulk.shared(flow.peering, said)
-    with pytest.raises(RemoteProtocolError, match="SHM_OFFER"):
+        bulk.shm_offer(flow.peering, said, None)
+    with pytest.raises(RemoteProtocolError, match="CHUNK while"):
         bulk.chunk(flow.peering, Chunk(transfer, 0, 1, False), object())  # type: ignore[arg-type]
     gate.opened.set()
     assert torch.equal(receive.result(), noise())
     send.result()
     # Of what is over, or never was.
-    bulk.shared(flow.peering, said)
-    ends.client._engine.transfers.unshared(to_server, ShmDecline(12345, False))
+    bulk.shm_offer(flow.peering, said, None)
+    ends.client._engine.transfers.shm_decline(to_server, ShmDecline(12345, False), None)
 
 
 # --- the system's own rules -----------------------------------------------------------------------

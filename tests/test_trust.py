@@ -156,13 +156,63 @@ def test_a_folder_that_others_can_write_in_is_an_error(folder: Path, mode: int) 
 
 
 @posix
-def test_a_store_that_others_can_write_is_an_error_but_may_be_read(trust: Trust) -> None:
+def test_a_store_that_others_can_write_is_an_error_one_that_they_can_read_is_closed(
+    trust: Trust,
+) -> None:
     trust.pair(OTHER, "cloud")
     trust.file.chmod(0o644)  # an editor's doing
     assert names(Trust(trust.folder)) == ["cloud"]
+    assert stat.S_IMODE(trust.file.stat().st_mode) == 0o600
     trust.file.chmod(0o664)
     with pytest.raises(TrustError, match="chmod 600"):
         Trust(trust.folder).principals()
+
+
+needs_root = pytest.mark.skipif(
+    os.name != "posix" or os.geteuid() != 0, reason="only root can make files of another user"
+)
+NOBODY = 65534
+
+
+@needs_root
+@pytest.mark.parametrize("what", ["", "secret.key", "trust.json", "trust.lock"])
+def test_root_takes_nothing_that_is_another_users(trust: Trust, what: str) -> None:
+    """It may read what anybody has: a folder that somebody made first, with that one's key."""
+    trust.pair(OTHER, "mallory", [EXCHANGE, JOBS])
+    os.chown(trust.folder / what, NOBODY, NOBODY)
+    fresh = Trust(trust.folder)
+    with pytest.raises(TrustError, match=r"belongs to user .*ZBUS_HOME") as caught:
+        fresh.pair(THIRD, "friend")
+    assert str(trust.folder / what) in str(caught.value) and "chown" in str(caught.value)
+    if what == "trust.json":
+        with pytest.raises(TrustError, match="belongs to"):
+            fresh.principals()
+    if what == "":
+        for look in (lambda: fresh.keys, fresh.principals, lambda: fresh.require_pairing):
+            with pytest.raises(TrustError, match="belongs to"):
+                look()
+
+
+@needs_root
+def test_a_link_that_another_user_has_made_leads_nowhere(tmp_path: Path) -> None:
+    Trust(tmp_path / "real").keys  # noqa: B018
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "real")
+    assert Trust(link).keys == Trust(tmp_path / "real").keys, "this user's own link is a way"
+    os.chown(link, NOBODY, NOBODY, follow_symlinks=False)
+    for folder in (link, link / "below"):
+        with pytest.raises(TrustError, match="the link .* belongs to"):
+            Trust(folder).keys  # noqa: B018
+
+
+@posix
+@pytest.mark.parametrize("what", ["secret.key", "trust.json", "trust.lock"])
+def test_a_file_that_is_a_link_is_not_followed(trust: Trust, tmp_path: Path, what: str) -> None:
+    trust.pair(OTHER, "cloud")
+    (trust.folder / what).rename(tmp_path / "elsewhere")
+    (trust.folder / what).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(TrustError, match="is a link to another place"):
+        Trust(trust.folder).pair(THIRD, "friend")
 
 
 @pytest.mark.parametrize("text", ["", "# only this\n", "nonsense\n", "\xff", "a" * 52 + "\nb\n"])

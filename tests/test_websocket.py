@@ -1,4 +1,4 @@
-"""The WebSocket lane: `zbus.net.websocket` dials, `comfy_nodes.lane` answers; without a ComfyUI."""
+"""The WebSocket lane: `zbus.net.websocket` dials, `page.websocket_door` answers. No ComfyUI."""
 
 from __future__ import annotations
 

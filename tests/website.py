@@ -24,7 +24,7 @@ def load(name: str) -> Any:
     return importlib.import_module(f"{ALONE}.{name}")
 
 
-door = load("lane")
+door = load("page.websocket_door")
 
 
 class Site:

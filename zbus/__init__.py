@@ -14,10 +14,10 @@ Importing it has no effect: the I/O thread starts with the first `Peer`.
 from . import errors
 from .errors import ZBusError
 from .job import Job, Remote, Request
-from .net.places import Settings
 from .operation import Operation
 from .peer import Peer
 from .run import Channel, Run
+from .settings import Settings
 
 __version__ = "0.1.0"
 DISTRIBUTION = "comfyui-bus"  # PyPI has a foreign `zbus`: this tells ours

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit, urlunsplit
 
 from .errors import InvalidAddress, ListenRefused
+from .given import kind_of
 
+MAX_ADDRESS = 2000  # characters; of a URL, too, which may hold a long login
 EXAMPLE = 'Write it as "host:port", for example "127.0.0.1:8282"'
 
 
@@ -59,12 +61,14 @@ def parse(written: str) -> Address:
     Raises:
         InvalidAddress: It is none; the text says what is missing.
     """
-    cleaned = written.strip()
+    cleaned = _text(written)
     host, colon, port = cleaned.rpartition(":")
     if not colon or not host:
-        raise InvalidAddress(f'"{cleaned}" has no port', remedy=EXAMPLE)
+        raise InvalidAddress(f'"{cleaned[:100]}" has no port', remedy=EXAMPLE)
     if "/" in cleaned:
-        raise InvalidAddress(f'"{cleaned}" is a web address', remedy=EXAMPLE)
+        raise InvalidAddress(f'"{cleaned[:100]}" is a web address', remedy=EXAMPLE)
+    if any(c.isspace() for c in host):
+        raise InvalidAddress(f'"{cleaned[:100]}" has a space in it', remedy=EXAMPLE)
     # Python refuses to read, or print, a number of some thousand digits.
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
         shown = f'"{port[:40]}" in "{cleaned[:100]}"'
@@ -72,10 +76,24 @@ def parse(written: str) -> Address:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise InvalidAddress(f'"{cleaned}" has too many colons', remedy=EXAMPLE)
+        raise InvalidAddress(f'"{cleaned[:100]}" has too many colons', remedy=EXAMPLE)
     name, percent, zone = host.partition("%")  # an interface is called Eth0, and not eth0
     host = name.lower() + percent + zone
     return Address("127.0.0.1" if host == "localhost" else host, int(port))
+
+
+def _text(written: object) -> str:
+    """What a person has written, if it can be an address.
+
+    Raises:
+        InvalidAddress: It is no text, or too long, or holds what no keyboard writes.
+    """
+    if isinstance(written, str) and len(written) <= MAX_ADDRESS and written.strip().isprintable():
+        return written.strip()
+    raise InvalidAddress(
+        f"an address is a text of up to {MAX_ADDRESS} printable characters, not {kind_of(written)}",
+        remedy=EXAMPLE,
+    )
 
 
 def parse_dial(written: str) -> Address:
@@ -86,7 +104,7 @@ def parse_dial(written: str) -> Address:
     """
     address = parse(written)
     if address.port == 0:
-        raise InvalidAddress(f'"{written.strip()}" has port 0', remedy=EXAMPLE)
+        raise InvalidAddress(f'"{written.strip()[:100]}" has port 0', remedy=EXAMPLE)
     return address
 
 
@@ -97,18 +115,19 @@ def parse_page(written: str) -> Address:
         InvalidAddress: It is no http or https URL. The text holds no password.
     """
     try:
-        parts = urlsplit(written.strip())
+        written = _text(written)
+        parts = urlsplit(written)
         scheme, host, port = parts.scheme.lower(), parts.hostname or "", parts.port
     except ValueError:
         scheme = host = ""
         port = None
-    if scheme not in ("http", "https") or not host or not written.strip().isprintable():
+    if scheme not in ("http", "https") or not host:
         raise InvalidAddress(
             "that is not the URL of a web page",
             remedy='Write it as "http://host:port", for example "http://127.0.0.1:8188"',
         )
     host = host.replace("%25", "%", 1)  # a zone, as URLs have it (RFC 6874)
-    return Address(host, port or (443 if scheme == "https" else 80), written.strip().rstrip("/"))
+    return Address(host, port or (443 if scheme == "https" else 80), written.rstrip("/"))
 
 
 def parse_route(written: str) -> Address:
@@ -117,7 +136,7 @@ def parse_route(written: str) -> Address:
     Raises:
         InvalidAddress: It is neither.
     """
-    return parse_page(written) if "://" in written else parse_dial(written)
+    return parse_page(written) if "://" in _text(written) else parse_dial(written)
 
 
 def parse_listen(written: str) -> Address:
@@ -127,7 +146,7 @@ def parse_listen(written: str) -> Address:
         InvalidAddress: It is no address.
         ListenRefused: It is not on the loopback.
     """
-    address = parse(written.strip().removeprefix("listen:"))
+    address = parse(_text(written).removeprefix("listen:"))
     if not address.is_loopback:
         raise ListenRefused(
             f"a plain listener on {address} would be open to everybody who reaches that interface",

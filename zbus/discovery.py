@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from . import machine
+from . import machine, private
 from .address import EXAMPLE, parse_dial
-from .errors import InputError, InvalidAddress, UnknownPeer
+from .errors import InputError, InvalidAddress, TrustError, UnknownPeer
 
 MAX_FILE = 8192  # bytes
 DAY = 24 * 3600.0  # seconds after which a file that nobody can vouch for is removed
@@ -153,6 +153,7 @@ def register(entry: Entry, folder: Path | None = None) -> None:
 def unregister(instance: str, folder: Path | None = None) -> None:
     """Take this process's entry back; does nothing where it is not there or another's by now."""
     with contextlib.suppress(OSError):
+        _check_owner(folder or home())
         file = _file(_folder(folder), instance)
         entry = _read(file)
         if entry is not None and (entry.pid, entry.boot) == (os.getpid(), machine.boot_id()):
@@ -162,6 +163,7 @@ def unregister(instance: str, folder: Path | None = None) -> None:
 def peers(folder: Path | None = None) -> list[Entry]:
     """All peers that live, this process's own too, by name. Files of dead ones are removed."""
     try:
+        _check_owner(folder or home())
         files = list(_folder(folder).iterdir())
     except OSError:
         return []
@@ -242,6 +244,19 @@ def _folder(folder: Path | None) -> Path:
     return (folder or home()) / "peers"
 
 
+def _check_owner(root: Path) -> None:
+    """Whether the folder and what is in it can be this user's own.
+
+    Raises:
+        OSError: They are another user's, or that user has made a link that leads there.
+    """
+    try:
+        private.check_owner(root)
+        private.check_owner(_folder(root))
+    except TrustError as error:
+        raise PermissionError(str(error)) from error
+
+
 def _file(place: Path, instance: str) -> Path:
     return place / f"{instance}.json"
 
@@ -252,6 +267,7 @@ def _make_folder(root: Path) -> Path:
     # A home that was there before stays as it is: ZBUS_HOME may name a folder with other uses.
     place = _folder(root)
     place.mkdir(mode=0o700, exist_ok=True)
+    _check_owner(root)
     if os.name == "posix" and place.stat().st_mode & 0o077:
         with contextlib.suppress(OSError):  # a file system without modes
             place.chmod(0o700)

@@ -49,6 +49,7 @@
     +-- Cancelled                 cancelled on this side
     +-- TimedOut                  the caller's own deadline passed (also a TimeoutError)
     +-- PeerClosed                this process's own Peer was closed
+    +-- InternalError             a fault of zbus, or of what it builds on; the log has all of it
 
 The text of each says which peer, at which stage, what happened, and what to do.
 """
@@ -58,6 +59,8 @@ from __future__ import annotations
 import copy
 
 from .reasons import Reason
+
+MAX_QUOTED = 300  # characters of a foreign error's text
 
 
 class ZBusError(Exception):
@@ -290,3 +293,18 @@ class TimedOut(ZBusError, TimeoutError):
 
 class PeerClosed(ZBusError):
     """This process's own Peer was closed."""
+
+
+class InternalError(ZBusError):
+    """A fault of zbus itself, or of what it builds on (torch, a codec): the log has all of it."""
+
+    @classmethod
+    def of(cls, error: BaseException, *, remedy: str = "") -> InternalError:
+        """What was raised, as one of ours."""
+        said = str(error).strip().partition("\n")[0][:MAX_QUOTED]
+        made = cls(
+            f"{type(error).__name__}: {said}" if said else type(error).__name__,
+            remedy=remedy or "The log of this ComfyUI says more; please report it with that",
+        )
+        made.__cause__ = error
+        return made

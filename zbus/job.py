@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from . import codecs
+from . import codecs, given
 from .errors import InputError, NotTransferable, RemoteProtocolError, UnknownCodec
 from .operation import Operation
+from .printable import shown
 from .protocol.fields import clip
 from .reasons import Reason
 from .remote import Remote
@@ -20,6 +21,8 @@ __all__ = ["Job", "JobHost", "Reason", "Remote", "Request", "Taken"]
 MAX_VALUES = 1024  # attached to one job
 MAX_TITLE = 120
 MAX_NAME = 120  # of a result
+PREVIEWS = ("image/jpeg", "image/png")
+MAX_COUNT = (1 << 63) - 1  # on the wire
 MAX_DETAIL = 200_000  # characters of a traceback
 
 
@@ -35,6 +38,9 @@ class Request:
         group: A newer job of the same group stops the older ones that this process has given.
         check: Only look whether it could run.
         quality: How its results travel: see `Channel.send`.
+
+    Raises:
+        InputError: A field cannot be used; the text names it.
     """
 
     prompt: dict[str, Any]
@@ -44,6 +50,21 @@ class Request:
     group: str = ""
     check: bool = False
     quality: str = "exact"
+
+    def __post_init__(self) -> None:
+        given.a("prompt", self.prompt, dict)
+        if not all(isinstance(node, dict) for node in self.prompt.values()):
+            raise InputError("prompt is ComfyUI's API format, a dict of each node's id and dict")
+        # A text is a sequence of texts, too: "12" would mean the nodes 1 and 2.
+        if not isinstance(self.outputs, (tuple, list)) or not _texts(self.outputs):
+            raise InputError(f"outputs are the ids of nodes, not {given.said(self.outputs)}")
+        given.a("values", self.values, dict)
+        if len(self.values) > MAX_VALUES or not _texts(self.values):
+            raise InputError(f"values are up to {MAX_VALUES}, each by a name that is a text")
+        given.text("title", self.title)
+        given.text("group", self.group)
+        given.flag("check", self.check)
+        codecs.check(self.quality)
 
     def told(self) -> dict[str, Any]:
         """As it travels: the prompt as JSON, which keeps NaN, and every value as itself."""
@@ -55,7 +76,7 @@ class Request:
             "prompt": prompt,
             "outputs": list(self.outputs),
             "values": self.values,
-            "title": clip(self.title, MAX_TITLE),
+            "title": shown(clip(self.title, MAX_TITLE)),
             "group": clip(self.group, MAX_TITLE),
             "check": self.check,
             "quality": self.quality,
@@ -83,11 +104,19 @@ class Request:
             _prompt(given.get("prompt")),
             tuple(outputs),
             values,
-            clip(title, MAX_TITLE) if isinstance(title, str) else "",
+            shown(clip(title, MAX_TITLE)) if isinstance(title, str) else "",
             clip(group, MAX_TITLE) if isinstance(group, str) else "",
             given.get("check") is True,
             quality if isinstance(quality, str) else "exact",
         )
+
+
+def _counted(value: Any) -> int:
+    try:
+        number = int(value)  # some nodes count in floats
+    except (TypeError, ValueError, OverflowError):  # NaN, infinity, None
+        return 0
+    return min(max(0, number), MAX_COUNT)
 
 
 def _texts(items: object) -> bool:
@@ -216,7 +245,7 @@ class Taken:
         id: str,
         client: str,
         request: Request,
-        tell: Callable[[Callable[[Teller], None]], None],
+        tell: Callable[[Callable[[Teller], None]], object],
     ) -> None:
         self.id, self.client, self.request, self._tell = id, client, request, tell
 
@@ -230,18 +259,25 @@ class Taken:
 
     def queued(self, place: int) -> None:
         """It is in the queue, behind `place` others. Again when that changes."""
-        self._tell(lambda desk: desk.queued(self.id, max(0, place)))
+        at = max(0, given.whole("place", place, -MAX_COUNT, MAX_COUNT))
+        self._tell(lambda desk: desk.queued(self.id, at))
 
     def started(self) -> None:
         """It runs."""
         self._tell(lambda desk: desk.started(self.id))
 
     def progress(self, node: str, title: str, value: int, maximum: int) -> None:
-        """Which node is at which step."""
-        self._tell(lambda desk: desk.progressed(self.id, node, title, value, maximum))
+        """Which node is at which step. What nodes tell of their steps is their own: where that is
+        no number that can be counted to, it is 0."""
+        told = given.text("node", node), given.text("title", title)
+        at, most = _counted(value), _counted(maximum)
+        self._tell(lambda desk: desk.progressed(self.id, *told, at, most))
 
     def preview(self, node: str, kind: str, data: bytes) -> None:
-        """A picture of what that node computes: "image/jpeg" or "image/png", at most 1 MiB."""
+        """A picture of what that node computes: "image/jpeg" or "image/png", at most 1 MiB. What is
+        something else is left out: it is the nodes' own, and no job fails for want of a preview."""
+        if kind not in PREVIEWS or not isinstance(data, bytes) or not isinstance(node, str):
+            return
         self._tell(lambda desk: desk.preview(self.id, node, kind, data))
 
     def result(self, name: str, value: Any) -> None:
@@ -250,8 +286,10 @@ class Taken:
         Raises:
             NotTransferable: It holds something that cannot travel, or has no usable name.
         """
-        if clip(name, MAX_NAME) != name:
-            raise NotTransferable(f"a result needs a name of at most {MAX_NAME} characters")
+        try:
+            given.label("name", name, MAX_NAME)
+        except InputError as error:
+            raise NotTransferable(f"a result's {error.what}") from None
         flat = flatten(value)
         self._tell(lambda desk: desk.result(self.id, name, flat))
 
@@ -266,4 +304,5 @@ class Taken:
 
     def stopped(self, why: str) -> None:
         """It was stopped, and why."""
+        given.text("why", why)
         self._tell(lambda desk: desk.ended(self.id, {"outcome": "cancelled", "why": clip(why)}))

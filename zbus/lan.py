@@ -39,6 +39,7 @@ MAX_SEEN = 256  # announcements
 MAX_NAME = 80  # characters, as in HELLO
 MAX_HOSTS = 8  # addresses of one announcement
 MAX_LABEL = 63 - 4  # bytes of a DNS label, and room for a number where the name is taken
+MAX_MARK = len(" (ABCDEFG-65535)")  # see `_mark`
 LOOK = 30.0  # seconds between two looks at this machine's addresses, and at what is due anew
 REGISTER = 30.0  # seconds in which a free name must be found
 ASK = 3.0  # seconds for an announcement whose parts did not come together
@@ -221,7 +222,7 @@ class Announcer:
         """Tell of this, in place of what was told before.
 
         Args:
-            name: The peer's. Where another of the network has it, a number is added.
+            name: The peer's. Others of the network may have it too.
             port: Of its own listener.
             key_short: `keys.short` of this user's public key.
             host: Where that listener listens; "" is every interface.
@@ -256,7 +257,7 @@ class _Announcing(_Member):
         name, port, key_short, _ = self.told
         info = AsyncServiceInfo(
             TYPE,
-            f"{announced(name)}.{TYPE}",
+            f"{announced(name)}{_mark(key_short, port)}.{TYPE}",
             port=port,
             properties={"v": str(VERSION), "fp": key_short},
             # Nobody else's: two hosts of one name would overwrite each other's addresses.
@@ -270,9 +271,24 @@ class _Announcing(_Member):
 
 
 def announced(name: str) -> str:
-    """A name as DNS can take it: zeroconf would take one with a dot apart."""
+    """A name as DNS can take it, with its mark: zeroconf would take one with a dot apart."""
     printable = "".join(c for c in name if c.isprintable()).replace(".", "-")
-    return printable.encode("utf-8", "ignore")[:MAX_LABEL].decode("utf-8", "ignore") or "zbus"
+    room = MAX_LABEL - MAX_MARK
+    return printable.encode("utf-8", "ignore")[:room].decode("utf-8", "ignore").strip() or "zbus"
+
+
+def _mark(key_short: str, port: int) -> str:
+    """What makes an announcement's name unique by itself. Its name is its identity in mDNS, where
+    upper and lower case do not count: of two machines that are called alike one would be hidden
+    by the other. zeroconf numbers a name that is taken only where it is spelled alike, and not
+    where both come at once."""
+    return f" ({key_short}-{port})"
+
+
+def _unmarked(name: str, key_short: str) -> str:
+    """The name that people know, of the one that is announced."""
+    mark = re.escape(f" ({key_short}-") + r"[0-9]{1,5}\)(-[0-9]+)?"
+    return re.sub(f"{mark}$", "", name)
 
 
 # --- to see others --------------------------------------------------------------------------------
@@ -361,9 +377,9 @@ def _info(name: str) -> AsyncServiceInfo | None:
 
 def _checked(full_name: str, info: AsyncServiceInfo) -> Announcement | None:
     """What somebody in the network says, if it can be what it says."""
-    name = full_name.removesuffix(f".{TYPE}")
     port, said = info.port, info.properties.get(b"fp") or b""
     beginning = said[:20].decode("ascii", "replace")
+    name = _unmarked(full_name.removesuffix(f".{TYPE}"), beginning)
     hosts = tuple(ip for ip in info.parsed_addresses() if _can_be_dialled(ip))[:MAX_HOSTS]
     if not (name.strip() and len(name) <= MAX_NAME and name.isprintable()):
         return None

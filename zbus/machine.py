@@ -7,9 +7,12 @@ import hashlib
 import ipaddress
 import os
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+ESTABLISHED = "01"  # a state in /proc/net/tcp
+OWN_GROUPS = Path("/proc/self/cgroup")
+GROUPS = Path("/sys/fs/cgroup")
 FALLBACK_MEMORY = 4 << 30  # where the system does not say
 
 
@@ -37,7 +40,51 @@ def process_start(pid: int) -> str | None:
 
 
 def free_memory() -> int:
-    """Bytes of memory that may still be taken without swapping."""
+    """Bytes of memory that this process may still take without swapping, and without being killed:
+    a rented machine is often a container, whose limit /proc/meminfo does not tell."""
+    return max(0, min([_free_in_all(), *_free_in_groups()]))
+
+
+def _free_in_groups() -> list[int]:
+    """What the limit of each control group that this process is in leaves free; Linux's cgroups,
+    version 1 and 2. One that cannot be read, or has no limit, is left out."""
+    found: list[int] = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in OWN_GROUPS.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":
+                bases, names = (GROUPS, GROUPS / "unified"), ("memory.max", "memory.current")
+            elif "memory" in controllers.split(","):
+                bases = (GROUPS / "memory", GROUPS / controllers)
+                names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            else:
+                continue
+            for base in bases:
+                # The limits of the groups above count too. In a container the path is often that
+                # of the host, and the folder at the base is the container's own group.
+                inner = PurePosixPath(path.lstrip("/"))
+                steps = [] if ".." in inner.parts else [inner, *inner.parents]
+                for folder in {base, *(base / step for step in steps)}:
+                    free = _free_in_group(folder, *names)
+                    found += [] if free is None else [free]
+    return found
+
+
+def _free_in_group(folder: Path, limit: str, usage: str) -> int | None:
+    with contextlib.suppress(OSError, ValueError):  # no such group here, or "max"
+        free = int((folder / limit).read_text()) - int((folder / usage).read_text())
+        # What files that were read occupy is given up as soon as it is needed, and as in
+        # MemAvailable counts as free: else nothing would be, once a model has been loaded.
+        told = dict(
+            line.split() for line in (folder / "memory.stat").read_text().splitlines() if line
+        )
+        for name in ("inactive_file", "active_file"):
+            free += int(told.get(f"total_{name}", told.get(name, "0")))
+        return free
+    return None
+
+
+def _free_in_all() -> int:
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -51,18 +98,21 @@ def free_memory() -> int:
 
 def connection_owner(client: tuple[Any, ...], server: tuple[Any, ...]) -> int | None:
     """The user whose process holds the other end of a connection within this machine; None where
-    that cannot be told.
+    that cannot be told: where there is no /proc, and when the other end is open no longer.
 
     Args:
         client, server: The addresses of its two ends, as sockets give them.
     """
-    wanted = (_ends(client), _ends(server))
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            for line in Path(table).read_text().splitlines()[1:]:
-                fields = line.split()
-                if (_ends_in_table(fields[1]), _ends_in_table(fields[2])) == wanted:
-                    return int(fields[7])
+    with contextlib.suppress(ValueError, IndexError):  # ends of no IP socket
+        wanted = (_ends(client), _ends(server))
+        for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                for line in Path(table).read_text().splitlines()[1:]:
+                    fields = line.split()
+                    ends = _ends_in_table(fields[1]), _ends_in_table(fields[2])
+                    # One that its process has closed is nobody's: the kernel writes user 0 there.
+                    if ends == wanted and fields[3] == ESTABLISHED:
+                        return int(fields[7])
     return None
 
 

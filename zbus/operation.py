@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
+from .callbacks import CALLBACKS, check_waiting
 from .errors import ZBusError
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all), in the I/O thread, at most 20 times a second."""
+"""Called with (bytes done, bytes in all), in a thread of its own, at most 20 times a second."""
 
 PROGRESS_EVERY = 0.05  # seconds
 
@@ -48,7 +46,11 @@ class Operation(Generic[T]):
 
         Raises:
             ZBusError: What went wrong; `Cancelled` and `TimedOut` among them.
+            LocalProtocolError: It is not there yet, and this is a callback: what it would wait
+                for may need just that thread.
         """
+        if not self._future.done():
+            check_waiting()
         return self._future.result()
 
     def error(self) -> ZBusError | None:
@@ -65,8 +67,9 @@ class Operation(Generic[T]):
         self._cancel(self)
 
     def add_done_callback(self, call: Callable[[Operation[T]], None]) -> None:
-        """Call `call` with this operation when it has ended, in the I/O thread."""
-        self._future.add_done_callback(lambda _: call(self))
+        """Call `call` with this operation when it has ended, in a thread of its own, after the
+        callbacks that were due before. What it raises is logged."""
+        self._future.add_done_callback(lambda _: CALLBACKS.call(call, self))
 
     def __await__(self) -> Generator[Any, None, T]:
         return self._wait().__await__()
@@ -92,18 +95,15 @@ class Operation(Generic[T]):
             return
         self._told = now
         self.note = self._rate(now)
-        if self._progress is not None:
-            try:
-                self._progress(done, self.total_bytes)
-            except Exception:  # the caller's own code
-                logger.exception("a progress callback failed")
+        if self._progress is not None:  # the latest word counts, and the last one comes in any case
+            CALLBACKS.call(self._progress, done, self.total_bytes, key=(self, "progress"))
 
     def _rate(self, now: float) -> str:
         took = max(now - self._began, 1e-9)
         rate = self.done_bytes / took
         left = (self.total_bytes - self.done_bytes) / rate if rate else 0.0
         done, total = size_text(self.done_bytes), size_text(self.total_bytes)
-        return f"{done} of {total}, {rate / 1e9:.2f} GB/s, {left:.1f} s left"
+        return f"{done} of {total}, {rate_text(rate)}, {left:.1f} s left"
 
     def succeed(self, value: T) -> None:
         if not self._future.done():
@@ -122,3 +122,11 @@ def size_text(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.2f} GiB"
+
+
+def rate_text(rate: float) -> str:
+    """Bytes per second, for people: of a thin line, too, there is something to see."""
+    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if rate >= size * 0.9995:  # what would else be written as 1000.0 of the smaller unit
+            return f"{rate / size:.2f} {unit}/s" if size == 1e9 else f"{rate / size:.1f} {unit}/s"
+    return f"{rate:.0f} B/s"

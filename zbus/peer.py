@@ -21,7 +21,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
 
-from . import codecs
+from . import codecs, given
 from .address import Address, parse_dial, parse_listen
 from .engine.loop import Engine
 from .engine.meetings import endpoint
@@ -29,30 +29,39 @@ from .errors import Cancelled, LocalProtocolError, PeerClosed, PortInUse
 from .job import Job, JobHost, Request
 from .machine import boot_id
 from .net import memory
-from .net.places import DialTarget, Lease, Place, Settings
+from .net.places import DialTarget, Lease, Place
 from .operation import Operation
-from .protocol.fields import clip
+from .printable import shown
 from .protocol.messages import MAX_CHUNK, VERSION, Hello
 from .protocol.registrations import Endpoint
 from .remote import Remote
 from .run import Channel, Run, fitting
+from .settings import Settings
 from .trust import Trust
 from .values.payload import flatten
 
 DEFAULT = "127.0.0.1:8282"  # ComfyUI-Jumper's
+MAX_ACTIVITY = 300  # characters
+MAX_BLOCK = 1 << 40  # bytes that are measured at a time
+MAX_NAME = 80  # characters of a peer's name and of a channel's
 
 
 class Peer:
     """This process's end of the bus: one I/O thread, and all sockets in it.
 
     Args:
-        name: What others call this peer; by default the host's name and the process id.
+        name: What others call this peer, up to 80 characters; what cannot be printed in it becomes
+            a space. By default the host's name and the process id.
         instance: Names this ComfyUI, the same after a restart (never random: a restart could not
             be told from a stranger). By default this process alone.
         settings: Times and limits.
         trust: This user's keys, and whom they trust; by default those in the user's folder.
 
-    Usable from any thread. `close` it, or use it as a context manager.
+    Raises:
+        InputError: One of these cannot be used; the text names it.
+
+    Usable from any thread. `close` it, or use it as a context manager. Each of its methods raises
+    InputError, at once, for an argument that cannot be used.
     """
 
     def __init__(
@@ -65,10 +74,10 @@ class Peer:
     ) -> None:
         from . import __version__  # not at import: the package imports this module
 
-        host = socket.gethostname().split(".")[0]
-        self.name = clip(name or f"{host}-{os.getpid()}", 80)
-        unique = instance or os.urandom(16).hex()
-        settings = settings or Settings()
+        self.name = given.label("name", _printable(name), MAX_NAME) if name != "" else _own_name()
+        unique = given.text("instance", instance) or os.urandom(16).hex()
+        settings = Settings() if settings is None else settings
+        given.a("settings", settings, Settings)
         self.own = Hello(
             versions=(VERSION, VERSION),
             incarnation=os.urandom(16),
@@ -93,14 +102,16 @@ class Peer:
 
         Args:
             address: On the loopback; port 0 takes a free one (see `Channel.address`).
-            channel: Two runs meet that name the same.
+            channel: Two runs meet that name the same; 1 to 80 printable characters.
             run: What to tell the other side of this run; by default a fresh one.
 
         Raises:
+            InputError: The channel or the run cannot be used.
             InvalidAddress, ListenRefused, PortInUse: The address cannot be listened on.
             PeerClosed: This peer is closed.
         """
         wanted = parse_listen(address)
+        _check_channel(channel, run)
 
         def make() -> Channel:
             lease = self._engine.links.addresses.listen(wanted)
@@ -119,6 +130,7 @@ class Peer:
             PeerClosed: This peer is closed.
         """
         wanted = parse_dial(address)
+        _check_channel(channel, run)
 
         def make() -> Channel:
             lease = self._engine.links.addresses.dial(wanted, time.monotonic())
@@ -136,6 +148,8 @@ class Peer:
             TrustError: This user's keys cannot be read.
             PeerClosed: This peer is closed.
         """
+        given.a("remote", remote, Remote)
+        _check_channel(channel, run)
 
         def make() -> Channel:
             wanted = self._keyed(remote)
@@ -150,6 +164,7 @@ class Peer:
     def anyone(self, *, channel: str = "main", run: Run | None = None) -> Channel:
         """A channel to the only connected peer; more than one is an error that names them.
         Arguments as in `listen`."""
+        _check_channel(channel, run)
         return self._engine.ask(lambda: self._open(Endpoint("any"), None, channel, run))
 
     def _open(
@@ -162,10 +177,10 @@ class Peer:
     ) -> Channel:
         run = run or Run()
         registration = self._engine.channels.open(
-            clip(run.id, 80),
+            run.id,
             where,
-            clip(channel, 80),
-            clip(run.since, 20),
+            channel,
+            run.since,
             fitting(run.manifest),
         )
         if run.on_broken is not None:
@@ -198,8 +213,11 @@ class Peer:
             The address on the loopback.
 
         Raises:
+            InputError: The port is no whole number from 0 up.
             TrustError: This user's keys cannot be had.
         """
+        port = given.whole("port", port, 0, 1 << 31)
+        given.callback("on_lan", on_lan)
 
         def open_listener() -> str:
             links, wanted = self._engine.links, port if port < 65536 else 0
@@ -232,6 +250,10 @@ class Peer:
             InputError: The request cannot travel.
             PeerClosed: This peer is closed.
         """
+        given.a("remote", remote, Remote)
+        given.a("request", request, Request)
+        given.callback("on_change", on_change)
+        given.callback("on_preview", on_preview)
         engine = self._engine
         flat = flatten(request.told())
 
@@ -244,20 +266,32 @@ class Peer:
 
         job = Job(str(uuid.uuid4()), self._keyed(remote), request, cancel, awaits)
         job.on_change, job.on_preview = on_change, on_preview
-        if engine.closed:
+        if not engine.post(lambda: engine.job_service.submit(job, flat)):
             raise PeerClosed("this Peer is closed")
-        engine.post(lambda: engine.job_service.submit(job, flat))
         return job
 
     def enquire(self, remote: Remote) -> Future[dict[str, Any]]:
         """What that peer tells of itself: its queue, devices, free memory, versions, and as
         "jobs" whether it permits them. Nothing but that where it does not."""
+        given.a("remote", remote, Remote)
         wanted = self._keyed(remote)
         return self._engine.ask(lambda: self._engine.job_service.enquiries.ask(wanted))
 
     def set_activity(self, activity: str) -> None:
         """Tell every peer what this process is doing ("KSampler 14/20"), for their texts."""
-        self._engine.post(lambda: self._engine.set_activity(activity))
+        told = shown(given.text("activity", activity), MAX_ACTIVITY)
+        self._engine.post(lambda: self._engine.set_activity(told))
+
+    def counters(self) -> dict[str, int]:
+        """How much of what is open now: addresses, sessions, registrations (runs on channels),
+        operations, transfers, memory (bytes taken by values on their way in), waiting for memory,
+        bytes in flight, jobs given, jobs taken, job values. All but addresses and sessions go
+        back to 0 when nothing is under way.
+
+        Raises:
+            PeerClosed: This peer is closed.
+        """
+        return self._engine.ask(self._engine.counters)
 
     def probe(self, address: str | Remote) -> Probe:
         """Look at a link without a run: to a plain address, or to a peer's own listener.
@@ -276,7 +310,12 @@ class Peer:
         return Probe(self._engine, self._engine.ask(dial))
 
     def close(self, why: str = "this peer was closed") -> None:
-        """Say goodbye and end, in under a second. What is open raises `PeerClosed`."""
+        """Say goodbye and end, in under a second. What is open raises `PeerClosed`.
+
+        Args:
+            why: Told to the other sides.
+        """
+        given.text("why", why)
         with contextlib.suppress(Exception):
             atexit.unregister(self.close)
         self._engine.close(why)
@@ -307,14 +346,19 @@ class Probe:
             ConnectError: Why there is none.
             TimeoutError: None has come in `timeout` seconds.
         """
+        given.seconds("timeout", timeout)
         return self._engine.ask(lambda: self._engine.measuring.meet(self._target())).result(timeout)
 
     def ping(self, timeout: float) -> float:
         """One round trip, in seconds."""
+        given.seconds("timeout", timeout)
         return self._engine.ask(lambda: self._engine.measuring.ping(self._target())).result(timeout)
 
-    def block(self, direction: str, size: int, timeout: float) -> float:
+    def block(self, direction: str, size: int, timeout: float | None) -> float:
         """The seconds that a verified block of `size` bytes takes, "up" or "down"."""
+        given.one_of("direction", direction, ("up", "down"))
+        given.whole("size", size, 0, MAX_BLOCK)
+        given.time_limit("timeout", timeout)
         measuring = self._engine.measuring
         return self._engine.ask(lambda: measuring.block(self._target(), direction, size)).result(
             timeout
@@ -331,6 +375,21 @@ class Probe:
         self._engine.post(self._lease.release)
 
 
+def _printable(name: object) -> object:
+    return shown(name, len(name)) if isinstance(name, str) else name
+
+
+def _own_name() -> str:
+    return shown(f"{socket.gethostname().split('.')[0]}-{os.getpid()}", MAX_NAME)
+
+
+def _check_channel(channel: object, run: object) -> None:
+    given.label("channel", channel, MAX_NAME)
+    if run is not None:
+        given.a("run", run, Run)
+
+
 def _lanes(settings: Settings) -> tuple[str, ...]:
-    shares = settings.share_memory and os.environ.get("ZBUS_SHARE_MEMORY") != "0"
+    wanted = given.switch("ZBUS_SHARE_MEMORY", otherwise=True, wary=False)
+    shares = settings.share_memory and wanted
     return ("tcp", memory.LANE) if shares and memory.is_possible() else ("tcp",)

@@ -138,7 +138,7 @@ def listen_host(written: str) -> str:
 
 
 def read_store(file: Path) -> Store:
-    data = private.read(file, MAX_FILE, others_may=0o055)
+    data = private.read(file, MAX_FILE, closes=0o055)
     if data is None:
         return Store()
     try:

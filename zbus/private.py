@@ -1,9 +1,15 @@
 """Files of this user alone: read only where others cannot have written, written whole or not at
-all, changed under a lock."""
+all, changed under a lock.
+
+Modes are not enough: in a folder that another user has made first, with the right modes, that
+user's key would be taken for one's own. So everything here has to belong to this very user, for
+root too, which may read what anybody has.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import stat
@@ -14,6 +20,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from .errors import TrustError
+from .printable import shown
+
+logger = logging.getLogger(__name__)
 
 LOCK_WITHIN, LOCK_EVERY = 10.0, 0.02  # seconds
 T = TypeVar("T")
@@ -28,40 +37,134 @@ def make_folder(folder: Path) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
-        mode = folder.stat().st_mode
     except OSError as error:
         raise _failed(folder, "made", error) from error
-    if os.name == "posix" and mode & 0o022:
+    check_folder(folder)
+    return folder
+
+
+def check_folder(folder: Path) -> bool:
+    """Whether there is that folder. Where there is, it is this user's alone.
+
+    Raises:
+        TrustError: As `check_owner`; or others may write in it.
+    """
+    info = check_owner(folder)
+    if info is None:
+        return False
+    if os.name == "posix" and info.st_mode & 0o022:
         raise TrustError(
             f"other users of this machine may write in {folder}",
             remedy=f"Run: chmod 700 '{folder}', or set ZBUS_HOME to another folder",
         )
-    return folder
+    return True
 
 
-def read(file: Path, most: int, others_may: int) -> bytes | None:
-    """What a small regular file holds; None if there is none.
+def check_owner(folder: Path) -> os.stat_result | None:
+    """What the system says of this user's folder; None if there is none.
 
     Raises:
-        TrustError: It cannot be read, or other users may do more with it than `others_may`.
+        TrustError: It belongs to another user, or a link that another user has made leads there.
     """
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        descriptor = _patiently(lambda: os.open(file, flags))
+        for place in (folder, *folder.parents):
+            link = place.lstat()
+            # One of root's is part of the system, such as macOS's /tmp.
+            if stat.S_ISLNK(link.st_mode) and link.st_uid != 0:
+                _check_owner(place, link, f"the link {place}")
+        info = folder.stat()
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise _failed(file, "read", error) from error
+        raise _failed(folder, "read", error) from error
+    if not stat.S_ISDIR(info.st_mode):
+        raise TrustError(f"{folder} is not a folder", remedy="Set ZBUS_HOME to one, or remove it")
+    _check_owner(folder, info, f"the folder {folder}")
+    return info
+
+
+def _check_owner(place: Path, info: os.stat_result, what: str) -> None:
+    """Let pass what this user owns. Windows has no such owners: there the profile protects it.
+
+    Raises:
+        TrustError: Another user owns it.
+    """
+    if os.name == "posix" and info.st_uid != os.geteuid():
+        raise TrustError(
+            f"{what} belongs to {_user(info.st_uid)}, and this is {_user(os.geteuid())}",
+            remedy="Run this as that user (without sudo), or set ZBUS_HOME to a folder of your "
+            "own. If it is yours after all, and nobody else has put anything there: "
+            f"chown -R {os.geteuid()} '{place}'",
+        )
+
+
+def _user(uid: int) -> str:
+    """What people call a user of this machine."""
+    if sys.platform != "win32":
+        with contextlib.suppress(KeyError, ImportError):
+            import pwd
+
+            return f"user {shown(pwd.getpwuid(uid).pw_name, 40)}"
+    return f"user {uid}"
+
+
+def _open(file: Path, flags: int) -> int:
+    """A descriptor of a regular file of this user's; a link is never followed.
+
+    Raises:
+        TrustError: It is something else, or another user's.
+        FileNotFoundError: There is none.
+    """
+    check_folder(file.parent)
+    if file.is_symlink():  # where the system has no O_NOFOLLOW
+        raise broken(file, "it is a link to another place")
+    for more in ("O_BINARY", "O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC"):
+        flags |= getattr(os, more, 0)
+    try:
+        descriptor = _patiently(lambda: os.open(file, flags, 0o600))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _failed(file, "opened", error) from error
     try:
         info = os.fstat(descriptor)
-        if not stat.S_ISREG(info.st_mode) or info.st_size > most:
+        if not stat.S_ISREG(info.st_mode):
+            raise broken(file, "it is not a file")
+        _check_owner(file, info, f"the file {file}")
+        return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read(file: Path, most: int, closes: int = 0) -> bytes | None:
+    """What a small regular file of this user's alone holds; None if there is none.
+
+    Args:
+        closes: What other users may do with it until now, as an editor leaves it: it is closed
+            to them then, and read.
+
+    Raises:
+        TrustError: It cannot be read, is another user's, or others may do more with it.
+    """
+    try:
+        descriptor = _open(file, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        info = os.fstat(descriptor)
+        if info.st_size > most:
             raise broken(file, f"it is not a file of up to {most >> 10} KiB")
-        if os.name == "posix" and info.st_mode & 0o077 & ~others_may:
-            raise TrustError(
-                f"other users of this machine may {'write' if others_may else 'read'} {file}",
-                remedy=f"Run: chmod 600 '{file}'. If somebody may have used that: delete it, and "
-                "pair anew",
-            )
+        if os.name == "posix" and info.st_mode & 0o077:
+            if info.st_mode & 0o077 & ~closes:
+                raise TrustError(
+                    f"other users of this machine may {'write' if closes else 'read'} {file}",
+                    remedy=f"Run: chmod 600 '{file}'. If somebody may have used that: delete it, "
+                    "and pair anew",
+                )
+            logger.info("other users of this machine could read %s: closed to them", file)
+            with contextlib.suppress(OSError):  # a file system without modes
+                os.fchmod(descriptor, 0o600)
         return os.read(descriptor, most)
     except OSError as error:
         raise _failed(file, "read", error) from error
@@ -90,7 +193,7 @@ def write(file: Path, data: bytes) -> None:
 def stamp(file: Path) -> tuple[int, ...]:
     """What changes with the file; its replacement is another inode."""
     try:
-        info = file.stat()
+        info = file.lstat()
     except FileNotFoundError:
         return ()
     except OSError as error:
@@ -106,8 +209,8 @@ def locked(file: Path) -> Iterator[None]:
         TrustError: Somebody else holds it for long, or it cannot be had.
     """
     try:
-        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
+        descriptor = _open(file, os.O_RDWR | os.O_CREAT)
+    except FileNotFoundError as error:  # its folder has gone
         raise _failed(file, "opened", error) from error
     try:
         deadline = time.monotonic() + LOCK_WITHIN

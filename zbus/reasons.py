@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from .printable import clean
+
 MAX_REASONS = 256  # in one refusal
 MAX_FIELD = 500  # characters of one field
 MAX_NEAR = 5
@@ -58,7 +60,7 @@ _NAMES = tuple(f.name for f in fields(Reason))
 
 
 def _text(value: object) -> str:
-    return value[:MAX_FIELD] if isinstance(value, str) else ""
+    return clean(value[:MAX_FIELD]) if isinstance(value, str) else ""
 
 
 def lines(reasons: Iterable[Reason], most: int = 20) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+from . import given
 from .address import Address, parse_route
+from .errors import InputError
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,9 @@ class Remote:
         others: More ways there, tried in their order when the first leads nowhere.
         hints: Addresses where somebody says, in the local network, to be that peer: tried last,
             and no failure there says anything of it.
+
+    Raises:
+        InputError: A field cannot be used; the text names it.
     """
 
     address: str
@@ -30,6 +36,18 @@ class Remote:
     peer: str = ""
     others: tuple[str, ...] = ()
     hints: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in ("address", "instance", "name", "peer"):
+            given.text(field, getattr(self, field))
+        if self.instance and not re.fullmatch("[0-9a-f]{32}", self.instance):
+            raise InputError(f"instance is 32 hexadecimal digits, not {given.said(self.instance)}")
+        if not isinstance(self.key, bytes) or len(self.key) not in (0, 32):
+            raise InputError("key is a public key of 32 bytes, or none")
+        for field in ("others", "hints"):
+            ways = getattr(self, field)
+            if not isinstance(ways, tuple) or not all(isinstance(way, str) for way in ways):
+                raise InputError(f"{field} are addresses in a tuple, not {given.said(ways)}")
 
     def __str__(self) -> str:
         return self.name or self.address

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from . import discovery, private
+from . import discovery, given, private
 from .errors import InputError, InvalidAddress, TrustError, UnknownPeer
 from .keys import KeyPair, from_text, generate, public_of, short, to_text
 from .principals import (
@@ -43,7 +43,6 @@ logger = logging.getLogger(__name__)
 SELF = "this user"  # the name of one's own key
 MAX_KEY_FILE = 4096
 
-_YES = ("1", "true", "yes", "on")
 _RESERVED = (SELF, "this computer", "all", "any free")  # words that nodes and texts use
 _KEY_NOTE = "# The secret key of zbus for this user on this machine. Give it to nobody.\n"
 T = TypeVar("T")
@@ -117,7 +116,7 @@ class Trust:
     @property
     def require_pairing(self) -> bool:
         """Whether the plain loopback is closed too."""
-        if os.environ.get("ZBUS_REQUIRE_PAIRING", "").strip().lower() in _YES:
+        if given.switch("ZBUS_REQUIRE_PAIRING", otherwise=False, wary=True):
             return True
         try:
             folder = self.folder
@@ -379,7 +378,7 @@ def _key_pair(folder: Path) -> KeyPair:
 
 
 def _read_key(file: Path) -> KeyPair | None:
-    data = private.read(file, MAX_KEY_FILE, others_may=0)
+    data = private.read(file, MAX_KEY_FILE)
     if data is None:
         return None
     try:

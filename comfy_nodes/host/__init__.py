@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from .classes import Classes, class_of
+from .classes import Classes, node_class
 from .facts import facts
 from .files import input_file, input_files, output_file
 from .node import Here, ProgressBar, current_prompt, doing, executing, graph, shown_as
-from .page import notice, preview_at, show, show_at
 from .process import (
     answer,
     at_start,
@@ -39,6 +38,7 @@ from .queue import (
     validate,
     watch_queue,
 )
+from .showing import notice, preview_at, show, show_at
 
 __all__ = [
     "Classes",
@@ -51,7 +51,6 @@ __all__ = [
     "at_start",
     "cancel",
     "check_interrupt",
-    "class_of",
     "current_prompt",
     "doing",
     "echo",
@@ -69,6 +68,7 @@ __all__ = [
     "interrupted",
     "metadata_wanted",
     "multi_user",
+    "node_class",
     "notice",
     "on_loop",
     "on_prompt",

@@ -8,7 +8,7 @@ from typing import Any
 
 import nodes
 
-from ..declared import Input, names_file
+from ..prompt.class_inputs import ClassInput, names_file
 
 KINDS = {
     **{"IMAGE": "image", "MASK": "mask", "LATENT": "latent", "AUDIO": "audio"},
@@ -17,14 +17,14 @@ KINDS = {
 }
 
 
-def class_of(class_type: str) -> type | None:
+def node_class(class_type: str) -> type | None:
     """The node class that ComfyUI has under that id."""
     found: type | None = nodes.NODE_CLASS_MAPPINGS.get(class_type)
     return found
 
 
 class Classes:
-    """What ComfyUI knows of node classes: see `plan.Classes` and `jobs.preflight.Classes`.
+    """What ComfyUI knows of node classes: see `plans.Classes` and `preflight.Classes`.
 
     Looks at a class once: an instance is for one look at one prompt.
     """
@@ -43,7 +43,7 @@ class Classes:
 
     def kind(self, class_type: str, slot: int) -> str:
         try:
-            found = class_of(class_type).RETURN_TYPES[slot]  # type: ignore[union-attr]
+            found = node_class(class_type).RETURN_TYPES[slot]  # type: ignore[union-attr]
             return KINDS.get(found, "any")
         except (AttributeError, IndexError, TypeError):
             return "any"
@@ -51,20 +51,20 @@ class Classes:
     def names(self) -> Collection[str]:
         return nodes.NODE_CLASS_MAPPINGS.keys()
 
-    def inputs(self, class_type: str) -> dict[str, Input]:
+    def inputs(self, class_type: str) -> dict[str, ClassInput]:
         groups = self._inputs(class_type)
         return {
-            name: Input.read(info, group)
+            name: ClassInput.read(info, group)
             for group in ("optional", "required")
             for name, info in dict(groups.get(group) or {}).items()
         }
 
     def slots(self, class_type: str) -> int | None:
-        returns = getattr(class_of(class_type), "RETURN_TYPES", None)
+        returns = getattr(node_class(class_type), "RETURN_TYPES", None)
         return len(returns) if type(returns) in (tuple, list) else None  # foreign ones have no end
 
     def judges(self, class_type: str, name: str) -> bool:
-        found: Any = class_of(class_type)
+        found: Any = node_class(class_type)
         own = getattr(found, "VALIDATE_INPUTS", None)
         if hasattr(found, "GET_BASE_CLASS"):  # V3
             own, none = found.validate_inputs, found.GET_BASE_CLASS().validate_inputs
@@ -79,7 +79,7 @@ class Classes:
     def _inputs(self, class_type: str) -> Mapping[str, Any]:
         if class_type not in self._seen:
             try:
-                self._seen[class_type] = class_of(class_type).INPUT_TYPES()  # type: ignore
+                self._seen[class_type] = node_class(class_type).INPUT_TYPES()  # type: ignore
             except Exception:  # a foreign node's own code
                 self._seen[class_type] = {}
         return self._seen[class_type]

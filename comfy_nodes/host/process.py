@@ -15,6 +15,7 @@ from comfy.cli_args import args
 from server import PromptServer
 
 from zbus import Peer
+from zbus.printable import shown
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def peer() -> Peer:
     global _peer
     with _lock:
         if _peer is None:
-            host = socket.gethostname().split(".")[0]
+            host = shown(socket.gethostname().split(".")[0], 60) or "comfyui"
             try:
                 user = getpass.getuser()
             except (OSError, KeyError, ImportError):  # a container's nameless user

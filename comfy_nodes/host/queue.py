@@ -14,8 +14,8 @@ import execution
 import latent_preview
 import nodes
 
-from ..graph import title
-from ..previews import read_preview
+from ..prompt.graph import title
+from ..prompt.previews import read_preview
 from .process import the_server
 
 logger = logging.getLogger(__name__)

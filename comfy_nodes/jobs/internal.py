@@ -8,9 +8,9 @@ from comfy_api.latest import io
 
 from zbus.errors import JobError, LocalProtocolError
 
-from .. import host
-from ..lists import unwrap, wrap
-from ..single import only
+from .. import host, node_ids
+from ..host.lists import unwrap, wrap
+from ..prompt.single import only
 from .serving import JOBS
 
 CATEGORY = "zbus/internal"
@@ -35,7 +35,7 @@ class Value(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         return _schema(
-            "ZBusValue",
+            node_ids.VALUE,
             [io.String.Input("name", default=""), io.String.Input("digest", default="")],
             [io.AnyType.Output("value", display_name="value", is_output_list=True)],
             "Gives a value that came with a job.",
@@ -52,7 +52,7 @@ class Result(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         return _schema(
-            "ZBusResult",
+            node_ids.RESULT,
             [
                 io.AnyType.Input("value"),
                 io.String.Input("name", default=""),
@@ -84,7 +84,7 @@ class There(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         return _schema(
-            "ZBusThere",
+            node_ids.THERE,
             [io.String.Input("class_type", default=""), io.String.Input("inputs", default="{}")],
             [io.AnyType.Output(f"output_{slot}") for slot in range(SLOTS)],
             "Stands for a node that is not installed here, and that another peer runs.",
@@ -100,7 +100,7 @@ class There(io.ComfyNode):
 
 
 NODES: dict[str, type[io.ComfyNode]] = {
-    "ZBusValue": Value,
-    "ZBusResult": Result,
-    "ZBusThere": There,
+    node_ids.VALUE: Value,
+    node_ids.RESULT: Result,
+    node_ids.THERE: There,
 }

@@ -1,7 +1,7 @@
 """Run on Peers: part of a workflow on other ComfyUIs; and the small nodes that go with it.
 
 `ZBusRun` does not let its lazy `value` be computed. It cuts what feeds it out of the prompt,
-gives that to the peers, and expands into the nodes of `collecting`.
+gives that to the peers, and expands into the nodes of `expanding`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from zbus import codecs
 from zbus.errors import InputError, UnknownPeer
 from zbus.remote import Remote
 
-from .. import host, peers
-from ..exchange import CATEGORY, QUALITY
-from ..graph import link, title
-from ..runs import RUNS
-from ..single import only
-from ..waiting import WHO, interruptible
-from ..watcher import WATCHER
-from .collecting import INTERNAL, expand
-from .cutting import ALSO, NO, RUN, THIS, VARY, VARY_AT, Part, cut, elsewhere, loaders
-from .giving import ON_FAILURE, Given, Plan
+from .. import host, node_ids
+from ..exchange.queue_watcher import QUEUE_WATCHER
+from ..exchange.runs import RUNS
+from ..exchange.send_receive import CATEGORY, QUALITY
+from ..exchange.waiting import WHO, interruptible
+from ..page import peers
+from ..prompt.cutting import ALSO, NO, THIS, Part, cut, elsewhere, loaders
+from ..prompt.graph import link, title
+from ..prompt.single import only
+from .expanding import INTERNAL, expand
+from .submitting import ON_FAILURE, JobPlan, SubmittedJobs
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 
@@ -43,7 +44,7 @@ class RunOnPeers(io.ComfyNode):
         )
         quality = "How results travel. exact: bit for bit. 8-bit: images as 8 bits a channel."
         return io.Schema(
-            node_id=RUN,
+            node_id=node_ids.RUN,
             display_name="Run on Peers",
             category=CATEGORY,
             description="Runs everything before it on other ComfyUIs, and returns what comes out. "
@@ -86,7 +87,7 @@ class RunOnPeers(io.ComfyNode):
         quality: Any,
         value: Any = None,
     ) -> Any:
-        WATCHER.start()
+        QUEUE_WATCHER.start()
         node, graph = host.executing(), host.graph()
         wired = link(node.node.get("inputs", {}).get("value"))
         if wired is None:
@@ -100,7 +101,7 @@ class RunOnPeers(io.ComfyNode):
             piece = cut(graph, wired, attach=loaders(graph, host.Classes().is_file_input))
         else:  # as if this node were not there
             remotes, piece = [], Part({}, (), {}, False)
-        plan = Plan(
+        plan = JobPlan(
             piece,
             title(node.node_id, node.node),
             remotes,
@@ -109,9 +110,9 @@ class RunOnPeers(io.ComfyNode):
             quality=how,
             group=node.node_id,
         )
-        given = Given(plan, RUNS.of(node.prompt_id), node.node_id)
-        await given.begin()
-        made = expand(given, node.node_id, wired if takes_part else None, collect=True)
+        jobs = SubmittedJobs(plan, RUNS.of(node.prompt_id), node.node_id)
+        await jobs.begin()
+        made = expand(jobs, node.node_id, wired if takes_part else None, collect=True)
         assert made.collected is not None
         collect = made.collected[0]
         return io.NodeOutput([collect, 0], [collect, 1], expand=made.nodes)
@@ -155,7 +156,7 @@ class Vary(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id=VARY,
+            node_id=node_ids.VARY,
             display_name="Different on Each Peer",
             category=CATEGORY,
             description="A seed that differs on each machine that takes part in Run on Peers. "
@@ -175,7 +176,7 @@ class VaryAt(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id=VARY_AT,
+            node_id=node_ids.VARY_AT,
             display_name="(zbus) different at a position",
             category=INTERNAL,
             inputs=[*_vary_inputs(), io.Int.Input("position", default=0, min=0)],
@@ -192,7 +193,7 @@ class ComputeHere(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id="ZBusHere",
+            node_id=node_ids.COMPUTE_HERE,
             display_name="Compute Here",
             category=CATEGORY,
             description="Before Run on Peers: what comes before this node is computed on this "
@@ -209,5 +210,9 @@ class ComputeHere(io.ComfyNode):
         return io.NodeOutput(value)
 
 
-NODES: dict[str, type[io.ComfyNode]] = {RUN: RunOnPeers, VARY: Vary, "ZBusHere": ComputeHere}
-INTERNAL_NODES: dict[str, type[io.ComfyNode]] = {VARY_AT: VaryAt}
+NODES: dict[str, type[io.ComfyNode]] = {
+    node_ids.RUN: RunOnPeers,
+    node_ids.VARY: Vary,
+    node_ids.COMPUTE_HERE: ComputeHere,
+    node_ids.VARY_AT: VaryAt,
+}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,14 +16,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zbus.errors import JobError
+from zbus.given import switch
 from zbus.job import JobHost, Taken
 from zbus.protocol.fields import clip
 from zbus.reasons import Reason, lines
 
 from .. import host
-from ..graph import ancestors, clean, title
-from . import preflight
-from .cutting import with_job
+from ..prompt import preflight
+from ..prompt.cutting import with_job
+from ..prompt.graph import ancestors, clean, title
 
 logger = logging.getLogger(__name__)
 
@@ -308,7 +308,7 @@ class Serving(JobHost):
         if served.sid:  # never left to run unseen
             host.cancel(job.id)
         self._release(served)
-        if os.environ.get(KEEP_HISTORY) != "1":
+        if not switch(KEEP_HISTORY, otherwise=False, wary=False):
             host.forget(job.id)
 
     # --- what its prompt tells --------------------------------------------------------------------

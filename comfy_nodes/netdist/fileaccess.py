@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from zbus.errors import FetchError, InputError
 
-from .. import fetching, host
-from ..waiting import interruptible
-from . import decoding
+from .. import host
+from ..exchange.waiting import interruptible
+from . import decoding, fetching
 
 MAX_FILE = 2 << 30  # bytes of a file of the input folder: beyond it is a checkpoint, say
 

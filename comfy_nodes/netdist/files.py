@@ -15,10 +15,10 @@ from comfy_api.latest import io
 
 from zbus.errors import InputError
 
-from .. import fetching, host
-from ..graph import whole
-from ..waiting import interruptible
-from . import decoding
+from .. import host, node_ids
+from ..exchange.waiting import interruptible
+from ..prompt.graph import whole
+from . import decoding, fetching
 from .fileaccess import fetched, fingerprint, read, write
 
 IMAGE, LATENT, ADVANCED = "remote/image", "remote/latent", "remote/advanced"
@@ -49,7 +49,7 @@ class LoadImageUrl(_UrlNode):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id="LoadImageUrl",
+            node_id=node_ids.LOAD_IMAGE_URL,
             display_name="Load Image (URL)",
             category=IMAGE,
             description="Loads a picture from the web; the first frame of an animation.",
@@ -71,7 +71,7 @@ class SaveImageUrl(_UrlNode):
         prefix = "Of the names that the pictures are given: prefix_00001.png and so on."
         data_format = "HTML_image: base64 with data:image/png;base64, before it. Raw_data: without."
         return io.Schema(
-            node_id="SaveImageUrl",
+            node_id=node_ids.SAVE_IMAGE_URL,
             display_name="Save Image (URL)",
             category=IMAGE,
             description=(
@@ -126,7 +126,7 @@ class CombineImageBatch(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id="CombineImageBatch",
+            node_id=node_ids.COMBINE_IMAGES,
             display_name="Combine images",
             category=IMAGE,
             description="One batch of two, which must have pictures of one size.",
@@ -181,7 +181,7 @@ class LoadLatentNumpy(_FileNode):
         tooltip = "A file of the input folder: .latent, .safetensors, .npy or .npz."
         files = host.input_files(*LATENT_FILES)
         return io.Schema(
-            node_id="LoadLatentNumpy",
+            node_id=node_ids.LOAD_LATENT_NUMPY,
             display_name="Load Latent (Numpy)",
             category=LATENT,
             description="Loads a latent that ComfyUI, NumPy or sd-scripts has saved.",
@@ -210,7 +210,7 @@ class LoadLatentUrl(_UrlNode):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id="LoadLatentUrl",
+            node_id=node_ids.LOAD_LATENT_URL,
             display_name="Load Latent (URL)",
             category=LATENT,
             description="Loads a latent file from the web: .latent, .safetensors, .npy or .npz.",
@@ -229,7 +229,7 @@ class SaveLatentNumpy(io.ComfyNode):
     def define_schema(cls) -> Any:
         prefix = "The file's name, maybe with folders, in the output folder."
         return io.Schema(
-            node_id="SaveLatentNumpy",
+            node_id=node_ids.SAVE_LATENT_NUMPY,
             display_name="Save Latent (Numpy)",
             category=LATENT,
             description="Saves a latent's samples as a .npy file into the output folder.",
@@ -287,7 +287,7 @@ class SaveDiskWorkflowJSON(io.ComfyNode):
     def define_schema(cls) -> Any:
         prefix = "The file's name, maybe with folders, in the output folder."
         return io.Schema(
-            node_id="SaveDiskWorkflowJSON",
+            node_id=node_ids.SAVE_WORKFLOW,
             display_name="Save workflow (disk)",
             category=ADVANCED,
             description="Saves a workflow in API format into the output folder.",
@@ -314,7 +314,7 @@ class LoadDiskWorkflowJSON(_FileNode):
         tooltip = "A file of the input folder, which ComfyUI's Export (API) has made."
         files = host.input_files(".json")
         return io.Schema(
-            node_id="LoadDiskWorkflowJSON",
+            node_id=node_ids.LOAD_WORKFLOW,
             display_name="Load workflow (disk)",
             category=ADVANCED,
             description="Loads a workflow in API format.",
@@ -343,7 +343,7 @@ class LoadCurrentWorkflowJSON(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id="LoadCurrentWorkflowJSON",
+            node_id=node_ids.CURRENT_WORKFLOW,
             display_name="Load workflow (current)",
             category=ADVANCED,
             description="The workflow that is being executed, in API format.",
@@ -363,13 +363,13 @@ class LoadCurrentWorkflowJSON(io.ComfyNode):
 
 
 NODES: dict[str, type[io.ComfyNode]] = {
-    "LoadImageUrl": LoadImageUrl,
-    "SaveImageUrl": SaveImageUrl,
-    "CombineImageBatch": CombineImageBatch,
-    "LoadLatentNumpy": LoadLatentNumpy,
-    "LoadLatentUrl": LoadLatentUrl,
-    "SaveLatentNumpy": SaveLatentNumpy,
-    "SaveDiskWorkflowJSON": SaveDiskWorkflowJSON,
-    "LoadDiskWorkflowJSON": LoadDiskWorkflowJSON,
-    "LoadCurrentWorkflowJSON": LoadCurrentWorkflowJSON,
+    node_ids.LOAD_IMAGE_URL: LoadImageUrl,
+    node_ids.SAVE_IMAGE_URL: SaveImageUrl,
+    node_ids.COMBINE_IMAGES: CombineImageBatch,
+    node_ids.LOAD_LATENT_NUMPY: LoadLatentNumpy,
+    node_ids.LOAD_LATENT_URL: LoadLatentUrl,
+    node_ids.SAVE_LATENT_NUMPY: SaveLatentNumpy,
+    node_ids.SAVE_WORKFLOW: SaveDiskWorkflowJSON,
+    node_ids.LOAD_WORKFLOW: LoadDiskWorkflowJSON,
+    node_ids.CURRENT_WORKFLOW: LoadCurrentWorkflowJSON,
 }

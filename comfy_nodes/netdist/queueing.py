@@ -16,17 +16,18 @@ from comfy_api.latest import io
 
 from zbus.errors import InputError, JobError
 
-from .. import host, peers
-from ..graph import Graph, title, whole
-from ..jobs.collecting import expand
-from ..jobs.cutting import FETCH, loaders
-from ..jobs.giving import Given, Plan
-from ..jobs.joining import join
-from ..lists import unwrap
-from ..runs import RUNS
-from ..waiting import WHO, interruptible
-from ..watcher import WATCHER
-from .dispatching import Dispatch, clean_url, dispatch, first_result
+from .. import host, node_ids
+from ..exchange.queue_watcher import QUEUE_WATCHER
+from ..exchange.runs import RUNS
+from ..exchange.waiting import WHO, interruptible
+from ..host.lists import unwrap
+from ..jobs.batching import join
+from ..jobs.expanding import expand
+from ..jobs.submitting import JobPlan, SubmittedJobs
+from ..page import peers
+from ..prompt.cutting import loaders
+from ..prompt.dispatching import Dispatch, clean_url, dispatch, first_result
+from ..prompt.graph import Graph, title, whole
 
 CATEGORY, ADVANCED = "remote", "remote/advanced"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
@@ -42,7 +43,7 @@ Edit = Callable[[Graph], None]
 # --- what the queue nodes have in common ----------------------------------------------------------
 
 
-class Dispatched(Given):
+class Dispatched(SubmittedJobs):
     """The job of one queue node: a REMINFO.
 
     Attributes:
@@ -55,7 +56,7 @@ class Dispatched(Given):
 
     def __init__(
         self,
-        plan: Plan,
+        plan: JobPlan,
         node_id: str,
         queue_id: str,
         url: str,
@@ -95,7 +96,7 @@ async def _dispatch(
     edit: Edit | None = None,
 ) -> Dispatched:
     """Give a queue node's job, from the node that is being executed."""
-    WATCHER.start()
+    QUEUE_WATCHER.start()
     here = host.executing()
     url = clean_url(remote_url)
     if not url:
@@ -117,15 +118,15 @@ async def _dispatch(
         )
     if edit is not None:
         edit(made.prompt)
-    plan = Plan(
+    plan = JobPlan(
         made,
         title(queue_id, prompt.get(queue_id, here.node)),
         [remote],
         group=f"{queue_id} {here.list_index or 0}",
     )
-    given = Dispatched(plan, here.node_id, queue_id, url, workflow, everything, edit)
-    await given.begin()
-    return given
+    jobs = Dispatched(plan, here.node_id, queue_id, url, workflow, everything, edit)
+    await jobs.begin()
+    return jobs
 
 
 async def _queued(
@@ -133,10 +134,10 @@ async def _queued(
 ) -> Any:
     """What a queue node returns: `first`, and the job as REMINFO."""
     here = host.executing()
-    given = await _dispatch(here.node_id, remote_url, workflow, everything=everything, **more)
-    made = expand(given, here.node_id, collect=False)
+    jobs = await _dispatch(here.node_id, remote_url, workflow, everything=everything, **more)
+    made = expand(jobs, here.node_id, collect=False)
     if made.started is None:
-        return io.NodeOutput(*first, given)
+        return io.NodeOutput(*first, jobs)
     return io.NodeOutput(*first, list(made.started), expand=made.nodes)
 
 
@@ -181,7 +182,7 @@ class RemoteQueueSimple(_Triggered):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id="RemoteQueueSimple",
+            node_id=node_ids.QUEUE_SIMPLE,
             display_name="Queue on remote (single)",
             category=CATEGORY,
             description="Runs this workflow on another ComfyUI as well, with another seed.",
@@ -223,7 +224,7 @@ class FetchRemote(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id=FETCH,
+            node_id=node_ids.FETCH,
             display_name="Fetch from remote",
             category=CATEGORY,
             description="Waits for the remote's final image. Where its queue node is not enabled, "
@@ -248,17 +249,17 @@ class FetchRemote(io.ComfyNode):
             if made.started is not None:
                 again = f"{here.node_id}.zbus-fetch"
                 inputs = {**here.node["inputs"], "remote_info": list(made.started)}
-                nodes = {**made.nodes, again: {"class_type": FETCH, "inputs": inputs}}
+                nodes = {**made.nodes, again: {"class_type": node_ids.FETCH, "inputs": inputs}}
                 return io.NodeOutput([again, 0], expand=nodes)
         return io.NodeOutput(await _fetch(remote_info, here))
 
 
-async def _fetch(given: Dispatched, here: host.Here) -> Any:
+async def _fetch(jobs: Dispatched, here: host.Here) -> Any:
     shown = host.shown_as(here.node_id)
-    name = first_result(shown, given.piece.results)
-    given.relay.move_to(shown)
-    await given.collect(f"the prompt with {title(shown, here.node)}")
-    share = given.shares[0]
+    name = first_result(shown, jobs.piece.results)
+    jobs.shown_here.move_to(shown)
+    await jobs.collect(f"the prompt with {title(shown, here.node)}")
+    share = jobs.shares[0]
     if name is None:
         raise JobError("that job has no image to fetch", peer=share.who)
     images = join([[image] for image in unwrap(share.result(name))])
@@ -270,7 +271,7 @@ async def _fetch(given: Dispatched, here: host.Here) -> Any:
         )
     count = len(images[0])
     plural = "s" * (count != 1)
-    given.relay.say(f"{count} image{plural} from {share.who} in {share.seconds:.2f} s")
+    jobs.shown_here.say(f"{count} image{plural} from {share.who} in {share.seconds:.2f} s")
     return images[0]
 
 
@@ -281,7 +282,7 @@ class RemoteChainStart(_Triggered):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id="RemoteChainStart",
+            node_id=node_ids.CHAIN_START,
             display_name="Queue on remote (start of chain)",
             category=ADVANCED,
             inputs=[JSON.Input("workflow"), _trigger(), _batch("batch"), _seed()],
@@ -300,7 +301,7 @@ class RemoteQueueWorker(io.ComfyNode):
     def define_schema(cls) -> Any:
         outputs = "final_image: only what Fetch needs. any: every output node of the workflow."
         return io.Schema(
-            node_id="RemoteQueueWorker",
+            node_id=node_ids.QUEUE_WORKER,
             display_name="Queue on remote (worker)",
             category=ADVANCED,
             inputs=[
@@ -347,7 +348,7 @@ class RemoteChainEnd(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id="RemoteChainEnd",
+            node_id=node_ids.CHAIN_END,
             display_name="Queue on remote (end of chain)",
             category=ADVANCED,
             inputs=[REMCHAIN.Input("remote_chain")],
@@ -368,7 +369,7 @@ class QueueRemote(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
         return io.Schema(
-            node_id="QueueRemote",
+            node_id=node_ids.QUEUE_OLDER,
             display_name="Queue on remote (older)",
             category=CATEGORY,
             # In the order of 2023, which is that of the widgets' values in saved workflows. The
@@ -425,10 +426,10 @@ def _largest_batch(prompt: Mapping[str, Any]) -> int:
 
 
 NODES: dict[str, type[io.ComfyNode]] = {
-    "RemoteQueueSimple": RemoteQueueSimple,
-    FETCH: FetchRemote,
-    "RemoteChainStart": RemoteChainStart,
-    "RemoteQueueWorker": RemoteQueueWorker,
-    "RemoteChainEnd": RemoteChainEnd,
-    "QueueRemote": QueueRemote,
+    node_ids.QUEUE_SIMPLE: RemoteQueueSimple,
+    node_ids.FETCH: FetchRemote,
+    node_ids.CHAIN_START: RemoteChainStart,
+    node_ids.QUEUE_WORKER: RemoteQueueWorker,
+    node_ids.CHAIN_END: RemoteChainEnd,
+    node_ids.QUEUE_OLDER: QueueRemote,
 }

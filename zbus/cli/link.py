@@ -19,18 +19,17 @@ Exit status: 0 if the link was up and you ended it, 1 if not, 2 for arguments th
 from __future__ import annotations
 
 import argparse
-import contextlib
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ..errors import ConnectError, InputError, KeyChanged, ZBusError
-from ..net.places import Settings
 from ..peer import Peer
 from ..principals import check_name
+from ..settings import Settings
 from ..trust import Trust
+from .endings import interrupt, signals
 from .linking import book, ssh
 from .linking.reasons import FORWARDING, LOGIN
 from .linking.telling import Teller
@@ -45,7 +44,6 @@ ASK_EVERY, ASK_FIRST = 5.0, 0.5  # seconds between questions to the peers; until
 PATIENCE = 10.0  # seconds for an answer
 FIND_EVERY, FIND_SOON = 60.0, 10.0  # seconds between looks for ComfyUIs; if one does not answer
 LOGINS = 5  # refused in a row, after which there is no sense in another
-ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # not every system has all
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +67,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace) -> int:
     """Link, keep the link up, take it down; returns the exit status."""
     teller = Teller(given.json)
-    with _signals(_interrupt):
+    with signals(interrupt):
         linking = None
         try:
             linking = Linking(given, teller)
@@ -81,7 +79,7 @@ def run(given: argparse.Namespace) -> int:
             return 2 if isinstance(error, InputError) else 1
         finally:
             # Another Ctrl-C must not keep anything from being taken down.
-            with _signals(signal.SIG_IGN):
+            with signals(signal.SIG_IGN):
                 if linking is not None:
                     linking.close()
         return 0 if linking is not None and linking.was_up else 1
@@ -202,27 +200,6 @@ class Linking:
                 self._teller.say("state", one.state, **one.as_json())
         self._teller.status([(one.name, one.answered) for one in asked])
         return all(one.answered is not None for one in asked)
-
-
-@contextlib.contextmanager
-def _signals(handler: Any) -> Iterator[None]:
-    """Have it handle the signals that end a program."""
-    before = {}
-    for name in ENDINGS:
-        number = getattr(signal, name, None)
-        # nohup has had SIGHUP ignored; a shell's & does that to SIGINT, and is not meant.
-        nohup = name == "SIGHUP" and number and signal.getsignal(number) == signal.SIG_IGN
-        if number and not nohup:
-            before[number] = signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number, former in before.items():
-            signal.signal(number, former)
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _port(written: str) -> int:

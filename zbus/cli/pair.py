@@ -10,6 +10,7 @@ done, 1 if not, 2 for arguments that cannot be used.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -29,6 +30,7 @@ from ..pairing.tokens import Token
 from ..principals import EVERY_HOST
 from ..printable import printable
 from ..trust import EXCHANGE, JOBS, PERMISSIONS, Peers, Principal, Trust
+from .endings import interrupt_once, signals
 
 NAME = "pair"
 HELP = "pair two computers, and say what each may do on the other"
@@ -145,13 +147,15 @@ def _invite(given: argparse.Namespace) -> None:
     trust.keys  # noqa: B018  # or why there are none, before anything is opened
     offer, was_open = Offer(given.lan, given.at, given.port), bool(trust.lan)
     try:
-        with offer.opened(trust) as where:
+        # The end of a session, or a terminal that is closed, is no reason to leave the LAN open.
+        with signals(interrupt_once), offer.opened(trust) as where:
             name = own_name(not offer.is_public)
             with Inviting(trust, where, given.name, name) as inviting:
                 _say_invitation(trust, inviting, offer.is_public)
                 paired = inviting.serve()
     except KeyboardInterrupt:
-        _say("", "Cancelled: the token counts no longer.")
+        with contextlib.suppress(OSError):  # that terminal is there no longer
+            _say("", "Cancelled: the token counts no longer.")
         raise
     _say_paired(trust, paired, INVITER_GRANTS | paired.permissions, ACCEPTER_GRANTS)
     if offer.is_public and not was_open:

@@ -18,6 +18,7 @@ from PIL import features
 
 from ..codecs import lz4, png, raw, webp, zlib
 from ..errors import CodecRefused, UnknownCodec
+from ..given import said
 from ..values.layout import MOST_ROWS, Layout
 
 if TYPE_CHECKING:
@@ -74,15 +75,15 @@ _SAMPLE = 256 * 1024
 _SAMPLED_BUFFERS = 4
 
 
-def check(choice: str) -> None:
+def check(choice: object) -> None:
     """That there is such a choice.
 
     Raises:
         UnknownCodec: There is none; the text names all.
     """
-    if choice not in CHOICES:
+    if not isinstance(choice, str) or choice not in CHOICES:
         raise UnknownCodec(
-            f"there is no codec {choice!r}", remedy=f"Choose one of: {', '.join(CHOICES)}."
+            f"there is no codec {said(choice)}", remedy=f"Choose one of: {', '.join(CHOICES)}."
         )
 
 

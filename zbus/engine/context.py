@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
 
 from ..net.links import Links
-from ..net.places import Peering, Place, Settings
-from ..operation import Operation
+from ..net.places import Peering, Settings
+from ..protocol.budget import Budget
 from ..protocol.channel import Channels
-from ..protocol.registrations import ChannelOperation, Registration
-from ..values.payload import Flat
-from ..values.streams import Budget
 from .transfers import Transfers
-
-T = TypeVar("T")
-
-
-class InPool(Protocol):
-    """Runs `work` in the worker pool and `then` with its result in the I/O thread."""
-
-    def __call__(self, work: Callable[[], T], then: Callable[[T], None]) -> None: ...
+from .workers import Workers
 
 
 @dataclass
@@ -33,27 +21,8 @@ class Context:
     channels: Channels
     transfers: Transfers
     budget: Budget
-    in_pool: InPool
+    workers: Workers
 
     def peering(self, key: bytes) -> Peering | None:
         """The session of that key."""
         return next((p for p in self.links.peerings if p.key == key), None)
-
-
-@dataclass(eq=False)
-class Running:
-    """One operation of this side under way."""
-
-    operation: Operation[Any]
-    registration: Registration
-    step: ChannelOperation
-    place: Place | None
-    deadline: float | None
-    flat: Flat | None = None  # of a send
-    quality: str = "exact"
-    preparing: bool = False
-    transferring: bool = False
-    peering: Peering | None = None
-    transfer: int = -1
-    memory: int = 0  # taken from the budget
-    ended: bool = False

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import RemoteProtocolError, ZBusError
 from ..job import Remote
 from ..net.places import Peering
+from ..printable import clean_all
 from ..protocol.messages import MAX_FACTS, Enquire, Facts
 from .connecting import Connecting, SessionRequest
 from .context import Context
@@ -81,12 +82,13 @@ class Enquiries:
                 return least
             return text if len(text) <= MAX_FACTS else least
 
-        def tell(text: str) -> None:
+        def tell(text: str | ZBusError) -> None:
             if peering.error is None:
                 self._answering[peering.key] -= 1
-                peering.session.send(Facts(message.question, text))
+                told = least if isinstance(text, ZBusError) else text
+                peering.session.send(Facts(message.question, told))
 
-        self._context.in_pool(look, tell)
+        self._context.workers.run(look, tell)
 
     def told(self, peering: Peering, message: Facts) -> None:
         """The peer answers."""
@@ -94,7 +96,7 @@ class Enquiries:
         if answered is None:
             return
         try:
-            facts = json.loads(message.facts)
+            facts = clean_all(json.loads(message.facts))
         except (ValueError, RecursionError):
             facts = None
         if not isinstance(facts, dict):

@@ -65,7 +65,7 @@ class JobService:
     """
 
     def __init__(
-        self, context: Context, instance: bytes, post: Callable[[Callable[[], None]], None]
+        self, context: Context, instance: bytes, post: Callable[[Callable[[], None]], bool]
     ) -> None:
         self._context, self._post = context, post
         self.jobs = Jobs(context.settings.reconnect_wait)
@@ -194,7 +194,6 @@ class JobService:
 
     def _parcel(self, peering: Peering, parcel: JobOffer, body: bytes) -> None:
         job = parcel.job
-        self.job_transfers.check(peering, parcel)
         if parcel.part == SUBMIT:
             told, denial = peering.session.peer, self.denial(peering)
             if self.jobs.offered(peering.key, told.incarnation, told.name, job, denial):
@@ -203,7 +202,7 @@ class JobService:
                     parcel,
                     body,
                     lambda value: self._submitted(job, value),
-                    lambda error: self.jobs.not_submitted(job, error),
+                    lambda error, _: self.jobs.not_submitted(job, error),
                 )
             else:
                 self.job_transfers.known(peering, parcel)
@@ -213,7 +212,7 @@ class JobService:
                 parcel,
                 body,
                 lambda value: self.jobs.arrived(job, parcel.part, value),
-                lambda error: self.jobs.lost(job, error.at(peer=peering.name)),
+                lambda error, _: self.jobs.lost(job, error.at(peer=peering.name)),
             )
         else:
             self.job_transfers.refuse(peering, parcel, "that job is not waited for here")
@@ -276,7 +275,7 @@ class JobService:
 
     def session_down(self, peering: Peering, error: ZBusError) -> None:
         """The session has ended."""
-        self.job_transfers.session_down(peering)
+        self.job_transfers.session_down(peering, error)
         self.jobs.session_down(peering.key, error, time.monotonic())
         self._hold(peering, False)
         self.enquiries.session_down(peering, error)
@@ -391,6 +390,14 @@ class JobService:
             job.succeed(event.given.results)
         else:
             job.fail(event.error)
+
+    def counters(self) -> dict[str, int]:
+        """How many jobs, and their values on the way, there are."""
+        return {
+            "jobs given": len(self._given),
+            "jobs taken": len(self.jobs.taken),
+            "job values": len(self.job_transfers),
+        }
 
     # --- time ---------------------------------------------------------------------------------
 

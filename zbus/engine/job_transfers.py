@@ -1,7 +1,7 @@
-"""The values of jobs on their way, in both directions: each a transfer that no channel owns.
+"""The values of jobs on their way, in both directions: transfers that belong to no channel.
 
-Runs in the I/O thread. `sending` and `receiving` do the work; here it is known which job and part
-a transfer belongs to.
+Runs in the I/O thread. A flow moves each; here it is known which job and part it is for, and how
+many of one session go at once.
 """
 
 from __future__ import annotations
@@ -10,47 +10,45 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..errors import RemoteProtocolError, ZBusError
+from ..errors import Cancelled, LinkLost, ZBusError
 from ..net.places import Peering
-from ..operation import Operation
 from ..protocol.fields import clip
 from ..protocol.messages import JobOffer, Refused, Stored
 from ..values.payload import Flat
 from .context import Context
-from .receiving import Receiving
-from .sending import Wrapped, stream, wrap
+from .inflow import Inflow
+from .outflow import Outflow
+from .wrapping import Wrapped
+
+MAX_OUT = 128  # of one session at once: a burst must not fill what the session keeps
 
 
 class Owner(Protocol):
-    """Who is told how each parcel ends, once: see `jobs.Jobs`."""
+    """Who is told how each value ends, once: see `jobs.Jobs`."""
 
     def delivered(self, session: bytes, job: str, part: str) -> None: ...
-    def undeliverable(self, session: bytes, job: str, part: str, error: ZBusError) -> None: ...
+    def undeliverable(
+        self, session: bytes, job: str, part: str, error: ZBusError, resumable: bool
+    ) -> None: ...
 
-
-MAX_OUT = 128  # of one session at once: a burst must not fill what the session keeps
 
 Progress = Callable[[str, str, int, int], None]
 """Called with (job, part, bytes done, bytes in all)."""
 
 
-@dataclass(eq=False)
-class _Moving:
-    """One parcel under way."""
+@dataclass(frozen=True)
+class _Waiting:
+    """A value that is to be sent when there is room."""
 
+    peering: Peering
     job: str
     part: str
-    peering: Peering
-    transfer: int
-    outgoing: bool
-    operation: Operation[Any]
-    ended: bool = False
-    transferring: bool = False
-    memory: int = 0
+    flat: Flat
+    quality: str
 
 
 class JobTransfers:
-    """All parcels of one peer.
+    """All of one peer.
 
     Args:
         owner: Is told how those that go out have ended.
@@ -58,132 +56,171 @@ class JobTransfers:
     """
 
     def __init__(self, context: Context, owner: Owner, on_progress: Progress) -> None:
-        self._context, self._owner, self._on_progress = context, owner, on_progress
-        self._moving: dict[tuple[bytes, int], _Moving] = {}
-        self._waiting: list[tuple[Peering, str, str, Flat, str]] = []  # to be sent
+        self._context, self._owner, self.on_progress = context, owner, on_progress
+        self._moving: set[_Part] = set()
+        self._waiting: list[_Waiting] = []
+
+    def __len__(self) -> int:
+        return len(self._moving) + len(self._waiting)
 
     # --- out ----------------------------------------------------------------------------------
 
     def send(self, peering: Peering, job: str, part: str, flat: Flat, quality: str) -> None:
         """Send a value to the peer of that session, after those that are under way already."""
-        self._waiting.append((peering, job, part, flat, quality))
+        self._waiting.append(_Waiting(peering, job, part, flat, quality))
         self._begin_waiting(peering)
 
     def _begin_waiting(self, peering: Peering) -> None:
-        under_way = sum(m.outgoing and m.peering is peering for m in self._moving.values())
-        of_it = [waiting for waiting in self._waiting if waiting[0] is peering]
+        under_way = sum(part.is_out and part.peering is peering for part in self._moving)
+        of_it = [waiting for waiting in self._waiting if waiting.peering is peering]
         for waiting in of_it[: max(0, MAX_OUT - under_way)]:
             self._waiting.remove(waiting)
-            self._send(*waiting)
+            self._send(waiting)
 
-    def _send(self, peering: Peering, job: str, part: str, flat: Flat, quality: str) -> None:
-        link = self._context.channels.links[peering.key]
-        moving = self._begin(peering, job, part, link.new_operation(), outgoing=True)
+    def _send(self, waiting: _Waiting) -> None:
+        peering = waiting.peering
+        transfer = self._context.channels.links[peering.key].new_operation()
+        part = _Sent(self, peering, waiting.job, waiting.part)
+        self._moving.add(part)
+        part.flow = flow = self._context.transfers.send(peering, transfer, part)
+        flow.pack(waiting.flat, waiting.quality)
 
-        def then(result: Wrapped | ZBusError) -> None:
-            if moving.ended:
-                return
-            if isinstance(result, ZBusError):
-                self._end(moving)
-                self._owner.undeliverable(peering.key, job, part, result)
-                return
-            moving.operation.begin_bytes(result.plain)
-            parcel = JobOffer(job, part, moving.transfer, **result.told)
-            peering.session.send(parcel, result.body)
-            progressed = moving.operation.progressed
-            stream(self._context, peering, moving.transfer, result, progressed)
-
-        wrap(self._context, peering, flat, quality, then)
-
-    def stored(self, peering: Peering, transfer: int) -> None:
-        """The peer has it."""
-        moving = self._out(peering, transfer)
-        if moving is not None:
-            self._end(moving)
-            self._owner.delivered(peering.key, moving.job, moving.part)
-
-    def refused(self, peering: Peering, transfer: int, error: ZBusError) -> None:
-        """The peer will not have it."""
-        moving = self._out(peering, transfer)
-        if moving is not None:
-            self._end(moving)
-            self._owner.undeliverable(peering.key, moving.job, moving.part, error)
-
-    def _out(self, peering: Peering, transfer: int) -> _Moving | None:
-        moving = self._moving.get((peering.key, transfer))
-        return moving if moving is not None and moving.outgoing else None
+    def sent(self, part: _Part, error: ZBusError | None, resumable: bool) -> None:
+        """A value that went out has come to its end."""
+        self._moving.discard(part)
+        part.flow = None
+        session = part.peering.key
+        if error is None:
+            self._owner.delivered(session, part.job, part.part)
+        else:
+            self._owner.undeliverable(session, part.job, part.part, error, resumable)
+        if part.peering.error is None:
+            self._begin_waiting(part.peering)
 
     # --- in -----------------------------------------------------------------------------------
-
-    def check(self, peering: Peering, parcel: JobOffer) -> None:
-        """Raises:
-        RemoteProtocolError: Its id is that of a transfer which is under way.
-        """
-        known = (peering.key, parcel.operation) in self._moving
-        if known or self._context.transfers.knows(peering, parcel.operation):
-            raise RemoteProtocolError("a JOB_OFFER with the id of a transfer that is under way")
 
     def take(
         self,
         peering: Peering,
-        parcel: JobOffer,
+        offer: JobOffer,
         body: bytes,
         on_value: Callable[[Any], None],
-        on_failed: Callable[[ZBusError], None],
+        on_failed: Callable[[ZBusError, bool], None],
     ) -> None:
-        """Receive a value that the peer sends."""
-        moving = self._begin(peering, parcel.job, parcel.part, parcel.operation, outgoing=False)
+        """Receive a value that the peer sends. `on_failed` hears the error, and whether the value
+        may come again over another session.
 
-        def value(got: Any) -> None:
-            self._end(moving)
-            on_value(got)
+        Raises:
+            RemoteProtocolError: Its id is that of a transfer which is under way.
+        """
+        part = _Got(self, peering, offer.job, offer.part, on_value, on_failed)
+        part.flow = flow = self._context.transfers.receive(peering, offer, "any", part)
+        self._moving.add(part)
+        flow.take(offer, body)
 
-        def failed(error: ZBusError) -> None:
-            self._end(moving)
-            on_failed(error)
+    def got(self, part: _Part) -> None:
+        """A value that came in has come to its end."""
+        self._moving.discard(part)
+        part.flow = None
 
-        Receiving(self._context, peering, moving, parcel, body, "any", value, failed).begin()
-
-    def refuse(self, peering: Peering, parcel: JobOffer, why: str) -> None:
+    def refuse(self, peering: Peering, offer: JobOffer, why: str) -> None:
         """Nobody here wants it."""
-        peering.session.send(Refused(parcel.operation, clip(why)))
+        peering.session.send(Refused(offer.operation, clip(why)))
 
-    def known(self, peering: Peering, parcel: JobOffer) -> None:
+    def known(self, peering: Peering, offer: JobOffer) -> None:
         """It is here already."""
-        peering.session.send(Stored(parcel.operation))
+        peering.session.send(Stored(offer.operation))
 
     # --- both ---------------------------------------------------------------------------------
 
-    def _begin(
-        self, peering: Peering, job: str, part: str, transfer: int, *, outgoing: bool
-    ) -> _Moving:
-        def progress(done: int, total: int) -> None:
-            self._on_progress(job, part, done, total)
-
-        operation: Operation[Any] = Operation(lambda _: None, progress)
-        moving = _Moving(job, part, peering, transfer, outgoing, operation)
-        self._moving[peering.key, transfer] = moving
-        return moving
-
-    def _end(self, moving: _Moving) -> None:
-        moving.ended = True
-        self._moving.pop((moving.peering.key, moving.transfer), None)
-        self._context.transfers.drop(moving.peering, moving.transfer)
-        if moving.memory:
-            self._context.budget.give_back(moving.memory)
-        if moving.outgoing and moving.peering.error is None:
-            self._begin_waiting(moving.peering)
-
     def drop(self, job: str, why: str) -> None:
-        """Whatever is on its way for that job is not wanted any more."""
-        self._waiting = [waiting for waiting in self._waiting if waiting[1] != job]
-        for moving in [m for m in self._moving.values() if m.job == job]:
-            self._end(moving)
-            if not moving.outgoing:
-                moving.peering.session.send(Refused(moving.transfer, clip(why)))
+        """Whatever is on its way for that job is not wanted any more, and nobody is to be told of
+        its end but the peer."""
+        self._waiting = [waiting for waiting in self._waiting if waiting.job != job]
+        for part in [part for part in self._moving if part.job == job]:
+            self._moving.discard(part)
+            flow = part.forget()
+            error = Cancelled(why, peer=part.peering.name)
+            if flow is not None and part.is_out:
+                flow.drop(error)
+                self._begin_waiting(part.peering)
+            elif flow is not None:
+                flow.failed(error)  # which says REFUSED
 
-    def session_down(self, peering: Peering) -> None:
-        """The session has ended, and its transfers with it."""
-        self._waiting = [waiting for waiting in self._waiting if waiting[0] is not peering]
-        for moving in [m for m in self._moving.values() if m.peering is peering]:
-            self._end(moving)
+    def session_down(self, peering: Peering, error: ZBusError) -> None:
+        """The session has ended: what was still to be sent over it ends as what was moving."""
+        gone = [waiting for waiting in self._waiting if waiting.peering is peering]
+        self._waiting = [waiting for waiting in self._waiting if waiting.peering is not peering]
+        for waiting in gone:
+            self._owner.undeliverable(
+                peering.key, waiting.job, waiting.part, error, isinstance(error, LinkLost)
+            )
+
+
+class _Part:
+    """One value of a job under way, as its flow sees it: see `Giver` and `Taker`."""
+
+    is_out: bool
+    flow: Outflow | Inflow | None = None
+
+    def __init__(self, transfers: JobTransfers, peering: Peering, job: str, part: str) -> None:
+        self._transfers, self.peering, self.job, self.part = transfers, peering, job, part
+        self._is_wanted = True
+        self._total = 0
+
+    def begins(self, total: int) -> None:
+        self._total = total
+
+    def moved(self, received: int) -> None:
+        if self._is_wanted:
+            self._transfers.on_progress(self.job, self.part, received, self._total)
+
+    def forget(self) -> Outflow | Inflow | None:
+        """Nobody wants to hear of it any more; returns its flow, which is to be ended."""
+        self._is_wanted = False
+        flow, self.flow = self.flow, None
+        return flow
+
+
+class _Sent(_Part):
+    is_out = True
+
+    def offer(self, wrapped: Wrapped) -> None:
+        assert self.flow is not None
+        self.begins(wrapped.plain)
+        message = JobOffer(self.job, self.part, self.flow.delivery.id, **wrapped.told)
+        self.peering.session.send(message, wrapped.body)
+
+    def delivered(self, value: Any) -> None:
+        if self._is_wanted:
+            self._transfers.sent(self, None, False)
+
+    def undeliverable(self, error: ZBusError, resumable: bool) -> None:
+        if self._is_wanted:
+            self._transfers.sent(self, error, resumable)
+
+
+class _Got(_Part):
+    is_out = False
+
+    def __init__(
+        self,
+        transfers: JobTransfers,
+        peering: Peering,
+        job: str,
+        part: str,
+        on_value: Callable[[Any], None],
+        on_failed: Callable[[ZBusError, bool], None],
+    ) -> None:
+        super().__init__(transfers, peering, job, part)
+        self._on_value, self._on_failed = on_value, on_failed
+
+    def delivered(self, value: Any) -> None:
+        self._transfers.got(self)
+        if self._is_wanted:
+            self._on_value(value)
+
+    def undeliverable(self, error: ZBusError, resumable: bool) -> None:
+        self._transfers.got(self)
+        if self._is_wanted:
+            self._on_failed(error, resumable)

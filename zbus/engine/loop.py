@@ -3,64 +3,55 @@
 All state lives in this one thread. Other threads hand in calls with `post`, and get their answers
 through operations and futures. Each turn of the loop: input, calls, timers, what the channels
 want done, control messages, then bulk: so nothing that controls ever waits for what is big.
+
+It ends once, in `_end_everything`: by `close`, or because a turn of it has raised. Whatever is open
+then ends with one and the same error, and what is handed in later is refused by `post`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from ..errors import LocalProtocolError, PeerClosed, RemoteProtocolError, TransferRefused, ZBusError
+from ..callbacks import CALLBACKS, check_waiting, forbid_waiting, guarded
+from ..errors import InternalError, LocalProtocolError, PeerClosed, ZBusError
 from ..machine import free_memory
-from ..net.frames import Body, Closed, Connected, Received
+from ..net.frames import Closed, Connected, Received
 from ..net.links import Links
 from ..net.places import DialTarget, Peering, Settings
 from ..net.transport import Transport
+from ..protocol.budget import Budget
 from ..protocol.channel import Channels
 from ..protocol.fields import clip
-from ..protocol.messages import (
-    Chunk,
-    Finish,
-    Grant,
-    Hello,
-    Measure,
-    Message,
-    Pong,
-    Refused,
-    ShmDecline,
-    ShmOffer,
-    ShmReady,
-    Status,
-    Stored,
-)
+from ..protocol.messages import Hello, Status
 from ..protocol.registrations import (
     Endpoint,
     Failed,
     Link,
     Matched,
+    MayOffer,
     Registration,
-    RegistrationBound,
     RunBroken,
     Send,
 )
 from ..protocol.registrations import Event as ChannelEvent
 from ..trust import EXCHANGE, Trust
 from ..values.recycling import RECYCLER
-from ..values.streams import Budget
 from .context import Context
+from .dispatch import handlers
 from .job_service import JobService
-from .measure import Measuring
+from .measuring import Measuring
 from .meetings import Meetings
 from .operations import Operations
 from .shm_lane import ShmLane
 from .transfers import Transfers
+from .workers import Workers, outcome
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +60,6 @@ T = TypeVar("T")
 FAULT = "a fault in zbus itself; please report it"
 MEMORY_SHARE = 0.8  # of what is free, for values on their way in
 GOODBYE = 0.3  # seconds that the peers have to hang up, once they are told to
-WORKERS = max(4, min(8, os.cpu_count() or 4))
 
 
 class Engine:
@@ -77,24 +67,31 @@ class Engine:
 
     def __init__(self, own: Hello, settings: Settings, trust: Trust) -> None:
         self.own, self.settings = own, settings
+        self._lock = threading.Lock()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._ended: ZBusError | None = None  # guarded by the lock, as `_calls` is
+        self._goodbye = ""  # why this peer closes, once it does
         self.transport = Transport(admit=lambda key: self.links.admission.admits(key))
-        self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="zbus-work")
         self.links = Links(self.transport, own, settings, self, trust)
         self.channels = Channels()
-        self.shm_lane = ShmLane(own, trust)
-        self.transfers = Transfers(self.transport, self.pool, self.post, self.shm_lane)
+        self.workers = Workers(self.post)
         self.budget = Budget(self._memory)
+        self.shm_lane = ShmLane(own, trust)
+        self.transfers = Transfers(
+            self.transport, self.workers, self.post, self.shm_lane, self.budget
+        )
         self.context = Context(
-            settings, self.links, self.channels, self.transfers, self.budget, self.in_pool
+            settings, self.links, self.channels, self.transfers, self.budget, self.workers
         )
         self.operations = Operations(self.context)
         self.measuring = Measuring(self.context)
         self.meetings = Meetings(self.links, self.channels)
         self.job_service = JobService(self.context, own.instance, self.post)
+        self.links.handlers.update(
+            handlers(self.transfers, self.channels, self.measuring, self.job_service)
+        )
         self.activity = ""
         self.on_broken: dict[Registration, Callable[[ZBusError], None]] = {}
-        self._calls: deque[Callable[[], None]] = deque()
-        self._closing = False
         self._sweep_at: float | None = None
         self._more = False  # bulk that could go at once
         self._thread = threading.Thread(target=self._run, name="zbus-io", daemon=True)
@@ -107,20 +104,25 @@ class Engine:
     @property
     def closed(self) -> bool:
         """Whether nothing will be done any more."""
-        return self._closing or not self._thread.is_alive()
+        return self._ended is not None or not self._thread.is_alive()
 
     # --- from other threads -------------------------------------------------------------------
 
-    def post(self, call: Callable[[], None]) -> None:
-        """Have `call` done in the I/O thread, soon."""
-        self._calls.append(call)
+    def post(self, call: Callable[[], None]) -> bool:
+        """Have `call` done in the I/O thread, soon; False if that has ended, and it will not."""
+        with self._lock:
+            if self._ended is not None:
+                return False
+            self._calls.append(call)
         self.transport.wake()
+        return True
 
     def ask(self, call: Callable[[], T]) -> T:
         """Have `call` done in the I/O thread and wait for what it returns or raises.
 
         Raises:
             PeerClosed: The peer is closed.
+            LocalProtocolError: This is the I/O thread, or a callback.
         """
         answer: Future[T] = Future()
 
@@ -130,33 +132,64 @@ class Engine:
             except BaseException as error:
                 answer.set_exception(error)
 
-        if self.closed:
-            raise PeerClosed("this Peer is closed")
         if threading.current_thread() is self._thread:
             raise LocalProtocolError("a call that waits, from the I/O thread itself")
-        self.post(run)
+        check_waiting()
+        if not self.post(run):
+            raise PeerClosed("this Peer is closed")
         return answer.result()
 
     def close(self, why: str) -> None:
         """Say goodbye, close every socket, and wait for the thread: under a second."""
-        if not self._closing:
-            self._closing = True
-            self.post(lambda: self._goodbye(why))
+        if not self._goodbye:
+            self._goodbye = why or "closed"
+            self.transport.wake()
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout=2.0)
-        self.pool.shutdown(wait=False, cancel_futures=True)
 
-    def _goodbye(self, why: str) -> None:
-        error = PeerClosed(f"this side closes: {why}")
-        self.operations.close(error)
-        self.measuring.close(error)
-        self.job_service.close(error)
-        self._flush()
-        self.links.say_goodbye(why)
-        self._let_them_hang_up()
-        self.links.close(why)
+    # --- the loop -----------------------------------------------------------------------------
 
-    def _let_them_hang_up(self) -> None:
+    def _run(self) -> None:
+        forbid_waiting()
+        error: ZBusError = PeerClosed("this Peer is closed")
+        try:
+            busy = False
+            while not self._goodbye or self._calls:
+                busy = self._turn(busy)
+            error = PeerClosed(f"this side closes: {self._goodbye}")
+        except BaseException as raised:
+            logger.critical("the I/O thread has failed; this Peer is closed", exc_info=True)
+            error = InternalError.of(raised)
+            error = PeerClosed(f"the I/O thread has failed ({error.what}); the log says why")
+        finally:
+            self._end_everything(error)
+
+    def _end_everything(self, error: ZBusError) -> None:
+        """All that is open ends with that error, each of its owners told once; then the sockets
+        go. Nothing of it may keep the rest from being done."""
+        with self._lock:
+            self._ended = error
+        ends: tuple[Callable[[], None], ...] = (
+            self._do_late_calls,
+            lambda: self.operations.close(error),
+            lambda: self.measuring.close(error),
+            lambda: self.job_service.close(error),
+            lambda: self.transfers.close(error),
+            self._flush,
+            self._say_goodbye,
+            lambda: self.links.close(self._goodbye or error.what),
+            self.workers.close,
+            self.transport.close,
+        )
+        for end in ends:
+            guarded(end)
+
+    def _do_late_calls(self) -> None:
+        while self._calls:
+            guarded(self._calls.popleft())
+
+    def _say_goodbye(self) -> None:
+        self.links.say_goodbye(self._goodbye or "its I/O thread has failed")
         until = time.monotonic() + GOODBYE
         while any(peering.connection for peering in self.links.peerings):
             left = until - time.monotonic()
@@ -166,33 +199,11 @@ class Engine:
                 if isinstance(event, Closed):
                     self.links.closed(event, time.monotonic())
 
-    # --- the loop -----------------------------------------------------------------------------
-
-    def _run(self) -> None:
-        try:
-            busy = False
-            while not self._closing or self._calls:
-                busy = self._turn(busy)
-        except Exception:
-            logger.critical("the I/O thread has failed; this Peer is closed", exc_info=True)
-            self._closing = True
-            self.operations.close(PeerClosed("the I/O thread has failed; the log says why"))
-        finally:
-            self._answer_late_calls()
-            self.transport.close()
-
-    def _answer_late_calls(self) -> None:
-        while self._calls:
-            try:
-                self._calls.popleft()()
-            except Exception:
-                logger.debug("a call after the end", exc_info=True)
-
     def _turn(self, busy: bool) -> bool:
         before = time.monotonic()
         deadline = self._deadline(before)
         timeout = None if deadline is None else max(0.0, deadline - before)
-        if busy or self._calls:
+        if busy or self._calls or self._goodbye:
             timeout = 0.0
         woke = None
         for event in self.transport.poll(timeout):
@@ -228,17 +239,15 @@ class Engine:
         and not every link of this process."""
         try:
             call()
-        except Exception:
+        except BaseException:
             logger.exception(FAULT)
         self._settle()
 
     def _deadline(self, now: float) -> float | None:
         times = (
-            *(
-                self.links.deadline(now),
-                self.operations.deadline(now),
-                self.job_service.deadline(now),
-            ),
+            self.links.deadline(now),
+            self.operations.deadline(now),
+            self.job_service.deadline(now),
             self._sweep_at,
         )
         return min((t for t in times if t is not None), default=None)
@@ -262,7 +271,7 @@ class Engine:
             for event in events:
                 try:
                     self._do(event)
-                except Exception:
+                except BaseException:
                     logger.exception(FAULT)
 
     def _do(self, event: ChannelEvent) -> None:
@@ -271,8 +280,8 @@ class Engine:
                 peering = self.context.peering(event.session)
                 if peering is not None:
                     peering.session.send(event.message, event.body)
-            case RegistrationBound():
-                self.operations.bound(event.registration)
+            case MayOffer():
+                self.operations.may_offer(event)
             case Matched():
                 self.operations.matched(event)
             case Failed():
@@ -284,10 +293,7 @@ class Engine:
         tell = self.on_broken.get(event.registration)
         logger.warning("run %s is stopped: %s", event.registration.run, event.error)
         if tell is not None:
-            try:
-                tell(event.error)
-            except Exception:  # the caller's own code
-                logger.exception("a callback of a broken run failed")
+            CALLBACKS.call(tell, event.error)
 
     # --- told by the links --------------------------------------------------------------------
 
@@ -315,10 +321,13 @@ class Engine:
         self.transfers.unlinked(peering)
 
     def session_down(self, peering: Peering, error: ZBusError) -> None:
+        # Bindings end with it, and their operations; what is on its way for jobs may go on over
+        # another session, and its job is asked.
+        self.channels.session_down(peering.key, error)
+        self._settle()
         self.transfers.session_down(peering, error)
         self.measuring.session_down(peering, error)
         self.job_service.session_down(peering, error)
-        self.channels.session_down(peering.key, error)
         self._settle()
 
     def place_faulty(self, place: DialTarget, error: ZBusError) -> None:
@@ -333,61 +342,33 @@ class Engine:
         self.job_service.place_failed(place, error)
         self._settle()
 
-    def in_pool(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
-        """Run `work` in the worker pool and `then` with its result here."""
-
-        def done(future: Future[Any]) -> None:
-            if not future.cancelled():
-                self.post(lambda: then(future.result()))
-
-        self.pool.submit(work).add_done_callback(done)
-
-    def in_thread(self, work: Callable[[], Any], then: Callable[[Any], None]) -> None:
-        """As `in_pool`, for what may block long: a process's end waits for the pool's threads,
-        and not for this one."""
+    def in_thread(self, work: Callable[[], T], then: Callable[[T | ZBusError], None]) -> None:
+        """Run `work`, which may block long, in a thread of its own, and `then` with its result
+        here, or with what it raised as one of our errors. A process's end waits for the pool's
+        threads, and not for this one."""
 
         def run() -> None:
-            result = work()
+            result = outcome(work)
             self.post(lambda: then(result))
 
-        threading.Thread(target=run, name="zbus-look", daemon=True).start()
+        try:
+            threading.Thread(target=run, name="zbus-look", daemon=True).start()
+        except RuntimeError as error:  # the interpreter is ending, or has too many threads
+            then(InternalError.of(error))
 
-    def message(self, peering: Peering, message: Message, body: Body | None) -> None:
-        """A message for channels or transfers has come.
-
-        Raises:
-            RemoteProtocolError: It breaks the protocol.
-        """
-        match message:
-            case Chunk():
-                self.transfers.chunk(peering, message, body)
-            case Grant():
-                self.transfers.grant(peering, message, time.monotonic())
-            case ShmReady():
-                self.transfers.near(peering, message)
-            case ShmOffer():
-                self.transfers.shared(peering, message)
-            case ShmDecline():
-                self.transfers.unshared(peering, message)
-            case Finish():
-                self.transfers.finish(peering, message)
-            case Stored():
-                self.transfers.stored(peering, message.transfer)
-                self.operations.stored(peering, message.transfer)
-                self.job_service.job_transfers.stored(peering, message.transfer)
-            case Refused():
-                error = TransferRefused(message.why, peer=peering.name)
-                self.transfers.refused(peering, message.transfer, error)
-                self.operations.refused(peering, message.transfer, error)
-                self.job_service.job_transfers.refused(peering, message.transfer, error)
-            case Pong():
-                self.measuring.pong(peering, message.token)
-            case Measure():
-                self.measuring.asked(peering, message)
-            case _:
-                data = _body(message, body)
-                if not self.job_service.message(peering, message, data):
-                    self.channels.receive(peering.key, message, data)
+    def counters(self) -> dict[str, int]:
+        """How much of what is open: see `Peer.counters`."""
+        return {
+            "addresses": len(self.links.places),
+            "sessions": len(self.links.peerings),
+            "registrations": len(self.channels.registrations),
+            "operations": len(self.operations),
+            "transfers": len(self.transfers),
+            "memory": self.budget.taken,
+            "waiting for memory": self.budget.waiting,
+            "bytes in flight": sum(p.pace.in_flight for p in self.links.peerings),
+            **self.job_service.counters(),
+        }
 
     # --- for people ---------------------------------------------------------------------------
 
@@ -401,11 +382,3 @@ class Engine:
     def _tell_activity(self, peering: Peering) -> None:
         if peering.permissions:  # who may do nothing here need not know what is done
             peering.session.send(Status(clip(self.activity, 300)))
-
-
-def _body(message: Message, body: Body | None) -> bytes:
-    data = body.take() if body is not None else b""
-    if len(data) > message.BODY:
-        kind = type(message).__name__.upper()
-        raise RemoteProtocolError(f"a message of kind {kind} with {len(data)} bytes inside")
-    return data

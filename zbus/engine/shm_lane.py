@@ -66,7 +66,7 @@ class ShmLane:
         lanes = (self._own.lanes, peering.session.peer.lanes)
         return peering.is_local and all(memory.LANE in known for known in lanes)
 
-    def near(self, peering: Peering, transfer: int) -> ShmReady | None:
+    def ready(self, peering: Peering, transfer: int) -> ShmReady | None:
         """What to tell the sender of a value; None where this user has no key."""
         proof = self._proof(self._own, peering.session.peer, transfer)
         return ShmReady(transfer, proof) if proof else None
@@ -76,7 +76,7 @@ class ShmLane:
         proof = self._proof(peering.session.peer, self._own, message.transfer)
         return bool(proof) and hmac.compare_digest(proof, message.proof)
 
-    def shared(
+    def offer(
         self, peering: Peering, transfer: int, views: Sequence[memoryview]
     ) -> ShmOffer | None:
         """What to tell who is near of a value in these views; None where it takes the socket."""

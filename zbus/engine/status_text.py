@@ -5,8 +5,13 @@ from __future__ import annotations
 from ..job import Job
 from ..net.places import Peering
 from ..operation import size_text
+from ..protocol.channel import MAX_REMOTE_RUNS
+from ..protocol.delivery import SendState
 from ..protocol.registrations import Link, State
-from .context import Context, Running
+from .context import Context
+from .inflow import Inflow
+from .outflow import Outflow
+from .running import Running
 
 
 def explain(context: Context, running: Running, now: float) -> str:
@@ -40,6 +45,9 @@ def _waiting(context: Context, running: Running, link: Link, peering: Peering, n
     busy = link.busy.get(running.registration.channel)
     if busy:
         return f"{peering.name}: {busy}"
+    if running.registration in link.held:
+        ahead = f"{MAX_REMOTE_RUNS} runs of this computer wait for {peering.name} already"
+        return f"{ahead}: this one's turn comes"
     others = sorted({channel for _, channel in link.remote})
     if others and running.registration.channel not in others:
         return (
@@ -54,12 +62,30 @@ def _bound(context: Context, running: Running, peering: Peering, now: float) -> 
     troubled = _trouble(context, peering, now)
     if troubled:
         return troubled
-    if running.transferring or (running.preparing and not running.step.posted):
-        return ""
+    of_value = _of_value(context, running.flow, peering)
+    if of_value is not None:
+        return of_value
     if running.step.matched:
         return f"{peering.name}: {running.step} begins"
     doing = peering.activity if peering.activity not in ("", "idle") else "computing"
     return f"{peering.name} has not come to this yet: {doing}"
+
+
+def _of_value(context: Context, flow: Outflow | Inflow | None, peering: Peering) -> str | None:
+    """How far its value is; "" where the line that stands says so, None where nothing moves."""
+    if isinstance(flow, Outflow):
+        if flow.delivery.held:
+            return f"{peering.name} waits for memory for it: values on their way there take it"
+        is_busy = flow.delivery.state is SendState.PACKING or flow.delivery.received > 0
+        return "" if is_busy else None
+    if flow is None:
+        return None
+    if flow.delivery.waits_for_memory:
+        budget, lost = context.budget, ", ".join(context.transfers.holders_without_link())
+        whose = f" (one from {lost}, whose link is lost)" if lost else ""
+        taken, cap = size_text(budget.taken), size_text(budget.cap)
+        return f"waiting for memory: values on their way take {taken} of {cap}{whose}"
+    return "" if flow.delivery.incoming.received or flow.delivery.is_whole else None
 
 
 def explain_job(context: Context, job: Job, peering: Peering | None, now: float) -> str:

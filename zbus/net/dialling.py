@@ -27,9 +27,10 @@ T = TypeVar("T")
 
 
 class InThread(Protocol):
-    """Runs `work`, which may block long, in a thread, and `then` with its result in this one."""
+    """Runs `work`, which may block long, in a thread, and `then` with its result in this one: with
+    what it raised, as one of our errors, if it did."""
 
-    def __call__(self, work: Callable[[], T], then: Callable[[T], None]) -> None: ...
+    def __call__(self, work: Callable[[], T], then: Callable[[T | ZBusError], None]) -> None: ...
 
 
 class Dialler:
@@ -134,9 +135,11 @@ class Dialler:
         if lane is not None:
             self.tell(target, dial.Found(way, (_spot(lane),)), time.monotonic())
         elif way.url:
-            self._look(lambda: open_lane(way.url), lambda found: self._opened(target, way, found))
+            self._in_thread(
+                lambda: open_lane(way.url), lambda found: self._opened(target, way, found)
+            )
         else:
-            self._look(lambda: _spots(way), lambda found: self._found(target, way, found))
+            self._in_thread(lambda: _spots(way), lambda found: self._found(target, way, found))
 
     def _opened(self, target: DialTarget, way: Address, lane: Lane | ZBusError) -> None:
         if isinstance(lane, ZBusError):
@@ -163,21 +166,7 @@ class Dialler:
         def told(error: ZBusError | None) -> None:
             self.tell(target, dial.Diagnosed(way, spot, error), time.monotonic())
 
-        self._look(look, told)
-
-    def _look(self, work: Callable[[], T], then: Callable[[T | ZBusError], None]) -> None:
-        """Do what blocks elsewhere. Whatever happens there, the answer comes."""
-
-        def guarded() -> T | ZBusError:
-            try:
-                return work()
-            except ZBusError as error:
-                return error
-            except Exception as error:
-                logger.exception("a look at an address failed; please report it")
-                return ConnectError(f"a fault in zbus itself: {type(error).__name__}")
-
-        self._in_thread(guarded, then)
+        self._in_thread(look, told)
 
 
 def _spots(way: Address) -> tuple[Spot, ...]:

@@ -8,11 +8,24 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from typing import Any
 
 from ..errors import PeerGone, RemoteProtocolError, ZBusError
 from ..protocol import dial
 from ..protocol.fields import clip
-from ..protocol.messages import Bye, Hello, Message, Ready, Reject, Status, decode, encode
+from ..protocol.messages import (
+    Ack,
+    Bye,
+    Hello,
+    Message,
+    Ping,
+    Ready,
+    Reject,
+    Status,
+    decode,
+    encode,
+)
 from ..trust import Trust
 from .addresses import Addresses
 from .admission import Admission
@@ -33,6 +46,8 @@ FAULTY = (
     "Look at the address: another program answers there, or a zbus that does not fit (update both)"
 )
 AGAIN = 0.2  # seconds to the next look whether an unused address may go
+
+Handler = Callable[[Peering, Any, "Body | None"], None]
 
 
 class Links:
@@ -68,6 +83,16 @@ class Links:
         self._peerings = Peerings(
             transport, self.admission, settings, owner, self.places, self._dialler, own.boot
         )
+        # Each kind has one handler: those of the links themselves, and the engine adds its own.
+        self.handlers: dict[type[Message], Handler] = {
+            Hello: self._late_handshake,
+            Ready: self._late_handshake,
+            Reject: self._rejected,
+            Bye: self._bye,
+            Status: self._status,
+            Ack: self._taken_note_of,
+            Ping: self._taken_note_of,
+        }
         self.refused = 0
         self._logged_at = 0.0
         self._unlogged = 0
@@ -157,19 +182,25 @@ class Links:
         peering.silent = 0.0
         if not peering.session.receive(seq, message, now):
             return
-        if isinstance(message, Bye):
-            error = PeerGone(
-                f"said goodbye: {message.why}", peer=peering.name, remedy="Run both workflows again"
-            )
-            self._peerings.end(peering, error, linger=0)  # it waits for this side to hang up
-        elif isinstance(message, Reject):
-            raise RemoteProtocolError(f"the peer ended the connection: {message.why}")
-        elif isinstance(message, (Hello, Ready)):
-            raise RemoteProtocolError(f"{type(message).__name__.upper()} after the handshake")
-        elif isinstance(message, Status):
-            peering.activity = message.activity
-        else:
-            self._owner.message(peering, message, body)
+        self.handlers[type(message)](peering, message, body)
+
+    def _bye(self, peering: Peering, message: Bye, _: Body | None) -> None:
+        error = PeerGone(
+            f"said goodbye: {message.why}", peer=peering.name, remedy="Run both workflows again"
+        )
+        self._peerings.end(peering, error, linger=0)  # it waits for this side to hang up
+
+    def _rejected(self, _: Peering, message: Reject, __: Body | None) -> None:
+        raise RemoteProtocolError(f"the peer ended the connection: {message.why}")
+
+    def _late_handshake(self, _: Peering, message: Hello | Ready, __: Body | None) -> None:
+        raise RemoteProtocolError(f"{type(message).__name__.upper()} after the handshake")
+
+    def _status(self, peering: Peering, message: Status, _: Body | None) -> None:
+        peering.activity = message.activity
+
+    def _taken_note_of(self, _: Peering, __: Message, ___: Body | None) -> None:
+        """The session has, by itself."""
 
     def _fault(self, connection: Connection, error: RemoteProtocolError, now: float) -> None:
         peering, target = self._peerings.on(connection), self._target(connection)

@@ -12,32 +12,11 @@ from ..protocol.dial import Dial
 from ..protocol.messages import MAX_CHUNK
 from ..protocol.pace import MIN_CHUNK, Pace
 from ..protocol.session import Session
+from ..settings import Settings as Settings
 from .frames import Connection, Listener
 from .websocket import Lane
 
 ADDR, OWN = "addr", "own"  # kinds of listener, as HELLO names them
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a user may change.
-
-    Attributes:
-        reconnect_wait: Seconds that a lost link is waited for.
-        linger: Seconds that an address stays open after its last run.
-        nobody_wait: Seconds after which a lost link is given up when each redial is accepted and
-            closed at once, or refused by another machine.
-        memory: Bytes that values on their way in may take, all together; None: 80 % of what is
-            free when the first one comes.
-        share_memory: Whether this user's peers on this machine read large values out of each
-            other's memory, where the system lets them (Linux); else they take the socket.
-    """
-
-    reconnect_wait: float = 300.0
-    linger: float = 30.0
-    nobody_wait: float = 15.0
-    memory: int | None = None
-    share_memory: bool = True
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from typing import Any, NamedTuple, TypeVar
 
-from .. import probe
+from .. import given, probe
 from ..address import Address
 from ..errors import (
     BadToken,
@@ -64,11 +64,13 @@ def accept(
         timeout: Seconds for all of it.
 
     Raises:
+        InputError: The time is none.
         BadToken: The token cannot be used.
         PairingFailed: The invitation is refused, or nobody answers; the text says which and why.
         TrustError: The inviter cannot be stored.
         Cancelled: `cancelled` is set.
     """
+    timeout = given.seconds("timeout", timeout)
     invited = Token.read(token)
     if invited.key == trust.keys.public:
         raise BadToken(

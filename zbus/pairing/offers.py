@@ -53,10 +53,10 @@ class Offer:
             InputError: Nobody would reach it.
         """
         opens = self.is_public and not trust.lan
-        if opens:
-            trust.set_lan(EVERY_HOST)
-            nudge(trust)
-        try:
+        try:  # from here on: a signal may come while it is being opened
+            if opens:
+                trust.set_lan(EVERY_HOST)
+                nudge(trust)
             yield self._reach(trust)
         except BaseException:
             if opens:

@@ -4,26 +4,41 @@ On a bound registration one operation at a time is open on each side: a send OFF
 AWAITs. They pair by their key: the order, or on Jumper's channel the place in the run's sequence.
 If each side has one open and they do not pair, both fail at once, each with both halves in its
 text.
+
+A side that gives up an operation says CANCEL and is done with it at once; but the other side may
+have completed it in the meantime, and its STORED may be on its way. So each CANCEL is answered by
+CANCEL_OK, behind whatever was said before it, and the next operation of this side is said only
+after that word. Then both sides agree on which items are done, and the channel stays usable.
 """
 
 from __future__ import annotations
 
-from ..errors import ChannelError, LinkError, Mismatch, OperationPending, RunEnded, ZBusError
+from ..errors import (
+    ChannelError,
+    InvalidOrder,
+    LinkError,
+    Mismatch,
+    OperationPending,
+    RunEnded,
+    ZBusError,
+)
 from .fields import clip
 from .manifest import JUMPER, accepts
-from .messages import Await, Cancel, Close, Offer
+from .messages import Await, Cancel, CancelOk, Close, Offer
 from .registrations import (
     ChannelOperation,
     Event,
     Failed,
     Link,
     Matched,
+    MayOffer,
     Registration,
     RunBroken,
     Send,
     State,
 )
 
+MAX_ORDER = (1 << 63) - 1  # on the wire
 MIRROR = "Make the two chains mirror each other"
 
 
@@ -46,31 +61,49 @@ class Matching:
             OperationPending: One is open here already.
             ZBusError: The registration has ended; its own error.
         """
-        if registration.step is not None:
+        if registration.operation is not None:
             raise OperationPending(
-                f"{step} began while {registration.step} is still open on {registration.endpoint}",
+                f"{step} began while {registration.operation} is still open on "
+                f"{registration.endpoint}",
                 remedy="Wire the order output of the one into the order input of the other",
             )
         if registration.error is not None:
             raise _staged(registration.error, step)
-        step.key = (
-            registration.count
-            if registration.channel == JUMPER or step.order is None
-            else (step.order)
-        )
-        registration.count += 1
-        registration.step = step
-        if registration.state is State.BOUND:
-            self.post(registration)
+        if step.order is None and registration.next_key > MAX_ORDER:
+            raise InvalidOrder(
+                f"{step} has no order left: the one before had {MAX_ORDER}",
+                remedy="Start the chain at 0",
+            )
+        registration.operation = step
+        self.post(registration)
+
+    def post(self, registration: Registration) -> None:
+        """Say what this side has open, if the registration is bound, and the other side has
+        answered what was given up before."""
+        step, link = registration.operation, registration.link
+        is_bound = registration.state is State.BOUND and registration.cancelling is None
+        if step is None or link is None or not is_bound:
+            return
+        by_sequence = registration.channel == JUMPER or step.order is None
+        step.key = registration.next_key if by_sequence or step.order is None else step.order
+        step.id = link.new_operation()
+        if step.direction == "send":
+            self._out.append(MayOffer(registration, step))
+        else:
+            step.posted = True
+            node = clip(step.node, 120)
+            self._send(link, Await(registration.binding, step.id, step.key, step.kind, node))
+        self._pair(registration)
 
     def offer(
         self, registration: Registration, step: ChannelOperation, body: bytes = b"", **told: object
-    ) -> Link | None:
+    ) -> None:
         """The value of a send is prepared: offer it, a small one in `body`; `told` are the fields
-        of OFFER that speak of the value. Returns the link, None if it is too late."""
+        of OFFER that speak of the value."""
         link = registration.link
-        if registration.step is not step or registration.state is not State.BOUND or link is None:
-            return None
+        is_open = registration.operation is step and registration.state is State.BOUND
+        if link is None or not is_open:
+            return
         step.posted = True
         offer = Offer(
             binding=registration.binding,
@@ -82,59 +115,41 @@ class Matching:
         )
         self._out.append(Send(link.key, offer, body))
         self._pair(registration)
-        return link
 
     def complete(self, registration: Registration, step: ChannelOperation) -> None:
-        """The operation's value has been stored."""
-        if registration.step is step:
-            registration.step = registration.remote = None
-            registration.remote_body = b""
-            registration.finished += 1
+        """The operation's value has been stored, here or there."""
+        if registration.operation is step:
+            registration.operation = None
+            if registration.remote is not None:
+                registration.last_done = registration.remote.operation
+            registration.remote, registration.remote_body = None, b""
+            self._count(registration, step)
+
+    def _count(self, registration: Registration, step: ChannelOperation) -> None:
+        registration.next_key = step.key + 1
+        registration.finished += 1
 
     def fail(
         self, registration: Registration, step: ChannelOperation, error: ZBusError, tell: bool
     ) -> None:
         """The operation failed or was cancelled on this side; `tell` the other side."""
-        if registration.step is not step:
+        if registration.operation is not step:
             return
-        if (
-            tell
-            and step.posted
-            and registration.link is not None
-            and registration.state is State.BOUND
-        ):
-            self._send(registration.link, Cancel(step.id, clip(str(error))))
-        registration.step = None
-        if step.order is None and registration.channel != JUMPER:
-            registration.count = step.key  # its number is free again, on both sides
-        if step.matched:
+        registration.operation = None
+        is_bound = registration.state is State.BOUND and registration.link is not None
+        if tell and step.posted and is_bound and registration.link is not None:
+            registration.cancelling = step
+            cancel = Cancel(registration.binding, step.id, clip(str(error)))
+            self._send(registration.link, cancel)
+        elif step.matched:
             registration.remote, registration.remote_body = None, b""
         self._out.append(Failed(registration, step, error))
 
-    def post(self, registration: Registration) -> None:
-        """The registration is bound: say what this side has open."""
-        step, link = registration.step, registration.link
-        if step is None or link is None:
-            return
-        step.id = link.new_operation()
-        if step.direction == "receive":
-            step.posted = True
-            self._send(
-                link,
-                Await(
-                    registration.binding,
-                    step.id,
-                    step.key,
-                    step.kind,
-                    clip(step.node, 120),
-                ),
-            )
-        self._pair(registration)
-
     def _pair(self, registration: Registration) -> None:
         """Look whether the open operations of the two sides belong together."""
-        mine, other = registration.step, registration.remote
-        if mine is None or other is None or mine.matched:
+        mine, other = registration.operation, registration.remote
+        is_said = mine is not None and mine.id and registration.cancelling is None
+        if mine is None or other is None or mine.matched or not is_said:
             return
         problem = _misfit(mine, other)
         if problem:
@@ -153,18 +168,39 @@ class Matching:
         registration.remote, registration.remote_body = message, body
         self._pair(registration)
 
-    def cancelled(self, registration: Registration, message: Cancel) -> bool:
-        """The other side gives up an operation; whether it was the one that is open here."""
-        if registration.remote is None or registration.remote.operation != message.operation:
-            return False
-        mine = registration.step
-        registration.remote, registration.remote_body = None, b""
-        if mine is not None and mine.matched:
-            why = f"the other side gave up: {message.why}"
-            self.fail(
-                registration, mine, RunEnded(why, peer=registration.who, stage=str(mine)), tell=True
+    def cancelled(self, registration: Registration, message: Cancel) -> None:
+        """The other side gives up an operation; perhaps it is the one that is open here, and
+        perhaps it was completed here, or given up, before this word came."""
+        remote, mine = registration.remote, registration.operation
+        if remote is not None and remote.operation == message.operation:
+            registration.remote, registration.remote_body = None, b""
+            if mine is not None and mine.matched:
+                why = f"the other side gave up: {message.why}"
+                error = RunEnded(why, peer=registration.who, stage=str(mine))
+                self.fail(registration, mine, error, tell=False)
+        if registration.link is not None:
+            mine = registration.operation
+            answer = CancelOk(
+                registration.binding,
+                message.operation,
+                registration.last_done == message.operation,
+                mine.id if mine is not None and mine.posted else 0,
             )
-        return True
+            self._send(registration.link, answer)
+
+    def cancel_answered(self, registration: Registration, message: CancelOk) -> None:
+        """The other side has heard that this one gave up an operation."""
+        given_up = registration.cancelling
+        if given_up is None or given_up.id != message.operation:
+            return
+        registration.cancelling = None
+        if message.stored:
+            self._count(registration, given_up)
+        remote = registration.remote
+        if remote is not None and remote.operation != message.open:
+            registration.remote, registration.remote_body = None, b""
+        self.post(registration)
+        self._pair(registration)
 
     # --- ends ---------------------------------------------------------------------------------
 
@@ -177,15 +213,16 @@ class Matching:
     def end(self, registration: Registration, error: ZBusError, tell_run: bool = True) -> None:
         """The registration has ended, for `error`: so does its operation, or its run is told."""
         expected = registration.expects_more
-        step, registration.step = registration.step, None
+        step, registration.operation = registration.operation, None
         registration.state, registration.error = State.ENDED, error
         registration.remote, registration.remote_body = None, b""
+        registration.cancelling = None
         if step is not None:
             self._out.append(Failed(registration, step, _staged(error, step)))
         elif tell_run and expected:
             self._out.append(RunBroken(registration, error))
 
-    def _send(self, link: Link, message: Await | Cancel | Close) -> None:
+    def _send(self, link: Link, message: Await | Cancel | CancelOk | Close) -> None:
         self._out.append(Send(link.key, message))
 
 

@@ -17,7 +17,8 @@ be done in `out`: messages to send, and events.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from ..errors import (
     AmbiguousPeer,
@@ -37,6 +38,7 @@ from .messages import (
     Bound,
     BoundOk,
     Cancel,
+    CancelOk,
     Close,
     Message,
     NotBound,
@@ -48,13 +50,12 @@ from .registrations import (
     Event,
     Link,
     Registration,
-    RegistrationBound,
     Send,
     SessionKey,
     State,
 )
 
-MAX_REMOTE_RUNS = 64  # waiting on one session
+MAX_REMOTE_RUNS = 64  # of one peer, waiting on one session: more are announced one by one
 
 
 class Channels:
@@ -66,6 +67,18 @@ class Channels:
         self.registrations: list[Registration] = []
         self.links: dict[SessionKey, Link] = {}
         self._abandoned: dict[tuple[SessionKey, int], Close] = {}  # proposals that ended unanswered
+        self._handlers: dict[type[Message], Callable[[Link, Any, bytes], None]] = {
+            Announce: self._announced,
+            Withdraw: self._withdrawn,
+            Bound: self._proposed,
+            BoundOk: self._accepted,
+            NotBound: self._declined,
+            Await: self._begun,
+            Offer: self._begun,
+            Cancel: self._cancelled,
+            CancelOk: self._cancel_answered,
+            Close: self._closed,
+        }
 
     def drain(self) -> list[Event]:
         """What is to be done since the last call, in order."""
@@ -104,6 +117,7 @@ class Channels:
         if registration in self.registrations:
             self.registrations.remove(registration)
         if registration.state is State.ENDED:
+            self._withdraw(registration, f"the run of {registration.since} there has ended", None)
             return
         message = Close(max(registration.binding, 0), outcome, clip(why))
         if registration.state is State.BOUND and registration.link is not None:
@@ -123,6 +137,12 @@ class Channels:
         if registration.state is State.BOUND:
             self._send(link, Withdraw(registration.run, registration.channel, _busy(registration)))
             return
+        key = registration.run, registration.channel
+        if key not in link.announced and len(link.announced) >= MAX_REMOTE_RUNS:
+            if registration not in link.held:
+                link.held.append(registration)
+            return
+        link.announced.add(key)
         channels = {
             s.channel
             for s in self.registrations
@@ -141,8 +161,17 @@ class Channels:
 
     def _withdraw(self, registration: Registration, why: str, but: Link | None) -> None:
         for link in self._covered(registration):
-            if link is not but:
+            if registration in link.held:
+                link.held.remove(registration)
+            elif link is not but and (registration.run, registration.channel) in link.announced:
                 self._send(link, Withdraw(registration.run, registration.channel, why))
+                self._not_announced(registration, link)
+
+    def _not_announced(self, registration: Registration, link: Link) -> None:
+        """The other side does not keep it any more: there is room for one that waits for that."""
+        link.announced.discard((registration.run, registration.channel))
+        while link.held and len(link.announced) < MAX_REMOTE_RUNS:
+            self._announce(link.held.pop(0), link)
 
     def _settle_ambiguity(self, registration: Registration) -> None:
         kind = registration.endpoint.kind
@@ -195,45 +224,23 @@ class Channels:
 
     # --- messages -----------------------------------------------------------------------------
 
-    def receive(self, key: SessionKey, message: Message, body: bytes = b"") -> bool:
-        """Take one message of a session; False if it is not for channels.
+    def receive(self, key: SessionKey, message: Message, body: bytes = b"") -> None:
+        """Take one message of a session, of one of `kinds`. After the session's end it is late,
+        and nothing is done.
 
         Raises:
             RemoteProtocolError: The peer breaks the rules of binding.
         """
         link = self.links.get(key)
-        if link is None:
-            return False
-        match message:
-            case Announce():
-                self._on_announce(link, message)
-            case Withdraw():
-                self._on_withdraw(link, message)
-            case Bound():
-                self._on_bound(link, message)
-            case BoundOk():
-                self._on_bound_ok(link, message)
-            case NotBound():
-                self._on_not_bound(link, message)
-            case Await() | Offer():
-                for registration in self._bound(link):
-                    if (
-                        registration.binding == message.binding
-                        and registration.state is State.BOUND
-                    ):
-                        self.matching.remote(registration, message, body)
-            case Close():
-                self._on_close(link, message)
-            case Cancel():
-                return any(
-                    self.matching.cancelled(registration, message)
-                    for registration in self._bound(link)
-                )
-            case _:
-                return False
-        return True
+        if link is not None:
+            self._handlers[type(message)](link, message, body)
 
-    def _on_announce(self, link: Link, message: Announce) -> None:
+    @property
+    def kinds(self) -> tuple[type[Message], ...]:
+        """The kinds of messages that are for channels."""
+        return tuple(self._handlers)
+
+    def _announced(self, link: Link, message: Announce, _: bytes) -> None:
         if len(link.remote) >= MAX_REMOTE_RUNS:
             raise RemoteProtocolError("too many runs announced")
         # A run announced again waits anew, at the end of the row.
@@ -242,6 +249,18 @@ class Channels:
         link.busy.pop(message.channel, None)
         self._refuse_other_nodes(link, message)
         self._bind(link)
+
+    def _begun(self, link: Link, message: Await | Offer, body: bytes) -> None:
+        for registration in self._bound_by(link, message.binding):
+            self.matching.remote(registration, message, body)
+
+    def _cancelled(self, link: Link, message: Cancel, _: bytes) -> None:
+        for registration in self._bound_by(link, message.binding):
+            self.matching.cancelled(registration, message)
+
+    def _cancel_answered(self, link: Link, message: CancelOk, _: bytes) -> None:
+        for registration in self._bound_by(link, message.binding):
+            self.matching.cancel_answered(registration, message)
 
     def _refuse_other_nodes(self, link: Link, message: Announce) -> None:
         """Jumper's nodes and zbus's own do not meet: say so instead of waiting for ever."""
@@ -265,7 +284,7 @@ class Channels:
             )
             self.matching.end(registration, error)
 
-    def _on_withdraw(self, link: Link, message: Withdraw) -> None:
+    def _withdrawn(self, link: Link, message: Withdraw, _: bytes) -> None:
         link.remote.pop((message.run, message.channel), None)
         if len(link.busy) < MAX_REMOTE_RUNS:
             link.busy[message.channel] = message.why
@@ -290,8 +309,9 @@ class Channels:
             registration.state, registration.link = State.PROPOSED, link
             registration.binding, registration.partner = link.bindings, announced
             self._send(link, Bound(registration.binding, channel, registration.run, run))
+            self._not_announced(registration, link)
 
-    def _on_bound(self, link: Link, message: Bound) -> None:
+    def _proposed(self, link: Link, message: Bound, _: bytes) -> None:
         if link.binds:
             raise RemoteProtocolError("BOUND from the side that does not bind")
         announced = link.remote.pop((message.mine, message.channel), None)
@@ -313,8 +333,9 @@ class Channels:
         )
         self._send(link, BoundOk(message.binding))
         self._bound_now(registration, link)
+        self._not_announced(registration, link)
 
-    def _on_bound_ok(self, link: Link, message: BoundOk) -> None:
+    def _accepted(self, link: Link, message: BoundOk, _: bytes) -> None:
         abandoned = self._abandoned.pop((link.key, message.binding), None)
         if abandoned is not None:
             self._send(link, abandoned)
@@ -323,7 +344,7 @@ class Channels:
             if registration.binding == message.binding and registration.state is State.PROPOSED:
                 self._bound_now(registration, link)
 
-    def _on_not_bound(self, link: Link, message: NotBound) -> None:
+    def _declined(self, link: Link, message: NotBound, _: bytes) -> None:
         self._abandoned.pop((link.key, message.binding), None)
         for registration in self._bound(link):
             if registration.binding == message.binding and registration.state is State.PROPOSED:
@@ -339,7 +360,6 @@ class Channels:
                 error = Mismatch(problem, peer=link.peer, remedy=MIRROR)
                 self.matching.broken(registration, error)
                 return
-        self.out.append(RegistrationBound(registration))
         self.matching.post(registration)
 
     def _free(self, registration: Registration) -> None:
@@ -354,7 +374,7 @@ class Channels:
             self._announce(registration, link)
             self._bind(link)
 
-    def _on_close(self, link: Link, message: Close) -> None:
+    def _closed(self, link: Link, message: Close, _: bytes) -> None:
         outcome = {
             "ok": "the other workflow has finished",
             "failed": "the other workflow failed",
@@ -366,9 +386,16 @@ class Channels:
             "failed": "Mend it there, then run both again",
             "cancelled": "",
         }[message.outcome]
-        for registration in self._bound(link):
-            if registration.binding == message.binding and registration.state is State.BOUND:
-                self.matching.end(registration, RunEnded(what, peer=link.peer, remedy=remedy))
+        for registration in self._bound_by(link, message.binding):
+            self.matching.end(registration, RunEnded(what, peer=link.peer, remedy=remedy))
+
+    def _bound_by(self, link: Link, binding: int) -> list[Registration]:
+        """The run that is bound so; none if it has ended here."""
+        return [
+            registration
+            for registration in self._bound(link)
+            if registration.binding == binding and registration.state is State.BOUND
+        ]
 
     def _bound(self, link: Link) -> Iterable[Registration]:
         return [registration for registration in self.registrations if registration.link is link]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..printable import clean
+
 MAX_TEXT = 2000  # characters of a text for people
 
 Check = Callable[[Any], Any]
@@ -21,10 +23,13 @@ def number(low: int = 0, high: int = (1 << 63) - 1) -> Check:
 
 
 def text(limit: int = MAX_TEXT) -> Check:
+    """A text for people, or a name. What cannot be printed becomes a space, here, where every text
+    of the wire passes: it ends up in logs and on terminals, where it could forge a line."""
+
     def check(value: Any) -> str:
         if type(value) is not str or len(value) > limit:
             raise ValueError(f"not a text of at most {limit} characters")
-        return value
+        return clean(value)
 
     return check
 

@@ -258,8 +258,12 @@ class Jobs:
             taken.parts.pop(part, None)
             self._look_forget(taken)
 
-    def undeliverable(self, session: SessionKey, job: str, part: str, error: ZBusError) -> None:
-        """A parcel of ours cannot travel."""
+    def undeliverable(
+        self, session: SessionKey, job: str, part: str, error: ZBusError, resumable: bool = False
+    ) -> None:
+        """A parcel of ours cannot travel; `resumable`: not over that session."""
+        if resumable:
+            return
         given = self.given.get(job)
         if part == SUBMIT and given is not None:
             self.cancel(given, error.at(peer=given.peer, stage=stage(given)))

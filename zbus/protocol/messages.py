@@ -21,7 +21,7 @@ import msgpack
 from ..errors import LocalProtocolError, RemoteProtocolError
 from .fields import Check, blob, each, flag, number, one_of, optional, piece, size, text
 
-VERSION = 1  # of the protocol; HELLO carries the span that a peer speaks
+VERSION = 2  # of the protocol; HELLO carries the span that a peer speaks
 MAX_HEADER = 64 * 1024
 MAX_INLINE = 64 * 1024  # a value up to this size rides inside its OFFER
 MAX_OFFERED_SPEC = 16 * 1024  # a longer spec goes in front of its value's bytes
@@ -315,8 +315,25 @@ class Cancel(Message):
 
     KIND = 42
     SEQUENCED = True
+    binding: int = _is(number())
     operation: int = _is(number())
     why: str = _is(text())
+
+
+@dataclass(frozen=True)
+class CancelOk(Message):
+    """The answer to CANCEL, behind all that was said before it.
+
+    `stored`: that operation had been completed already. `open`: what the answering side has open
+    now, by its own id, or 0.
+    """
+
+    KIND = 47
+    SEQUENCED = True
+    binding: int = _is(number())
+    operation: int = _is(number())
+    stored: bool = _is(flag)
+    open: int = _is(number())
 
 
 @dataclass(frozen=True)
@@ -445,7 +462,18 @@ KINDS: dict[int, type[Message]] = {
     for cls in (
         *(Hello, Ready, Reject, Ack, Ping, Pong, Bye, Status, Chunk, Grant),
         *(Announce, Withdraw, Bound, BoundOk, NotBound, Await, Offer),
-        *(Finish, Stored, Refused, Cancel, Close, ShmReady, ShmOffer, ShmDecline, Measure),
+        *(
+            Finish,
+            Stored,
+            Refused,
+            Cancel,
+            CancelOk,
+            Close,
+            ShmReady,
+            ShmOffer,
+            ShmDecline,
+            Measure,
+        ),
         *(JobProgress, JobPreview, JobOffer, JobState, JobCancel, Enquire, Facts),
     )
 }

@@ -13,6 +13,7 @@ from ..errors import (
     RemoteProtocolError,
     ZBusError,
 )
+from ..printable import clean_lines
 from ..reasons import MAX_REASONS, Reason, lines
 from .job_records import GivenJob
 
@@ -85,4 +86,4 @@ def _failed_error(end: dict[str, Any], where: dict[str, str]) -> JobFailed:
 
 
 def _text(value: object) -> str:
-    return value[:MAX_TOLD] if isinstance(value, str) else ""
+    return clean_lines(value[:MAX_TOLD]) if isinstance(value, str) else ""

@@ -64,6 +64,8 @@ class Link:
     proposes: bool | None = None  # where neither side is the listening one
     remote: dict[tuple[str, str], Announce] = field(default_factory=dict)  # (run, channel): waiting
     busy: dict[str, str] = field(default_factory=dict)  # channel -> why nobody is to be had
+    announced: set[tuple[str, str]] = field(default_factory=set)  # (run, channel) of this side
+    held: list[Registration] = field(default_factory=list)  # not announced: there are too many
     bindings: int = 0
     operations: int = 0
 
@@ -117,11 +119,15 @@ class Registration:
     binding: int = -1
     partner: Announce | None = None
     error: ZBusError | None = None
-    step: ChannelOperation | None = None
+    operation: ChannelOperation | None = None
     remote: Await | Offer | None = None  # the other side's open step
     remote_body: bytes = b""
-    count: int = 0  # operations begun
+    next_key: int = 0  # of an operation that names no order: the one after the last that was done
     finished: int = 0
+    last_done: int = 0  # the other side's id of the operation that was completed last
+    # An operation that was given up here, while the other side has not answered that: it may have
+    # completed it. The next one waits for that word.
+    cancelling: ChannelOperation | None = None
 
     @property
     def who(self) -> str:
@@ -131,8 +137,8 @@ class Registration:
     @property
     def expects_more(self) -> bool:
         """Whether this run, as far as is known, still has operations here."""
-        if self.step is not None or self.manifest is None:
-            return self.step is not None
+        if self.operation is not None or self.manifest is None:
+            return self.operation is not None
         return self.finished < sum(op[3] for op in self.manifest)
 
 
@@ -149,10 +155,11 @@ class Send:
 
 
 @dataclass(frozen=True)
-class RegistrationBound:
-    """The registration has met its partner; a pending send may be prepared."""
+class MayOffer:
+    """That send may go now: pack its value for the link, and `offer` it."""
 
     registration: Registration
+    step: ChannelOperation
 
 
 @dataclass(frozen=True)
@@ -182,4 +189,4 @@ class RunBroken:
     error: ZBusError
 
 
-Event = Send | RegistrationBound | Matched | Failed | RunBroken
+Event = Send | MayOffer | Matched | Failed | RunBroken

@@ -61,6 +61,12 @@ class Flat:
         self.kind = kind
         self.nbytes = sum(leaf.nbytes for leaf in self.leaves())
 
+    @property
+    def on_device(self) -> bool:
+        """Whether a tensor of it lies elsewhere than in this computer's own memory: copying it
+        from there may wait for what the device computes."""
+        return any(leaf.tag == "t" and not leaf.source.is_cpu for leaf in self.leaves())
+
     def leaves(self) -> Iterator[Leaf]:
         return (atom for atom in self._atoms if isinstance(atom, Leaf))
 

@@ -3,11 +3,12 @@ blocks of zbus-ping, which are never held as a whole."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from ..errors import RemoteProtocolError
+from ..errors import Mismatch, RemoteProtocolError
 from ..protocol.messages import MAX_CHUNK
+from .kinds import describe, fits
 from .layout import PLAIN, Layout, Map
 from .unpack import Unpacker
 
@@ -53,28 +54,49 @@ class PackedSource:
 
 
 class ValueSink:
-    """Fills a value, with its spec in front where that is long."""
+    """Fills a value, with its spec in front where that is long.
 
-    def __init__(self) -> None:
+    Args:
+        expect: The kind of value that must come, or "any".
+
+    Attributes:
+        memory: The bytes that the value takes, as its spec says.
+        needs_torch: Whether its memory is torch's.
+    """
+
+    def __init__(self, expect: str = "any") -> None:
+        self._expect = expect
         self._buffers: list[memoryview] = []
         self._parts: list[tuple[int, Layout]] = []
         self._map = Map(self._parts)
-        self.unpacker: Unpacker | None = None
+        self._unpacker: Unpacker | None = None
+        self.memory, self.needs_torch = 0, False
 
     def expect_head(self, head: int) -> None:
         """The spec comes first in the stream, `head` bytes of it."""
         self._buffers, self._parts = [memoryview(bytearray(head))], [(head, PLAIN)]
         self._map = Map(self._parts)
 
-    def head(self) -> bytes:
-        """The spec that has come."""
-        return bytes(self._buffers[0])
+    def read_spec(self, spec: bytes | None) -> int:
+        """Read the spec, or with None that which came first; returns the plain bytes to come.
 
-    def open(self, unpacker: Unpacker) -> None:
-        """Allocate the value's memory; the stream goes there from now on."""
-        self.unpacker = unpacker
-        self._buffers = [*self._buffers, *unpacker.allocate()]
-        self._parts = [*self._parts, *unpacker.layouts]
+        Raises:
+            RemoteProtocolError: It is none.
+        """
+        unpacker = Unpacker(bytes(self._buffers[0]) if spec is None else spec)
+        self._unpacker = unpacker
+        self.memory, self.needs_torch = unpacker.memory, unpacker.needs_torch
+        return unpacker.total
+
+    def allocate(self) -> None:
+        """Make the memory of the value; the stream goes there from now on.
+
+        Raises:
+            TransferRefused: The system does not give that much.
+        """
+        assert self._unpacker is not None
+        self._buffers = [*self._buffers, *self._unpacker.allocate()]
+        self._parts = [*self._parts, *self._unpacker.layouts]
         self._map = Map([part for part in self._parts if part[0]])
         self._buffers = [buffer for buffer in self._buffers if len(buffer)]
 
@@ -83,9 +105,16 @@ class ValueSink:
 
         Raises:
             RemoteProtocolError: The bytes are not what the spec says (a text that is not UTF-8).
+            Mismatch: It is of another kind than was expected.
         """
-        assert self.unpacker is not None
-        return self.unpacker.value()
+        assert self._unpacker is not None
+        value = self._unpacker.value()
+        if not fits(self._expect, value):
+            raise Mismatch(
+                f"{self._expect} is expected, {describe(value)} has come",
+                remedy="Choose what comes, or any, as what this receive expects",
+            )
+        return value
 
     def view(self, offset: int, size: int) -> memoryview | None:
         return _view(self._buffers, self._map, offset, size)
@@ -139,6 +168,8 @@ class PatternSource:
 class DropSink:
     """Takes a block of any size and keeps one chunk of it."""
 
+    memory, needs_torch = 0, False
+
     def __init__(self) -> None:
         self._scratch = memoryview(bytearray(MAX_CHUNK))
 
@@ -154,46 +185,17 @@ class DropSink:
     def digest(self, offset: int, size: int, hasher: Any) -> None:
         hasher.update(self._scratch[:size])
 
+    def expect_head(self, head: int) -> None:
+        """It has none."""
 
-class Budget:
-    """The memory that values on their way in may take, all together.
+    def read_spec(self, spec: bytes | None) -> int:
+        return 0
 
-    Args:
-        limit: Tells the bytes that may be taken now, when nothing is.
-    """
+    def allocate(self) -> None:
+        """It holds one chunk."""
 
-    def __init__(self, limit: Callable[[], int]) -> None:
-        self._limit = limit
-        self._cap = 0  # as of when nothing was taken
-        self._taken = 0
-        self._waiting: list[tuple[int, Callable[[], None]]] = []
+    def fill(self, body: bytes) -> None:
+        """It never rides inside an offer."""
 
-    def fits(self, size: int) -> bool:
-        """Whether `size` bytes could be taken, if not now then later."""
-        return size <= self.cap
-
-    @property
-    def cap(self) -> int:
-        """The bytes that all may take together."""
-        if not self._taken:
-            self._cap = self._limit()
-        return self._cap
-
-    def take(self, size: int, then: Callable[[], None]) -> None:
-        """Take `size` bytes and call `then`, at once or when others have given theirs back."""
-        self._waiting.append((size, then))
-        self._serve()
-
-    def give_back(self, size: int) -> None:
-        """They are the user's now, or freed."""
-        self._taken -= size
-        self._serve()
-
-    def _serve(self) -> None:
-        while self._waiting:
-            size, then = self._waiting[0]
-            if self._taken and self._taken + size > self.cap:
-                return
-            del self._waiting[0]
-            self._taken += size
-            then()
+    def value(self) -> None:
+        """Nothing is kept."""

@@ -8,7 +8,7 @@ import time
 from concurrent.futures import TimeoutError as FutureTimeout  # not the builtin one before 3.11
 
 from ...errors import TimedOut, ZBusError
-from ...operation import size_text
+from ...operation import rate_text, size_text
 from ...peer import Probe
 from .report import Report, duration, try_leg
 
@@ -51,7 +51,9 @@ def throughput(
         report,
         direction,
         lambda: _Block(link, name, direction, size).wait(given.timeout),
-        lambda took, _: f"{size_text(size)} in {duration(took)}, {_rate(size / took)}, verified",
+        lambda took, _: (
+            f"{size_text(size)} in {duration(took)}, {rate_text(size / took)}, verified"
+        ),
     )
     assert report.throughput is not None
     report.throughput[direction] = {"seconds": took, "bytes_per_second": size / took}
@@ -69,7 +71,7 @@ class _Block:
 
     def _move(self) -> None:
         try:
-            self._result = self._link.block(self._direction, self._size, threading.TIMEOUT_MAX)
+            self._result = self._link.block(self._direction, self._size, None)
         except ZBusError as error:
             self._result = error
         finally:
@@ -112,7 +114,3 @@ def _stopped(link: Probe, name: str, when: str, timeout: float) -> TimedOut:
 
 def _quantile(ordered: list[float], q: float) -> float:
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
-
-
-def _rate(rate: float) -> str:
-    return f"{rate / 1e9:.2f} GB/s" if rate >= 1e9 else f"{rate / 1e6:.1f} MB/s"

@@ -1,0 +1,1 @@
+"""Values passed between two running workflows, and the runs that pass them."""

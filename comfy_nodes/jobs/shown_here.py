@@ -1,0 +1,71 @@
+"""How jobs go elsewhere, shown on a node here: the place in the queue, steps, previews.
+
+A synchronous node of this side blocks the coroutines of its prompt, so nothing here waits for
+them: the I/O thread hands texts and pictures to the server's loop.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from zbus.job import Job
+
+from .. import host
+
+
+class ShownHere:
+    """The jobs of one node.
+
+    Args:
+        node_id: The node, as the page knows it.
+        client: The page that queued the prompt.
+    """
+
+    def __init__(self, node_id: str, prompt_id: str, client: str | None) -> None:
+        self.node_id, self.prompt_id, self.client = node_id, prompt_id, client
+        self.jobs: list[Job] = []
+        self.on_change: Callable[[], None] | None = None
+        self._lock = threading.Lock()
+        self._said = ""
+
+    def changed(self, job: Job) -> None:
+        """Something about a job is new. (In the I/O thread.)"""
+        if self.on_change is not None:
+            self.on_change()
+        with self._lock:
+            # It changes no more often than zbus looks at each job, 4 times a second.
+            text = "\n".join(filter(None, map(_line, self.jobs)))
+            if not text or text == self._said:
+                return
+            self._said = text
+            host.show_at(text, self.node_id, self.client)
+
+    def move_to(self, node_id: str) -> None:
+        """From now on another node shows it."""
+        with self._lock:
+            if node_id != self.node_id:
+                host.show_at(f"fetched by #{node_id}", self.node_id, self.client)
+                self.node_id, self._said = node_id, ""
+
+    def preview(self, node: str, kind: str, data: bytes) -> None:
+        """What a node computes there. (In the I/O thread.)"""
+        host.preview_at(kind, data, self.node_id, self.prompt_id, self.client)
+
+    def say(self, text: str) -> None:
+        """The last word on it."""
+        with self._lock:
+            self.jobs, self._said = [], text
+            host.show_at(text, self.node_id, self.client)
+
+    def progress(self) -> tuple[int, int]:
+        """(step, of how many), of all jobs together."""
+        at = [job.progress for job in self.jobs if not job.done()]
+        return sum(p.value for p in at), sum(p.maximum for p in at)
+
+
+def _line(job: Job) -> str:
+    if not job.done():
+        return job.note
+    error = job.error()
+    return f"done on {job.peer}" if error is None else str(error)

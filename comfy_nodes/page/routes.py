@@ -1,0 +1,60 @@
+"""What ComfyUI's HTTP server answers for zbus, and what it does to prompts that come in by it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from zbus.card import CARD
+from zbus.errors import InputError
+
+from .. import host
+from ..prompt import preflight
+from ..prompt.cutting import stand_in
+from ..prompt.graph import class_type_of, inputs_of
+from . import names
+from .own_listener import OWN_LISTENER
+from .pairing import Pairing
+from .websocket_door import PATH, Door
+
+logger = logging.getLogger(__name__)
+
+
+def open_routes() -> None:
+    """Have ComfyUI answer them. Only while it loads its nodes."""
+    host.answer(CARD, OWN_LISTENER.card)
+    host.handle("GET", PATH, Door(lambda: OWN_LISTENER.address).handle)
+    host.handle("GET", names.PATH, names.handle)
+    for route in Pairing(lambda: host.peer().trust, host.multi_user()).routes():
+        host.handle(*route)
+    host.on_prompt(_admit)
+
+
+def _admit(body: Any) -> Any:
+    """A prompt has come, and is not validated yet: nodes that only a peer can run (a checkpoint
+    that only it has) get stand-ins, or ComfyUI would refuse the whole of it."""
+    prompt = body.get("prompt") if isinstance(body, dict) else None
+    if isinstance(prompt, dict) and all(isinstance(node, dict) for node in prompt.values()):
+        body["prompt"] = stand_in(prompt, _only_elsewhere(host.Classes()))
+    return body
+
+
+def _only_elsewhere(classes: host.Classes) -> Callable[[str, Mapping[str, Any]], bool]:
+    def is_bad(node_id: str, node: Mapping[str, Any]) -> bool:
+        reasons = preflight.look({node_id: node}, classes)
+        return any(reason.kind in ("class", "choice", "value") for reason in reasons) or any(
+            classes.is_file_input(class_type_of(node), name) and not _is_here(value)
+            for name, value in inputs_of(node).items()
+        )
+
+    return is_bad
+
+
+def _is_here(name: Any) -> bool:
+    """Whether that file is there; loaders look for it themselves, and only when
+    all of the prompt is validated."""
+    try:
+        return not isinstance(name, str) or host.input_file(name).is_file()
+    except (InputError, ValueError, OSError):
+        return False

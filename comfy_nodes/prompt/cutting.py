@@ -1,0 +1,299 @@
+"""Pure: the part of a prompt that another ComfyUI is to run, cut out and ready to be sent.
+
+It is cut at boundaries: nodes that run here, whose values are attached to the job. In the part a
+``ZBusValue`` node stands for each such value, and ``ZBusResult`` nodes hand over the results.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from zbus.address import several
+from zbus.errors import InputError
+
+from .. import node_ids
+from .graph import (
+    Graph,
+    Link,
+    Prompt,
+    class_type_of,
+    clean,
+    consumers,
+    copied,
+    fresh_id,
+    inputs_of,
+    link,
+    reach,
+    sources,
+)
+
+NO, ALSO = "no", "also run here"  # `here` of a ZBusRun
+THIS = "this computer"  # in its `peer`
+
+# They run on this side: they take part in what this run sends, receives and fetches (VALUE: in
+# the job that this run is).
+HERE = frozenset(
+    {node_ids.COMPUTE_HERE, node_ids.RUN, node_ids.VALUE}
+    | {node_ids.SEND, node_ids.RECEIVE, *node_ids.JUMPER}
+)
+# NetDist's nodes too: on the peer they would queue its prompt on yet another machine.
+BOUNDARIES = HERE | {node_ids.FETCH, *node_ids.QUEUES, *node_ids.CHAIN}
+
+
+def elsewhere(peer: str) -> tuple[list[str], bool]:
+    """The names in a ZBusRun's `peer` but for `THIS`, and whether that is among them."""
+    names = several(peer)
+    others = [name for name in names if name.lower() != THIS]
+    return others, len(others) < len(names)
+
+
+class Part(NamedTuple):
+    """A part of a prompt, for a peer to run.
+
+    Attributes:
+        prompt: The nodes to run there.
+        outputs: The ids of those whose results are wanted.
+        boundaries: For each value to attach, the link in the whole prompt that it comes from.
+        varies: Whether the part is a different one at each position (`for_position`).
+    """
+
+    prompt: Graph
+    outputs: tuple[str, ...]
+    boundaries: dict[str, Link]
+    varies: bool
+
+
+def cut(prompt: Prompt, value: Link, *, attach: Collection[str] = ()) -> Part:
+    """Everything that is needed for `value`, up to the boundaries.
+
+    Args:
+        prompt: The whole prompt.
+        value: The link whose value is wanted.
+        attach: Ids of nodes to run here in any case: see `loaders`.
+
+    Raises:
+        InputError: Nothing is wired there.
+    """
+    if value[0] not in prompt:
+        raise InputError(
+            f"nothing arrives at its value input: node #{value[0]} is not in this prompt",
+            remedy="Un-mute that node, or wire another one to value.",
+        )
+    graph = restored(prompt)
+    output = add_result(graph, value, "value")
+    ends = boundary_nodes(graph, BOUNDARIES, attach)
+    part, boundaries = closed(graph, up_to(graph, [output], ends), ends)
+    varies = any(class_type_of(node) == node_ids.VARY for node in part.values())
+    return Part(part, (output,), boundaries, varies)
+
+
+# --- what every job is made with (see also dispatching.py) --------------------------------------
+
+
+def restored(prompt: Prompt) -> Graph:
+    """Clean copies of all nodes, with the originals in place of their stand-ins."""
+    return {node: clean(_original(node, prompt[node])) for node in prompt}
+
+
+def add_result(graph: Graph, value: Link, name: str) -> str:
+    """Add a node that hands that value to the job as `name`; returns its id."""
+    output = fresh_id(graph, "zbus-result" if name == "value" else f"zbus-result-{name}")
+    inputs = {"value": list(value), "name": name, "job": ""}
+    graph[output] = {"class_type": node_ids.RESULT, "inputs": inputs}
+    return output
+
+
+def boundary_nodes(prompt: Prompt, classes: Collection[str], attach: Collection[str]) -> set[str]:
+    """The ids of the nodes that run here: those classes, and the nodes in `attach`."""
+    return {i for i in prompt if i in attach or class_type_of(prompt[i]) in classes}
+
+
+def up_to(prompt: Prompt, outputs: Iterable[str], ends: Collection[str]) -> set[str]:
+    """Everything that these outputs need and that does not run here."""
+    return set(reach(prompt, outputs, lambda node, name: node not in ends)) - set(ends)
+
+
+def closed(
+    graph: Graph, kept: Collection[str], ends: Collection[str]
+) -> tuple[Graph, dict[str, Link]]:
+    """Those nodes alone, each of their links leading to one of them.
+
+    A link to a node that runs here leads to a ``ZBusValue`` node, one for each value; one to a
+    node that is not there (muted, or left out) is dropped.
+
+    Returns:
+        The nodes, in the order in which they were; and for each value the link it comes from.
+    """
+    boundaries: dict[str, Link] = {}
+    values: Graph = {}
+    ids: dict[Link, str] = {}
+
+    def attached(source: Link) -> str:
+        if source not in ids:
+            name = f"{source[0]}.{source[1]}"
+            ids[source] = fresh_id(graph.keys() | values.keys(), f"zbus-value-{name}")
+            inputs = {"name": name, "digest": ""}
+            values[ids[source]] = {"class_type": node_ids.VALUE, "inputs": inputs}
+            boundaries[name] = source
+        return ids[source]
+
+    def rewired(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        stay = {}
+        for name, value in inputs.items():
+            source = link(value)
+            if source is None or source[0] in kept:
+                stay[name] = value
+            elif source[0] in ends:
+                stay[name] = [attached(source), 0]
+        return stay
+
+    part = {i: {**graph[i], "inputs": rewired(graph[i]["inputs"])} for i in graph if i in kept}
+    return {**part, **values}, boundaries
+
+
+# --- what is filled in when the job is known ----------------------------------------------------
+
+
+def for_position(prompt: Prompt, position: int) -> Graph:
+    """The same part as it is at that position in a row of runs: 0, 1, 2..."""
+    changes = {"position": position}
+    return {
+        i: _changed(node, changes, node_ids.VARY_AT)
+        if class_type_of(node) == node_ids.VARY
+        else copied(node)
+        for i, node in prompt.items()
+    }
+
+
+def with_digests(prompt: Prompt, digests: Mapping[str, str]) -> Graph:
+    """The same part with the digests of its attached values, by name."""
+    filled = {}
+    for i, node in prompt.items():
+        is_value = class_type_of(node) == node_ids.VALUE
+        digest = digests.get(str(inputs_of(node).get("name"))) if is_value else None
+        filled[i] = copied(node) if digest is None else _changed(node, {"digest": digest})
+    return filled
+
+
+def with_job(prompt: Prompt, job_id: str) -> Graph:
+    """The same part with its results going to that job."""
+    return {
+        i: _changed(node, {"job": job_id})
+        if class_type_of(node) == node_ids.RESULT
+        else copied(node)
+        for i, node in prompt.items()
+    }
+
+
+def _changed(
+    node: Mapping[str, Any], inputs: Mapping[str, Any], class_type: str = ""
+) -> dict[str, Any]:
+    same: dict[str, Any] = copied(node)
+    same["class_type"] = class_type or class_type_of(node)
+    same["inputs"] = {**inputs_of(same), **inputs}
+    return same
+
+
+# --- nodes that only the peer can run -----------------------------------------------------------
+
+
+def stand_in(prompt: Prompt, is_bad: Callable[[str, Mapping[str, Any]], bool]) -> Prompt:
+    """The prompt with stand-ins for what only the peer can run, so that it is valid here.
+
+    A node is stood in for if all that it feeds is what a ZBusRun runs elsewhere alone, and if it
+    is bad.
+
+    Args:
+        prompt: The whole prompt, as it came.
+        is_bad: Whether this ComfyUI could not run that node (id, node).
+
+    Returns:
+        A changed copy; the very same object if there is nothing to change.
+    """
+    bad = {i for i in _only_elsewhere(prompt) if is_bad(i, prompt[i])}
+    if not bad:
+        return prompt
+    return {i: _stood_in(node) if i in bad else copied(node) for i, node in prompt.items()}
+
+
+def _only_elsewhere(prompt: Prompt) -> list[str]:
+    """The nodes that nothing on this side needs, in the order of the prompt."""
+    after = consumers(prompt)
+    runs = {
+        i
+        for i in prompt
+        if class_type_of(prompt[i]) == node_ids.RUN and not _runs_here_too(inputs_of(prompt[i]))
+    }
+    values = [s[0] for i in runs for name, s in sources(prompt, i) if name == "value"]
+    there = up_to(prompt, values, boundary_nodes(prompt, BOUNDARIES, ()))
+
+    def is_needed_here(node: str) -> bool:
+        return not all(to in there or (to in runs and name == "value") for to, name in after[node])
+
+    left = list(there)
+    while left:  # what a node that is needed here needs is needed here
+        node = left.pop()
+        if node in there and is_needed_here(node):
+            there.discard(node)
+            left += [source for _, (source, _) in sources(prompt, node)]
+    return [i for i in prompt if i in there and class_type_of(prompt[i]) != node_ids.THERE]
+
+
+def _runs_here_too(inputs: Mapping[str, Any]) -> bool:
+    peer = inputs.get("peer")
+    return inputs.get("here", NO) != NO or (isinstance(peer, str) and elsewhere(peer)[1])
+
+
+def _stood_in(node: Mapping[str, Any]) -> dict[str, Any]:
+    given: dict[str, Any] = copied(inputs_of(node))
+    # A link whose input is called like one of the stand-in's own travels with the constants.
+    links = {
+        name: value
+        for name, value in given.items()
+        if link(value) and name not in ("class_type", "inputs")
+    }
+    constants = {name: value for name, value in given.items() if name not in links}
+    text = json.dumps(constants, sort_keys=True)
+    inputs = {"class_type": class_type_of(node), "inputs": text, **links}
+    return {**copied(node), "class_type": node_ids.THERE, "inputs": inputs}
+
+
+def _original(node_id: str, node: Mapping[str, Any]) -> Mapping[str, Any]:
+    if class_type_of(node) != node_ids.THERE:
+        return node
+    given = dict(inputs_of(node))
+    class_type, text = given.pop("class_type", None), given.pop("inputs", None)
+    try:
+        constants = json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        constants = None
+    if not isinstance(class_type, str) or not isinstance(constants, dict):
+        raise InputError(
+            f"node #{node_id} (ZBusThere) does not say which node it stands for",
+            remedy="It is made by zbus itself: remove it, and put the node there that you mean.",
+        )
+    return {**node, "class_type": class_type, "inputs": {**constants, **given}}
+
+
+# --- files of this side -------------------------------------------------------------------------
+
+
+def loaders(prompt: Prompt, is_file_input: Callable[[str, str], bool]) -> set[str]:
+    """The nodes that load a file of the user's own on this side, to be attached by `cut`: the
+    peer may lack it, or have another picture under the same name.
+
+    Those with links are not among them (their file's name may be computed), nor are those with a
+    stand-in, whose file only the peer has.
+
+    Args:
+        prompt: The whole prompt.
+        is_file_input: Whether that input of that class names such a file.
+    """
+    return {
+        i
+        for i, node in prompt.items()
+        if any(is_file_input(class_type_of(node), name) for name in inputs_of(node))
+        and not any(sources(prompt, i))
+    }

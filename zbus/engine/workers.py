@@ -1,0 +1,62 @@
+"""The worker pool: what computes for long runs there, and its result comes back to the I/O thread.
+
+Work handed out comes back as `T | ZBusError`, always and once: whatever else it raises becomes an
+`InternalError`, which the log has in full.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from ..errors import InternalError, ZBusError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+COUNT = max(4, min(8, os.cpu_count() or 4))
+
+
+class Workers:
+    """One peer's pool.
+
+    Args:
+        post: Hands a call to the I/O thread, from any thread; False once that has ended.
+    """
+
+    def __init__(self, post: Callable[[Callable[[], None]], bool]) -> None:
+        self._post = post
+        self._pool = ThreadPoolExecutor(COUNT, thread_name_prefix="zbus-work")
+
+    def run(self, work: Callable[[], T], then: Callable[[T | ZBusError], None]) -> None:
+        """Run `work` in the pool and `then` with its result in the I/O thread. Call it there."""
+
+        def do() -> None:
+            result = outcome(work)
+            self._post(lambda: then(result))
+
+        try:
+            self._pool.submit(do)
+        except RuntimeError:  # the interpreter is ending; some thread still waits for this
+            do()
+
+    def close(self) -> None:
+        """Nothing more is run."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def outcome(work: Callable[[], T]) -> T | ZBusError:
+    """What `work` returns, or the error that it raises as one of ours."""
+    try:
+        return work()
+    except ZBusError as error:
+        return error
+    except MemoryError as error:
+        return InternalError.of(error, remedy="Free memory on this side, or send less at once")
+    except BaseException as error:
+        logger.exception("a fault in zbus, in a worker thread; please report it")
+        return InternalError.of(error)
