@@ -255,7 +255,8 @@ class Peerings:
         session.active = place.users > 0 or peering.transfers > 0 or peering.jobs is not None
         for event in session.tick(now, late):
             if isinstance(event, Silent):
-                peering.silent, peering.pid_at = event.seconds, now
+                peering.silent = event.seconds
+                self._look_after_pid(peering)
             elif isinstance(event, Redial) and peering.connection is not None:
                 self._redial(peering, peering.connection, now)
             elif isinstance(event, Ended):
