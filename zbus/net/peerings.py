@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 MAX_PEERINGS = 64  # sessions at one listener
 PID_EVERY = 0.2  # seconds between looks whether a lost local peer still lives,
-PID_ACTIVE = 2.0  # and one whose link stands: a child of it may hold that open
+PID_ACTIVE = 1.0  # and one whose link stands: a child of it may hold that open
 
 
 class Peerings:
