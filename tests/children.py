@@ -108,6 +108,11 @@ class Child:
         tasks = Path(f"/proc/{self.pid}/task")
         until(lambda: all(_state(task) == "T" for task in tasks.iterdir()), what="stopped")
 
+    def kill_alone(self) -> None:
+        """As `kill`, where children of it may hold its output open."""
+        os.kill(self.pid, signal.SIGKILL)
+        self.process.wait(10)
+
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)

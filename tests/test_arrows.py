@@ -19,6 +19,8 @@ SANS_IO = (
     "protocol/messages",
     "protocol/handshake",
     "protocol/session",
+    "protocol/ways",
+    "protocol/dial",
     "protocol/pace",
     "protocol/transfer",
     "protocol/manifest",
@@ -46,6 +48,7 @@ FLOORS = (
     ("address", "machine", "operation", "settings"),
     ("protocol/messages", "protocol/pace", "values/layout", "values/spec"),
     ("protocol/handshake", "protocol/session", "protocol/transfer", "protocol/manifest"),
+    ("protocol/ways", "protocol/dial"),
     ("protocol/budget", "protocol/delivery"),
     ("protocol/job_records", "protocol/job_room", "protocol/outcomes"),
     ("protocol/given_jobs", "protocol/taken_jobs", "protocol/queue_deadlock"),
@@ -61,14 +64,15 @@ FLOORS = (
     ("lan", "card", "job"),
     ("resolver",),
     ("net/frames", "net/zap", "net/memory", "net/websocket"),
+    ("net/sockets", "net/cutting", "net/widening"),
     ("net/transport", "net/places"),
+    ("net/greeting", "net/owner"),
     ("nudging",),
     ("pairing/tokens", "pairing/reach"),
     ("pairing/invitation", "pairing/hellos"),
     ("pairing/inviting", "pairing/accepting", "pairing/offers"),
-    ("net/dialling", "net/greeting", "net/proving"),
-    ("net/admission",),
-    ("net/placing",),
+    ("net/dialling", "net/admission", "net/proving"),
+    ("net/addresses", "net/peerings"),
     ("net/links",),
     ("engine/shm_lane", "engine/foreign", "engine/workers"),
     ("engine/wrapping", "engine/flow"),
@@ -170,7 +174,14 @@ def test_zmq_is_imported_by_the_transport_alone() -> None:
     users = {
         path.name for path in modules(PACKAGE) for m, _, _ in imports(path) if m.startswith("zmq")
     }
-    assert users == {"frames.py", "transport.py", "zap.py", "keys.py"}
+    assert users == {
+        "frames.py",
+        "sockets.py",
+        "transport.py",
+        "widening.py",
+        "zap.py",
+        "keys.py",
+    }
 
 
 def test_torch_is_imported_by_name_nowhere() -> None:

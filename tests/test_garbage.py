@@ -80,7 +80,7 @@ SERVER = """
         links = engine.links
         print("STATE", engine._thread.is_alive(), len(links.peerings),
               len(links._greetings._under_way), len(links._peerings),
-              sum(len(p.listener.by_id) for p in links.places if p.listener),
+              sum(len(p.listener.by_id) for p in links.places if p.kind == "listen"),
               len(engine.transfers), flush=True)
 """
 

@@ -222,7 +222,7 @@ def test_a_listener_that_is_killed(here: Peer) -> None:
 
 def test_a_listener_that_was_restarted(here: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     """As seen from another machine, where no pid tells."""
-    monkeypatch.setattr("zbus.net.links.process_start", lambda pid: None)
+    monkeypatch.setattr("zbus.net.peerings.process_start", lambda pid: None)
     with child(SENDER, "127.0.0.1:0") as old:
         address = old.line("listening").split()[1]
         with here.connect(address) as channel:
@@ -582,7 +582,9 @@ def test_a_link_that_was_given_up_is_not_waited_for(here: Peer) -> None:
     """The end may come before anybody has asked."""
     with here.listen("127.0.0.1:0") as channel:
         probe = here.probe(channel.address)  # itself
-        until(lambda: any(p.given_up for p in here._engine.links.places), 5)
+        until(
+            lambda: any(p.dial.given_up for p in here._engine.links.places if p.kind == "dial"), 5
+        )
         with pytest.raises(DialledSelf):
             probe.hello(2)
         probe.close()

@@ -23,7 +23,7 @@ import pytest
 from children import LISTENER, ROOT, child, until
 from website import Site, door
 
-from zbus import Peer, discovery
+from zbus import Peer, discovery, probe
 from zbus.__main__ import main
 from zbus.keys import fingerprint, short, to_text
 from zbus.protocol import handshake
@@ -138,6 +138,17 @@ def test_json_has_the_same_keys_whatever_came_out(ping: Run, addr: str) -> None:
     assert bad["legs"][1]["error"] == "Unreachable"
     assert bad["peer"] is bad["round_trip"] is bad["throughput"] is bad["jobs"] is None
     assert good["jobs"] is None  # not asked
+
+
+def test_all_addresses_of_a_name_are_looked_at(
+    ping: Run, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "resolve_all", lambda _: ["127.0.0.2", "127.0.0.3"])
+    with Peer("there") as there, there.listen(f"127.0.0.3:{free_port}"):
+        status, out, _ = ping(f"two.example:{free_port}", "--size", "0")
+    assert status == 0 and "127.0.0.2, 127.0.0.3" in out
+    status, out, _ = ping(f"two.example:{free_port}")
+    assert (status, failed_leg(out)) == (1, "tcp") and "refused" in out
 
 
 def test_size_0_leaves_the_block_out(ping: Run) -> None:

@@ -17,7 +17,7 @@ from website import door
 from zbus import lan
 from zbus.cli import farm, pair, ping, up
 from zbus.cli import link as linking
-from zbus.net import greeting, links, transport
+from zbus.net import cutting, greeting, links, peerings
 from zbus.pairing import invitation, inviting
 from zbus.protocol import job_room, messages
 
@@ -157,9 +157,11 @@ def test_every_variable_is_told():
 def test_the_limits_are_the_real_ones():
     text = read("docs/security.md")
     told = (
-        f"{transport.MAX_YOUNG}, the oldest goes",
+        f"{cutting.MAX_YOUNG}, the oldest goes",
         f"{greeting.MAX_UNDER_WAY}, {greeting.PATIENCE:.0f} s each",
-        f"| sessions at one listener | {links.MAX_PEERINGS} |",
+        f"have not said a word | {cutting.SILENT_TIME:.0f} s each",
+        f"was refused | {cutting.MAX_DOOMED}, the oldest goes; {links.REJECT_TIME / 1000:g} s each",
+        f"| sessions at one listener | {peerings.MAX_PEERINGS} |",
         f"{messages.MAX_HEADER >> 10} KiB of header, {messages.MAX_CHUNK >> 20} MiB of body",
         f"{invitation.MAX_MESSAGE >> 10} KiB; {inviting.MAX_CONNECTIONS} that talk",
         f"{lan.MAX_SEEN}, with {lan.MAX_HOSTS} addresses each",

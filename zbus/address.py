@@ -77,7 +77,9 @@ def parse(written: str) -> Address:
         host = host[1:-1]
     elif ":" in host:
         raise InvalidAddress(f'"{cleaned[:100]}" has too many colons', remedy=EXAMPLE)
-    return Address("127.0.0.1" if host.lower() == "localhost" else host.lower(), int(port))
+    name, percent, zone = host.partition("%")  # an interface is called Eth0, and not eth0
+    host = name.lower() + percent + zone
+    return Address("127.0.0.1" if host == "localhost" else host, int(port))
 
 
 def _text(written: object) -> str:
@@ -124,6 +126,7 @@ def parse_page(written: str) -> Address:
             "that is not the URL of a web page",
             remedy='Write it as "http://host:port", for example "http://127.0.0.1:8188"',
         )
+    host = host.replace("%25", "%", 1)  # a zone, as URLs have it (RFC 6874)
     return Address(host, port or (443 if scheme == "https" else 80), written.rstrip("/"))
 
 

@@ -25,11 +25,11 @@ from . import codecs, given
 from .address import Address, parse_dial, parse_listen
 from .engine.loop import Engine
 from .engine.meetings import endpoint
-from .errors import Cancelled, PeerClosed, PortInUse
+from .errors import Cancelled, LocalProtocolError, PeerClosed, PortInUse
 from .job import Job, JobHost, Request
 from .machine import boot_id
 from .net import memory
-from .net.places import Place
+from .net.places import DialTarget, Lease, Place
 from .operation import Operation
 from .printable import shown
 from .protocol.messages import MAX_CHUNK, VERSION, Hello
@@ -114,8 +114,8 @@ class Peer:
         _check_channel(channel, run)
 
         def make() -> Channel:
-            place = self._engine.links.placing.listen(wanted)
-            return self._open(Endpoint("listen", str(place.address)), place, channel, run)
+            lease = self._engine.links.addresses.listen(wanted)
+            return self._open(Endpoint("listen", str(lease.place.address)), lease, channel, run)
 
         return self._engine.ask(make)
 
@@ -133,8 +133,8 @@ class Peer:
         _check_channel(channel, run)
 
         def make() -> Channel:
-            place = self._engine.links.placing.dial(wanted, time.monotonic())
-            return self._open(Endpoint("dial", str(wanted)), place, channel, run)
+            lease = self._engine.links.addresses.dial(wanted, time.monotonic())
+            return self._open(Endpoint("dial", str(wanted)), lease, channel, run)
 
         return self._engine.ask(make)
 
@@ -153,8 +153,8 @@ class Peer:
 
         def make() -> Channel:
             wanted = self._keyed(remote)
-            place = self._engine.meetings.way(wanted)
-            return self._open(endpoint(wanted), place, channel, run, wanted)
+            lease = self._engine.meetings.way(wanted)
+            return self._open(endpoint(wanted), lease, channel, run, wanted)
 
         return self._engine.ask(make)
 
@@ -170,7 +170,7 @@ class Peer:
     def _open(
         self,
         where: Endpoint,
-        place: Place | None,
+        lease: Lease[Place] | None,
         channel: str,
         run: Run | None,
         remote: Remote | None = None,
@@ -186,8 +186,9 @@ class Peer:
         if run.on_broken is not None:
             self._engine.on_broken[registration] = run.on_broken
         if remote is not None:
+            place = lease.place if lease is not None else None
             self._engine.meetings.begin(registration, remote, place)
-        return Channel(self._engine, registration, place)
+        return Channel(self._engine, registration, lease)
 
     # --- jobs ---------------------------------------------------------------------------------
 
@@ -221,11 +222,11 @@ class Peer:
         def open_listener() -> str:
             links, wanted = self._engine.links, port if port < 65536 else 0
             self._engine.job_service.taking.host = host
-            links.admission.takes_jobs, links.placing.on_lan = host is not None, on_lan
+            links.admission.takes_jobs, links.addresses.on_lan = host is not None, on_lan
             try:
-                place = links.placing.listen_always(Address("127.0.0.1", wanted))
+                place = links.addresses.listen_always(Address("127.0.0.1", wanted))
             except PortInUse:
-                place = links.placing.listen_always(Address("127.0.0.1", 0))
+                place = links.addresses.listen_always(Address("127.0.0.1", 0))
             return str(place.address)
 
         return self._engine.ask(open_listener)
@@ -300,11 +301,11 @@ class Peer:
         """
         links = self._engine.links
 
-        def dial() -> Place:
+        def dial() -> Lease[DialTarget]:
             if isinstance(address, Remote):
                 key = self._keyed(address).key
-                return links.placing.dial_own(address.routes(), key, time.monotonic())
-            return links.placing.dial(parse_dial(address), time.monotonic())
+                return links.addresses.dial_own(address.routes(), key, time.monotonic())
+            return links.addresses.dial(parse_dial(address), time.monotonic())
 
         return Probe(self._engine, self._engine.ask(dial))
 
@@ -329,8 +330,14 @@ class Peer:
 class Probe:
     """A link that is only measured: made by `Peer.probe`, for zbus-ping."""
 
-    def __init__(self, engine: Engine, place: Place) -> None:
-        self._engine, self._place = engine, place
+    def __init__(self, engine: Engine, lease: Lease[DialTarget]) -> None:
+        self._engine, self._lease = engine, lease
+        self._closed = False
+
+    def _target(self) -> DialTarget:
+        if self._closed:
+            raise LocalProtocolError("this Probe is closed")
+        return self._lease.place
 
     def hello(self, timeout: float) -> Hello:
         """The peer's HELLO.
@@ -340,12 +347,12 @@ class Probe:
             TimeoutError: None has come in `timeout` seconds.
         """
         given.seconds("timeout", timeout)
-        return self._engine.ask(lambda: self._engine.measuring.meet(self._place)).result(timeout)
+        return self._engine.ask(lambda: self._engine.measuring.meet(self._target())).result(timeout)
 
     def ping(self, timeout: float) -> float:
         """One round trip, in seconds."""
         given.seconds("timeout", timeout)
-        return self._engine.ask(lambda: self._engine.measuring.ping(self._place)).result(timeout)
+        return self._engine.ask(lambda: self._engine.measuring.ping(self._target())).result(timeout)
 
     def block(self, direction: str, size: int, timeout: float | None) -> float:
         """The seconds that a verified block of `size` bytes takes, "up" or "down"."""
@@ -353,18 +360,19 @@ class Probe:
         given.whole("size", size, 0, MAX_BLOCK)
         given.time_limit("timeout", timeout)
         measuring = self._engine.measuring
-        return self._engine.ask(lambda: measuring.block(self._place, direction, size)).result(
+        return self._engine.ask(lambda: measuring.block(self._target(), direction, size)).result(
             timeout
         )
 
     def problem(self) -> str:
         """Why there is no link, in words."""
         links = self._engine.links
-        return self._engine.ask(lambda: links.placing.explain(self._place, time.monotonic()))
+        return self._engine.ask(lambda: links.addresses.explain(self._target(), time.monotonic()))
 
     def close(self) -> None:
-        """Done with it."""
-        self._engine.post(lambda: self._engine.links.placing.release(self._place, time.monotonic()))
+        """Done with it; to call it again does no harm."""
+        self._closed = True
+        self._engine.post(self._lease.release)
 
 
 def _printable(name: object) -> object:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from typing import Any
 
 from .address import Address
 from .errors import (
@@ -45,21 +46,31 @@ MAY_BE_STOPPED = f"{CHECK_PORT}. If it is zbus, its process is stopped or hangs"
 
 
 def resolve(address: Address) -> str:
-    """The numeric address of a host, IPv4 before IPv6.
+    """The first of `resolve_all`."""
+    return resolve_all(address)[0]
+
+
+def resolve_all(address: Address) -> list[str]:
+    """The numeric addresses of a host, IPv4 before IPv6; of a link-local one with its zone.
 
     Raises:
         NameNotResolved: The name is unknown.
     """
     try:
         found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
+        found.sort(key=lambda entry: entry[0] != socket.AF_INET)
+        # Of the whole tuple: its text alone has lost the zone.
+        return list(dict.fromkeys(_numeric(entry[4]) for entry in found))
+    except (OSError, UnicodeError, ValueError) as error:
         raise NameNotResolved(
             f'the name "{address.host}" is not known ({_reason(error)})',
             peer=str(address),
             remedy="Check its spelling, or write the numeric address",
         ) from error
-    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
-    return str(found[0][4][0])
+
+
+def _numeric(end: tuple[Any, ...]) -> str:
+    return socket.getnameinfo(end, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
 
 
 def connect(address: Address, numeric: str, timeout: float = TIMEOUT) -> socket.socket:

@@ -14,7 +14,7 @@ from . import codecs, given
 from .engine.loop import Engine
 from .engine.running import Running
 from .errors import InputError, InvalidOrder, PeerClosed, ZBusError
-from .net.places import Place
+from .net.places import Lease, Place
 from .operation import Operation, Progress
 from .printable import shown
 from .protocol.fields import clip
@@ -67,8 +67,11 @@ class Channel:
     other side hears of the end, and make another for the next. Usable from any thread.
     """
 
-    def __init__(self, engine: Engine, registration: Registration, place: Place | None) -> None:
-        self._engine, self._registration, self._place = engine, registration, place
+    def __init__(
+        self, engine: Engine, registration: Registration, lease: Lease[Place] | None
+    ) -> None:
+        self._engine, self._registration, self._lease = engine, registration, lease
+        self._place = lease.place if lease is not None else None
         self._closed = False
 
     @property
@@ -216,8 +219,8 @@ class Channel:
             self._engine.channels.close(self._registration, outcome, why)
             self._engine.on_broken.pop(self._registration, None)
             self._engine.meetings.end(self._registration)
-            if self._place is not None:
-                self._engine.links.placing.release(self._place, time.monotonic())
+            if self._lease is not None:
+                self._lease.release()
 
         self._engine.post(close)
 

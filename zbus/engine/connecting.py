@@ -19,12 +19,12 @@ from ..errors import (
     ValuesOnly,
     ZBusError,
 )
-from ..net.places import Peering, Place
+from ..net.places import DialTarget, Lease, ListenedAddress, Peering, Place
 from ..remote import Remote
 from ..wrong import wrong_peer
 from .context import Context
 
-PATIENCE = 10.0  # seconds for the first link: nobody has to press Run for it;
+PATIENCE = 10.0  # seconds for each address, for the first link: nobody has to press Run for it;
 DEAF = 40.0  # where TCP stands: a process can be deaf for half a minute while it loads a model,
 GAP = 3.0  # and hangs up now and then, for a handshake that takes too long
 LOOK_EVERY = 0.1
@@ -37,12 +37,15 @@ class SessionRequest:
     remote: Remote
     then: Callable[[Peering], None]
     failed: Callable[[ZBusError], None]
-    place: Place | None = None
+    lease: Lease[Place] | None = None
     began: float = 0.0
-    deadline: float = 0.0
-    latest: float = 0.0  # the deadline while TCP stands
-    stood: float = 0.0  # when it last did
+    stood: float = 0.0  # when TCP last stood
     waiting: bool = True
+
+    @property
+    def place(self) -> Place | None:
+        """Where the session is, or will be."""
+        return self.lease.place if self.lease is not None else None
 
 
 class Connecting:
@@ -61,34 +64,31 @@ class Connecting:
             return
         peering = self._peering(remote)
         if peering is not None:
-            errand.place = peering.place
-            peering.place.users += 1
+            errand.lease = self._context.links.addresses.use(peering.place)
             self._met(errand, peering)
             return
         try:
             routes = remote.routes()
             if not routes:
                 raise _absent(remote)
-            if any(p.own and p.address in routes for p in self._context.links.places):
+            if any(_is_own(p) and p.address in routes for p in self._context.links.places):
                 raise _own(remote)
-            errand.place = self._context.links.placing.dial_own(
-                routes, remote.key, now, remote.hinted()
-            )
+            lease = self._context.links.addresses.dial_own(routes, remote.key, now, remote.hinted())
         except ZBusError as error:
             self._fail(errand, error)
             return
-        errand.began, errand.deadline = now, now + PATIENCE * len(routes)
-        errand.latest = errand.deadline - PATIENCE + DEAF
-        if errand.place.peering is not None and errand.place.peering.connection is not None:
-            self._met(errand, errand.place.peering)
+        errand.began, errand.lease = now, lease
+        met = lease.place.peering
+        if met is not None and met.connection is not None:
+            self._met(errand, met)
 
     def done(self, errand: SessionRequest) -> None:
         """It is over: the place may go, after a while."""
         if errand in self._open:
             self._open.remove(errand)
             errand.waiting = False
-            if errand.place is not None:
-                self._context.links.placing.release(errand.place, time.monotonic())
+            if errand.lease is not None:
+                errand.lease.release()
 
     def _peering(self, remote: Remote) -> Peering | None:
         """A session that stands with that very peer, whichever side dialled."""
@@ -115,7 +115,7 @@ class Connecting:
         for errand in [e for e in self._open if e.waiting and e.place is peering.place]:
             self._met(errand, peering)
 
-    def place_failed(self, place: Place, error: ZBusError) -> None:
+    def place_failed(self, place: DialTarget, error: ZBusError) -> None:
         """Dialling there cannot help."""
         for errand in [e for e in self._open if e.waiting and e.place is place]:
             is_self = isinstance(error, DialledSelf)
@@ -123,15 +123,23 @@ class Connecting:
 
     def tick(self, now: float) -> None:
         """Give up what is unreachable."""
-        for errand in [e for e in self._open if e.waiting and e.place is not None]:
-            problem = errand.place.problem if errand.place is not None else None
-            if _stands(errand.place):
-                errand.stood = now
-            if problem is not None:
-                self._fail(errand, _missing(errand.remote, problem))
-            elif now >= (errand.deadline if now - errand.stood > GAP else errand.latest):
-                what = f"no answer in {now - errand.began:.0f} s"
-                self._fail(errand, _missing(errand.remote, Unreachable(what)))
+        for errand in [e for e in self._open if e.waiting]:
+            if isinstance(errand.place, DialTarget):
+                self._look(errand, errand.place, now)
+
+    def _look(self, errand: SessionRequest, target: DialTarget, now: float) -> None:
+        if target.connection is not None and target.connection.connected:
+            errand.stood = now  # TCP stands, on which no peer has answered yet
+        # Each address may take its time; the last one more, where somebody is there and is deaf.
+        patience = PATIENCE * target.dial.ways.count
+        if now - errand.stood <= GAP:
+            patience += DEAF - PATIENCE
+        problem = target.dial.problem
+        if problem is not None:
+            self._fail(errand, _missing(errand.remote, problem))
+        elif now >= errand.began + patience:
+            what = f"no answer in {now - errand.began:.0f} s"
+            self._fail(errand, _missing(errand.remote, Unreachable(what)))
 
     def deadline(self, now: float) -> float | None:
         """When `tick` has something to do."""
@@ -143,9 +151,8 @@ class Connecting:
             self._fail(errand, error)
 
 
-def _stands(place: Place | None) -> bool:
-    """Whether there is a TCP connection, on which no peer has answered yet."""
-    return place is not None and place.connection is not None and place.connection.connected
+def _is_own(place: Place) -> bool:
+    return isinstance(place, ListenedAddress) and place.own
 
 
 def _is_met(remote: Remote, peering: Peering) -> bool:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from ..errors import ZBusError
-from ..net.places import Peering, Place
+from ..net.places import DialTarget, Peering
 from ..protocol import job_records as core
 from ..protocol.job_records import RESULT, SUBMIT
 from ..protocol.jobs import Jobs
@@ -122,7 +122,7 @@ class JobService:
         on its way over it ends after that, and is of no more account."""
         self.jobs.session_down(peering.key, error, time.monotonic())
         self.job_transfers.session_down(peering, error)
-        self._hold(peering, False, time.monotonic())
+        self._hold(peering, False)
         self.enquiries.session_down(peering, error)
         self._go_on(peering)
         self.taking.session_down(peering.key)
@@ -135,7 +135,7 @@ class JobService:
         if identity is not None and another is not None:
             self.jobs.session_up(another.key, identity)
 
-    def place_failed(self, place: Place, error: ZBusError) -> None:
+    def place_failed(self, place: DialTarget, error: ZBusError) -> None:
         """Dialling there cannot help."""
         self.connecting.place_failed(place, error)
 
@@ -207,19 +207,17 @@ class JobService:
         self.taking.tick()
         needed = self.jobs.sessions
         for peering in self._context.links.peerings:
-            self._hold(peering, peering.key in needed, now)
+            self._hold(peering, peering.key in needed)
         self.giving.tick(now)
 
-    def _hold(self, peering: Peering, busy: bool, now: float) -> None:
+    def _hold(self, peering: Peering, busy: bool) -> None:
         """A place is in use while some job needs its session: also one that this side dialled
         for a job of its own, long ended, and over which it was given others since."""
-        if busy == peering.jobs:
-            return
-        peering.jobs = busy
-        if busy:
-            peering.place.users += 1
-        else:
-            self._context.links.placing.release(peering.place, now)
+        if busy and peering.jobs is None:
+            peering.jobs = self._context.links.addresses.use(peering.place)
+        elif not busy and peering.jobs is not None:
+            peering.jobs.release()
+            peering.jobs = None
 
     def deadline(self, now: float) -> float | None:
         """When `tick` has something to do."""

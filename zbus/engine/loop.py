@@ -24,7 +24,7 @@ from ..errors import InternalError, LocalProtocolError, PeerClosed, ZBusError
 from ..machine import free_memory
 from ..net.frames import Closed, Connected, Received
 from ..net.links import Links
-from ..net.places import Peering, Place, Settings
+from ..net.places import DialTarget, Peering, Settings
 from ..net.transport import Transport
 from ..protocol.budget import Budget
 from ..protocol.channel import Channels
@@ -330,7 +330,10 @@ class Engine:
         self.measuring.session_down(peering, error)
         self._settle()
 
-    def place_failed(self, place: Place, error: ZBusError) -> None:
+    def place_faulty(self, place: DialTarget, error: ZBusError) -> None:
+        self.measuring.place_failed(place, error)
+
+    def place_failed(self, place: DialTarget, error: ZBusError) -> None:
         if place.key:
             self.meetings.place_failed(place, error)
         else:

@@ -7,14 +7,15 @@ their digest; neither side holds more than a window of them. Runs in the I/O thr
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import LinkLost, RemoteProtocolError, ZBusError
+from ..errors import LinkLost, RemoteProtocolError, TransferRefused, ZBusError
 from ..net.frames import Body
-from ..net.places import Peering, Place
+from ..net.places import DialTarget, Peering
 from ..protocol.identity import SessionKey
 from ..protocol.messages import Hello, Measure, Pong
 from ..values.streams import DropSink, PatternSource
@@ -22,13 +23,14 @@ from .context import Context
 from .wrapping import Wrapped
 
 WINDOW = 64 << 20  # bytes granted ahead; nothing is held
+MAX_BLOCKS = 4  # measured at once over one session, each way
 
 _End = Callable[["ZBusError | None"], None]
 
 
 @dataclass(eq=False)
 class _Ask:
-    place: Place
+    target: DialTarget
     peering: Peering | None
     future: Future[float]
 
@@ -38,43 +40,51 @@ class Measuring:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._meetings: list[tuple[Place, Future[Hello]]] = []
+        self._meetings: list[tuple[DialTarget, Future[Hello]]] = []
         self._pings: dict[tuple[SessionKey, int], tuple[float, _Ask]] = {}
         self._asks: list[_Ask] = []
+        self._blocks: Counter[SessionKey] = Counter()  # that this side has asked for, by session
+        self._served: Counter[SessionKey] = Counter()  # and that it was asked for
 
     # --- asking -------------------------------------------------------------------------------
 
-    def meet(self, place: Place) -> Future[Hello]:
-        """The peer's HELLO, as soon as the session at that place stands."""
+    def meet(self, target: DialTarget) -> Future[Hello]:
+        """The peer's HELLO, as soon as a session with it stands."""
         future: Future[Hello] = Future()
-        peering = place.peering
+        peering = target.peering
         if peering is not None and peering.connection is not None:
             future.set_result(peering.session.peer)
-        elif place.given_up is not None:
-            future.set_exception(place.given_up)
+        elif target.dial.given_up is not None:
+            future.set_exception(target.dial.given_up)
         else:
-            self._meetings.append((place, future))
+            self._meetings.append((target, future))
         return future
 
-    def ping(self, place: Place) -> Future[float]:
+    def ping(self, target: DialTarget) -> Future[float]:
         """One round trip, in seconds, from I/O thread to I/O thread."""
-        ask, peering = self._ask(place)
+        ask, peering = self._ask(target)
         if peering is not None:
             now = time.monotonic()
             token = peering.session.ping(now)
             self._pings[peering.key, token] = now, ask
         return ask.future
 
-    def block(self, place: Place, direction: str, size: int) -> Future[float]:
+    def block(self, target: DialTarget, direction: str, size: int) -> Future[float]:
         """The seconds that a verified block of `size` bytes takes, "up" or "down"."""
-        ask, peering = self._ask(place)
+        ask, peering = self._ask(target)
         link = self._context.channels.links.get(peering.key) if peering is not None else None
         if peering is None or link is None:
             return ask.future
+        key = peering.key
+        if self._blocks[key] >= MAX_BLOCKS:
+            self._end(ask, _too_many(peering))
+            return ask.future
+        self._blocks[key] += 1
         transfer, began = link.new_operation(), time.monotonic()
         peering.session.send(Measure(transfer, direction, size))
 
         def end(error: ZBusError | None) -> None:
+            _count_down(self._blocks, key)
             self._end(ask, error or time.monotonic() - began)
 
         if direction == "up":
@@ -83,13 +93,13 @@ class Measuring:
             self._receive(peering, transfer, size, end)
         return ask.future
 
-    def _ask(self, place: Place) -> tuple[_Ask, Peering | None]:
-        peering = place.peering
-        ask = _Ask(place, peering, Future())
+    def _ask(self, target: DialTarget) -> tuple[_Ask, Peering | None]:
+        peering = target.peering
+        ask = _Ask(target, peering, Future())
         self._asks.append(ask)
         if peering is None or not peering.session.is_linked:
-            error = place.problem or LinkLost(
-                "the link is gone", peer=str(place.address), remedy="Try again"
+            error = target.dial.problem or LinkLost(
+                "the link is gone", peer=str(target.address), remedy="Try again"
             )
             self._end(ask, error)
         return ask, peering
@@ -108,14 +118,22 @@ class Measuring:
         """The peer measures: drop what it sends, or make up what it wants.
 
         Raises:
-            RemoteProtocolError: It has another measurement under way already.
+            RemoteProtocolError: It measures more at once than any peer does, or one block twice.
         """
-        if peering.transfers > 4 or self._context.transfers.knows(peering, message.transfer):
+        key = peering.key
+        is_known = self._context.transfers.knows(peering, message.transfer)
+        if self._served[key] >= MAX_BLOCKS or is_known:
             raise RemoteProtocolError("too many measurements at once, or one twice")
+        self._served[key] += 1
+
+        def end(_: ZBusError | None) -> None:
+            # Served for the peer, which knows by itself how it ended.
+            _count_down(self._served, key)
+
         if message.direction == "down":
-            self._send(peering, message.transfer, message.size, _ignore)
+            self._send(peering, message.transfer, message.size, end)
         else:
-            self._receive(peering, message.transfer, message.size, _ignore)
+            self._receive(peering, message.transfer, message.size, end)
 
     def _send(self, peering: Peering, transfer: int, size: int, end: _End) -> None:
         flow = self._context.transfers.send(peering, transfer, _Block(end))
@@ -127,9 +145,9 @@ class Measuring:
     # --- told by the engine -------------------------------------------------------------------
 
     def linked(self, peering: Peering) -> None:
-        for place, future in [m for m in self._meetings if m[0] is peering.place]:
-            self._meetings.remove((place, future))
-            future.set_result(peering.session.peer)
+        for meeting in [m for m in self._meetings if m[0] is peering.place]:
+            self._meetings.remove(meeting)
+            meeting[1].set_result(peering.session.peer)
 
     def pong(self, peering: Peering, message: Pong, _: Body | None) -> None:
         sent, ask = self._pings.pop((peering.key, message.token), (0.0, None))
@@ -141,8 +159,10 @@ class Measuring:
             self._end(ask, error)
         for key in [k for k in self._pings if k[0] == peering.key]:
             del self._pings[key]
+        self._blocks.pop(peering.key, None)
+        self._served.pop(peering.key, None)
 
-    def place_failed(self, place: Place, error: ZBusError) -> None:
+    def place_failed(self, place: DialTarget, error: ZBusError) -> None:
         for meeting in [m for m in self._meetings if m[0] is place]:
             self._meetings.remove(meeting)
             meeting[1].set_exception(error)
@@ -175,5 +195,17 @@ class _Block:
         self._end(error)
 
 
-def _ignore(error: ZBusError | None) -> None:
-    """Served for the peer, which knows by itself how it ended."""
+def _count_down(counter: Counter[SessionKey], key: SessionKey) -> None:
+    """One less; of a session that is over nothing is counted."""
+    if counter[key] > 1:
+        counter[key] -= 1
+    else:
+        del counter[key]
+
+
+def _too_many(peering: Peering) -> TransferRefused:
+    return TransferRefused(
+        f"{MAX_BLOCKS} blocks are being measured on this link already",
+        peer=peering.name,
+        remedy="Try again when they are done",
+    )

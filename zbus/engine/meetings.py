@@ -9,7 +9,7 @@ import time
 
 from ..errors import NotPermitted, ZBusError
 from ..net.links import Links
-from ..net.places import Peering, Place
+from ..net.places import DialTarget, Lease, Peering, Place
 from ..protocol.channel import Channels
 from ..protocol.registrations import Endpoint, Link, Registration, State
 from ..remote import Remote
@@ -30,7 +30,7 @@ class Meetings:
         self._links, self._channels = links, channels
         self._open: dict[Registration, tuple[Remote, Place | None]] = {}
 
-    def way(self, remote: Remote) -> Place | None:
+    def way(self, remote: Remote) -> Lease[Place] | None:
         """What leads to that peer: its session if one stands, else its own listener is dialled;
         `release` it afterwards. None where it can only come by itself.
 
@@ -41,18 +41,17 @@ class Meetings:
             told = peering.session.peer
             is_it = remote.is_met_by(peering.principal, told.instance, told.name)
             if is_it and peering.connection is not None:
-                peering.place.users += 1
-                return peering.place
+                return self._links.addresses.use(peering.place)
         routes = remote.routes()
         if not routes:
             return None
-        return self._links.placing.dial_own(routes, remote.key, time.monotonic(), remote.hinted())
+        return self._links.addresses.dial_own(routes, remote.key, time.monotonic(), remote.hinted())
 
     def begin(self, registration: Registration, remote: Remote, place: Place | None) -> None:
         """A run waits for that peer's."""
         self._open[registration] = remote, place
-        if place is not None and place.given_up is not None:
-            self._fail(registration, place.given_up)
+        if isinstance(place, DialTarget) and place.dial.given_up is not None:
+            self._fail(registration, place.dial.given_up)
         for peering in self._links.peerings:
             self._look(registration, peering)
 
@@ -65,7 +64,7 @@ class Meetings:
         for registration in list(self._open):
             self._look(registration, peering)
 
-    def place_failed(self, place: Place, error: ZBusError) -> None:
+    def place_failed(self, place: DialTarget, error: ZBusError) -> None:
         """Dialling there cannot help."""
         for registration, (remote, its) in list(self._open.items()):
             if its is place:

@@ -28,7 +28,7 @@ def explain(context: Context, running: Running, now: float) -> str:
     for link, peering in sorted(known, key=lambda pair: not pair[1].session.is_linked):
         return _waiting(context, running, link, peering, now)
     if running.place is not None:
-        return context.links.placing.explain(running.place, now)
+        return context.links.addresses.explain(running.place, now)
     if registration.endpoint.kind == "peer":
         return (
             f"{registration.endpoint} is not connected, and no address of it is known here: "

@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from ..address import Address
 from ..errors import ListenRefused, NotPaired, TrustError
-from ..keys import KeyPair
+from ..keys import KeyPair, fingerprint
+from ..protocol.ways import PAIR
 from ..trust import EXCHANGE, JOBS, Trust
-from .dialling import not_paired
 
 logger = logging.getLogger(__name__)
 
@@ -110,3 +110,12 @@ class Admission:
     def deadline(self) -> float:
         """When it is, as long as anybody is there who could be sent away."""
         return self._look_at
+
+
+def not_paired(who: str, key: bytes) -> NotPaired:
+    """This side does not trust whoever has that key."""
+    return NotPaired(
+        f"this computer is not paired with it (the fingerprint that it shows: {fingerprint(key)})",
+        peer=who,
+        remedy=PAIR,
+    )

@@ -1,241 +1,177 @@
-"""Dials and redials: names resolved, back-off, and why a connection does not come about.
+"""Does what each `Dial` says: names resolved, connections made and ended, problems looked at.
 
-Runs in the I/O thread. What blocks (a name, a probe) goes to a thread of its own.
+Runs in the I/O thread. What blocks (a name, a look) goes to a thread of its own.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from .. import probe
 from ..address import Address
-from ..errors import (
-    ConnectError,
-    KeyChanged,
-    NobodyBehind,
-    NotPaired,
-    NotZBus,
-    Unreachable,
-    ValuesOnly,
-    ZBusError,
-)
-from ..keys import fingerprint
-from .places import BACKOFF_FIRST, Place
+from ..errors import ConnectError, Unreachable, ZBusError
+from ..protocol import dial
+from ..protocol.dial import State
+from ..protocol.ways import Spot
+from .greeting import Greetings
+from .places import DialTarget, ListenedAddress, Place
 from .transport import Transport
 from .websocket import Lane, open_lane
 
-RESOLVE_AGAIN = 20  # failures after which a name is looked up anew
-REFUSED = (
-    "press Run on the other side: nobody listens on {} yet "
-    "(if both sides are Client, set one to Server)"
-)
-PAIR = "Pair the two, once: zbus-pair invite on one of them, zbus-pair accept TOKEN on the other"
-DOUBTS = 2  # handshakes in a row that must fail before a key is said to have changed
-QUICK = 5.0  # seconds: who ends a handshake later was only too busy for it
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
-class Way(NamedTuple):
-    """A numeric address, and the lane that leads on from there."""
+class InThread(Protocol):
+    """Runs `work`, which may block long, in a thread, and `then` with its result in this one: with
+    what it raised, as one of our errors, if it did."""
 
-    numeric: str
-    port: int
-    lane: Lane | None = None
-
-
-def _way(address: Address) -> Way:
-    if not address.url:
-        return Way(probe.resolve(address), address.port)
-    lane = open_lane(address.url)
-    return Way("127.0.0.1", lane.port, lane)
-
-
-def not_paired(who: str, key: bytes) -> NotPaired:
-    """This side does not trust whoever has that key."""
-    return NotPaired(
-        f"this computer is not paired with it (the fingerprint that it shows: {fingerprint(key)})",
-        peer=who,
-        remedy=PAIR,
-    )
-
-
-def refused() -> NotPaired:
-    """The other side does not trust this one."""
-    return NotPaired("not paired there with this computer", remedy=PAIR)
-
-
-def key_changed() -> KeyChanged:
-    """Whoever answers has another key than the one that was paired."""
-    return KeyChanged(
-        "it does not prove the key that it was paired with: another machine answers there, its "
-        "zbus folder is a new one, or somebody pretends to be it",
-        remedy="If you know why it has changed, pair anew (zbus-pair forget NAME; then zbus-pair "
-        "invite and accept). If not, do not",
-    )
-
-
-class Helper(Protocol):
-    """What a dialler needs done: the engine does it."""
-
-    def in_thread(self, work: Callable[[], T], then: Callable[[T | ZBusError], None]) -> None: ...
-    def place_failed(self, place: Place, error: ZBusError) -> None: ...
+    def __call__(self, work: Callable[[], T], then: Callable[[T | ZBusError], None]) -> None: ...
 
 
 class Dialler:
-    """Makes the connections of the dialled places.
+    """Makes the connections of all dial targets.
 
     Args:
         transport: Makes them.
+        greetings: Say HELLO on them.
         places: All places of the peer; the list that `Links` keeps.
-        helper: Runs what blocks, and is told what is hopeless.
+        in_thread: Runs what blocks.
+        faulty: Told of a target where each answer is wrong, up to now.
+        given_up: Told of a target where dialling again cannot help.
     """
 
-    def __init__(self, transport: Transport, places: list[Place], helper: Helper) -> None:
-        self._transport, self._places, self._helper = transport, places, helper
+    def __init__(
+        self,
+        transport: Transport,
+        greetings: Greetings,
+        places: list[Place],
+        in_thread: InThread,
+        faulty: Callable[[DialTarget, ZBusError], None],
+        given_up: Callable[[DialTarget, ZBusError], None],
+    ) -> None:
+        self._transport, self._greetings, self._places = transport, greetings, places
+        self._in_thread, self._faulty, self._given_up = in_thread, faulty, given_up
 
-    def dial(self, place: Place, now: float) -> None:
-        """Begin a connection there, once its name is resolved."""
-        place.next_dial = None
-        if self._left_behind(place):
-            place.next_dial = now + BACKOFF_FIRST
+    # --- told by links and addresses --------------------------------------------------------------
+
+    def tell(self, target: DialTarget, event: dial.Event, now: float) -> None:
+        """Something has happened to what is dialled there."""
+        self._do_all(target, target.dial.handle(event, now), now)
+
+    def tick(self, target: DialTarget, now: float) -> None:
+        """Do what is due there."""
+        self._do_all(target, target.dial.tick(now), now)
+
+    def closed(self, target: DialTarget, stage: str, now: float) -> None:
+        """Its connection is gone."""
+        target.connection = None
+        self.tell(target, dial.Closed(stage), now)
+
+    def close(self, target: DialTarget, now: float) -> None:
+        """Nobody needs it any more."""
+        self.tell(target, dial.Close(), now)
+        for lane in target.lanes.values():
+            lane.close()
+        target.lanes.clear()
+
+    # --- actions ----------------------------------------------------------------------------------
+
+    def _do_all(self, target: DialTarget, actions: list[dial.Action], now: float) -> None:
+        for action in actions:
+            self._do(target, action, now)
+
+    def _do(self, target: DialTarget, action: dial.Action, now: float) -> None:
+        match action:
+            case dial.Resolve():
+                self._resolve(target, action.way)
+            case dial.Connect():
+                self._connect(target, action, now)
+            case dial.Greet():
+                assert target.connection is not None
+                self._greetings.dial(target.connection, target, now)
+            case dial.HangUp():
+                self._hang_up(target)
+            case dial.Diagnose():
+                self._diagnose(target, action.way, action.spot)
+            case dial.Warn():
+                self._faulty(target, action.error)
+            case dial.Tell():
+                self._given_up(target, action.error)
+
+    def _connect(self, target: DialTarget, action: dial.Connect, now: float) -> None:
+        if self._left_behind(target):
+            self.tell(target, dial.Held(), now)
             return
-        if place.numeric is None:
-            address = place.address
-            self._look(
-                place, lambda: _way(address), lambda place, way: self._found(place, address, way)
+        host, port = action.spot
+        try:
+            target.connection = self._transport.dial(
+                host, port, server=target.key, timeout=action.timeout
             )
-            return
-        place.dialled_at = now
-        place.connection = self._transport.dial(place.numeric, place.port, server=place.key)
+        except Unreachable as error:
+            logger.error("%s: %s", target.address, error)
+            self.closed(target, "connect", now)
 
-    def _left_behind(self, place: Place) -> bool:
+    def _left_behind(self, target: DialTarget) -> bool:
         """Whether this peer still listens, for nobody, where it dials now: the two sides have
         changed their modes. The listener goes as soon as all is acknowledged."""
-        listening = next(
-            (p for p in self._places if p.kind == "listen" and p.address == place.address), None
-        )
-        return listening is not None and not listening.users and not listening.own
+        for place in self._places:
+            if isinstance(place, ListenedAddress) and place.address == target.address:
+                return not place.users and not place.own
+        return False
 
-    def _look(
-        self,
-        place: Place,
-        work: Callable[[], T],
-        then: Callable[[Place, T | ZBusError], None],
-    ) -> None:
-        def guarded() -> T | ZBusError:
-            try:
-                return work()
-            except ZBusError as error:
-                return error
+    def _hang_up(self, target: DialTarget) -> None:
+        connection, target.connection = target.connection, None
+        if connection is not None:
+            self._greetings.forget(connection)
+            self._transport.end(connection)
 
-        def done(result: T | ZBusError) -> None:
-            place.looking = False
-            if place in self._places:
-                then(place, result)
-
-        place.looking = True
-        self._helper.in_thread(guarded, done)
-
-    def _found(self, place: Place, address: Address, way: Way | ZBusError) -> None:
-        if isinstance(way, ZBusError):
-            self._hopeless(place, address, way)
+    def _resolve(self, target: DialTarget, way: Address) -> None:
+        lane = target.lanes.get(way)
+        if lane is not None:
+            self.tell(target, dial.Found(way, (_spot(lane),)), time.monotonic())
+        elif way.url:
+            self._in_thread(
+                lambda: open_lane(way.url), lambda found: self._opened(target, way, found)
+            )
         else:
-            place.numeric, place.port, place.lane = way
-            place.next_dial = time.monotonic()
+            self._in_thread(lambda: _spots(way), lambda found: self._found(target, way, found))
 
-    def _hopeless(self, place: Place, address: Address, error: ZBusError) -> None:
-        """Dialling this way again cannot help: perhaps another one leads there, now or later."""
-        if address not in place.hints:
-            place.hopeless.add(address)
-        self._note(place, address, error)
-        if set(place.known_routes) <= place.hopeless:
-            self.give_up(place, place.problems[place.known_routes[0]])
-        elif place.address == address and place.connection is None:
-            place.turn()
-            place.next_dial = time.monotonic() + place.delay()
+    def _opened(self, target: DialTarget, way: Address, lane: Lane | ZBusError) -> None:
+        if isinstance(lane, ZBusError):
+            self._found(target, way, lane)
+        elif target.dial.state is State.IDLE:  # closed meanwhile
+            lane.close()
+        else:
+            target.lanes[way] = lane
+            self._found(target, way, (_spot(lane),))
 
-    def _note(self, place: Place, address: Address, error: ZBusError) -> None:
-        """Why this way leads nowhere. What is wrong with the place is told when all are tried, and
-        by the first of those that count."""
-        place.problems[address] = error
-        if all(route in place.problems for route in place.routes):  # hints come and go
-            first = place.problems[place.known_routes[0]]
-            place.problem = first if isinstance(first, ConnectError) else None
+    def _found(self, target: DialTarget, way: Address, found: tuple[Spot, ...] | ZBusError) -> None:
+        now = time.monotonic()
+        if isinstance(found, ZBusError):
+            self.tell(target, dial.NotFound(way, found), now)
+        else:
+            self.tell(target, dial.Found(way, found), now)
 
-    def give_up(self, place: Place, error: ZBusError) -> None:
-        """Dialling again cannot help: whoever waits there is told, and it ends."""
-        place.problem = error if isinstance(error, ConnectError) else None
-        place.next_dial, place.given_up = None, error
-        self._helper.place_failed(place, error)
-
-    def failed(self, place: Place, stage: str, now: float) -> None:
-        """Its connection came to nothing at `stage`, or was lost: when to try again, and why."""
-        place.connection = None
-        place.failures += 1
-        if stage == "refused":
-            self._hopeless(place, place.address, refused())
-            return
-        if place.failures % RESOLVE_AGAIN == 0:
-            place.forget_way()  # the name may mean another machine by now
-        place.next_dial = now + place.delay()
-        self._diagnose(place, stage, now)
-        refused_elsewhere = stage == "connect" and not place.address.is_loopback
-        # Whose handshake ends late is there, and busy: a model load can hold its GIL for long.
-        is_busy = bool(place.key) and now - place.dialled_at >= QUICK
-        if not (stage == "greeting" or refused_elsewhere) or is_busy:
-            place.hopeless_since = None
-        elif place.hopeless_since is None:
-            place.hopeless_since = now
-
-    def _diagnose(self, place: Place, stage: str, now: float) -> None:
-        """Ask why, now and then; off this thread. A place with several ways turns to the next."""
-        numeric, address, key, lane = place.numeric, place.address, place.key, place.lane
-        several = len(place.routes) > 1
-        # A handshake that ends late tells of a busy peer, and not of another key.
-        is_doubt = bool(key) and stage == "greeting" and now - place.dialled_at < QUICK
-        due = several or place.failures % 5 == 1 or (is_doubt and place.failures <= DOUBTS)
-        if numeric is None or place.looking or not due:
-            return
+    def _diagnose(self, target: DialTarget, way: Address, spot: Spot) -> None:
+        lane, key = target.lanes.get(way), target.key
 
         def look() -> ConnectError | None:
-            problem = lane.problem if lane is not None else probe.diagnose(address, numeric, key)
-            if problem is None and is_doubt and place.failures >= DOUBTS:
-                return key_changed()
-            return problem
+            return lane.problem if lane is not None else probe.diagnose(way, spot.host, key)
 
-        self._look(place, look, lambda place, error: self._diagnosed(place, address, error))
+        def told(error: ZBusError | None) -> None:
+            self.tell(target, dial.Diagnosed(way, spot, error), time.monotonic())
 
-    def _diagnosed(self, place: Place, address: Address, error: ZBusError | None) -> None:
-        if place.connection is not None and place.connection.greeted:
-            return  # meanwhile it works
-        if isinstance(error, (NotZBus, KeyChanged, NotPaired, ValuesOnly)):
-            self._hopeless(place, address, error)
-            return
-        if error is None and len(place.routes) == 1:
-            place.problem = None
-        elif error is not None:
-            self._note(place, address, error)
-        if place.address == address and place.connection is None:
-            place.turn()
+        self._in_thread(look, told)
 
-    def explain(self, place: Place, now: float) -> str:
-        """One line for people: why nobody is there yet."""
-        connection = place.connection
-        if connection is not None and connection.greeted:
-            waited = now - place.dialled_at
-            return f"{place.address} has accepted and has not answered for {waited:.0f} s"
-        if place.key and place.problem is not None:
-            why = f"not reachable at {place.address}: {place.problem.what}"
-            return f"{why}; dialling again, and waiting for it to come by itself"
-        if isinstance(place.problem, NobodyBehind):
-            return (
-                f"press Run on the other side: {place.address} is a tunnel with nobody at its "
-                "far end yet"
-            )
-        if isinstance(place.problem, Unreachable):
-            refused = "refused" in place.problem.what
-            return REFUSED.format(place.address) if refused else str(place.problem)
-        return f"dialling {place.address}"
+
+def _spots(way: Address) -> tuple[Spot, ...]:
+    return tuple(Spot(host, way.port) for host in probe.resolve_all(way))
+
+
+def _spot(lane: Lane) -> Spot:
+    return Spot("127.0.0.1", lane.port)

@@ -33,6 +33,7 @@ class Listener:
     host: str
     port: int
     curve: bool = False  # only those whose key is admitted get in
+    stands: bool = True  # it listens on its own host, or on every one
     other_hosts: set[str] = field(default_factory=set)  # where it listens too
     young: dict[int, float] = field(default_factory=dict)  # fds without a word yet, since when
     by_id: dict[bytes, Connection] = field(default_factory=dict)

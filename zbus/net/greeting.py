@@ -14,7 +14,7 @@ from ..errors import DialledSelf, RemoteProtocolError, VersionMismatch, ZBusErro
 from ..protocol.handshake import Handshake, rejection
 from ..protocol.messages import Hello, Message, encode
 from .frames import Connection
-from .places import OWN, Peering, Place
+from .places import OWN, DialTarget, Peering, Place
 from .transport import Transport
 
 MAX_UNDER_WAY = 256  # at one listener
@@ -25,6 +25,7 @@ PATIENCE = 30.0  # seconds: a model load can hold the peer's GIL this long
 class Greeting:
     """One connection's handshake and the place it belongs to."""
 
+    connection: Connection
     shake: Handshake
     place: Place
     since: float
@@ -38,9 +39,9 @@ class Greeting:
 class Refused(Exception):
     """The two shall not talk, and dialling again cannot help; `error` says why."""
 
-    def __init__(self, place: Place, error: ZBusError) -> None:
+    def __init__(self, error: ZBusError) -> None:
         super().__init__(str(error))
-        self.place, self.error = place, error
+        self.error = error
 
 
 class Greetings:
@@ -49,7 +50,7 @@ class Greetings:
     Args:
         transport: Carries them.
         own: This process's HELLO.
-        known: Finds the session that a HELLO from a key at a place would go on with.
+        known: Finds the session that a HELLO at a place would go on with.
         permitted: What the owner of a key may do here.
     """
 
@@ -57,7 +58,7 @@ class Greetings:
         self,
         transport: Transport,
         own: Hello,
-        known: Callable[[Place, Hello, bytes], Peering | None],
+        known: Callable[[Place, Connection, Hello], Peering | None],
         permitted: Callable[[bytes], frozenset[str]],
     ) -> None:
         self._transport, self._own = transport, own
@@ -71,13 +72,13 @@ class Greetings:
         allowed = tuple(sorted(self._permitted(connection.key)))
         return replace(self._own, listener=OWN, permissions=allowed)
 
-    def dial(self, connection: Connection, place: Place, now: float) -> None:
+    def dial(self, connection: Connection, target: DialTarget, now: float) -> None:
         """A dialled connection stands: say HELLO."""
         shake = Handshake(self._hello(connection), True, random_bytes)
-        session = place.peering.session if place.peering else None
+        session = target.peering.session if target.peering else None
         key = session.key if session else random_bytes()
         shake.dial(key, session is not None, session.received if session else 0)
-        self._under_way[connection] = Greeting(shake, place, now)
+        self._under_way[connection] = Greeting(connection, shake, target, now)
         self._say(connection, shake)
 
     def accept(self, connection: Connection, place: Place, now: float) -> None:
@@ -89,7 +90,7 @@ class Greetings:
         if sum(one.place is place for one in self._under_way.values()) >= MAX_UNDER_WAY:
             raise RemoteProtocolError("no handshake is possible here")
         shake = Handshake(self._hello(connection), False, random_bytes)
-        self._under_way[connection] = Greeting(shake, place, now)
+        self._under_way[connection] = Greeting(connection, shake, place, now)
 
     def receive(self, connection: Connection, message: Message) -> Greeting | None:
         """Take a message; returns the greeting when it is done. A dialler then `agree`s.
@@ -106,17 +107,17 @@ class Greetings:
             del self._under_way[connection]
             if not connection.dialled:
                 self._transport.send(connection, encode(rejection(error)))
-            raise Refused(greeting.place, error) from error
+            raise Refused(error) from error
         if shake.done:
             return self._under_way.pop(connection)
-        known = self._known(greeting.place, greeting.peer, connection.key)
+        known = self._known(greeting.place, connection, greeting.peer)
         shake.answer(known is not None, known.session.received if known else 0)
         self._say(connection, shake)
         return None
 
-    def agree(self, connection: Connection, greeting: Greeting) -> None:
+    def agree(self, greeting: Greeting) -> None:
         """The dialler's READY: before anything else of the session."""
-        self._say(connection, greeting.shake)
+        self._say(greeting.connection, greeting.shake)
 
     def _say(self, connection: Connection, shake: Handshake) -> None:
         for message in shake.outgoing:
@@ -137,13 +138,18 @@ class Greetings:
         for connection in [c for c, g in self._under_way.items() if g.place is place]:
             del self._under_way[connection]
 
-    def overdue(self, now: float) -> list[tuple[Connection, Place]]:
-        """The connections that have taken too long."""
-        return [(c, g.place) for c, g in self._under_way.items() if now - g.since > PATIENCE]
+    @property
+    def _accepted(self) -> list[Greeting]:
+        """Those of diallers. How long an answer may take to this side's own, its dial knows."""
+        return [one for one in self._under_way.values() if not one.connection.dialled]
+
+    def overdue(self, now: float) -> list[Connection]:
+        """The accepted connections that have taken too long."""
+        return [g.connection for g in self._accepted if now - g.since > PATIENCE]
 
     def deadline(self) -> float | None:
         """When the first of them will be."""
-        return min((g.since + PATIENCE + 0.1 for g in self._under_way.values()), default=None)
+        return min((g.since + PATIENCE + 0.1 for g in self._accepted), default=None)
 
 
 def random_bytes() -> bytes:

@@ -1,92 +1,113 @@
-"""What the I/O thread remembers of each address it dials or listens on, and of each session."""
+"""What the I/O thread remembers of each address it listens on or dials, and of each session."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from ..address import Address
-from ..errors import ConnectError, ZBusError
+from ..errors import ZBusError
+from ..protocol.dial import Dial
 from ..protocol.identity import Identity, SessionKey
 from ..protocol.messages import MAX_CHUNK
-from ..protocol.pace import Pace
+from ..protocol.pace import MIN_CHUNK, Pace
 from ..protocol.session import Session
 from ..settings import Settings as Settings
 from .frames import Connection, Listener
 from .websocket import Lane
 
 ADDR, OWN = "addr", "own"  # kinds of listener, as HELLO names them
-BACKOFF_FIRST = 0.1  # seconds to the next dial
-BACKOFF_LOOPBACK = 0.5  # it grows to this on the loopback while a run waits,
-BACKOFF_REMOTE = 1.0  # to this elsewhere,
-BACKOFF_IDLE = 5.0  # and to this while no run waits
 
 
 @dataclass(eq=False)
-class Place:
-    """One address that runs meet at: listened on or dialled."""
+class _Leased:
+    """What is open as long as somebody uses it, and a while longer."""
 
-    kind: str  # "listen" or "dial"
+    leases: set[Lease[Place]] = field(default_factory=set, init=False)
+    idle_since: float = field(default=0.0, init=False)
+    peerings: list[Peering] = field(default_factory=list, init=False)
+
+    @property
+    def users(self) -> int:
+        """How many use it."""
+        return len(self.leases)
+
+
+@dataclass(eq=False)
+class ListenedAddress(_Leased):
+    """An address where others come to this peer.
+
+    Attributes:
+        own: This peer's own listener: for jobs too, and never closed.
+        refused_hosts: Where it was to listen too, and the system has said no.
+    """
+
     address: Address
-    own: bool = False  # this peer's own listener: for jobs too, and never closed
-    key: bytes = b""  # of a dialled one: the public key that must answer; none: a plain one
-    routes: tuple[Address, ...] = ()  # of a dialled one: the ways there; `address` is tried now
-    hints: frozenset[Address] = frozenset()  # those of them where a failure says nothing
-    users: int = 0
-    idle_since: float = 0.0
-    listener: Listener | None = None
-    peerings: list[Peering] = field(default_factory=list)
-    # A dialled place has at most one session, and makes its connections itself.
-    numeric: str | None = None
-    port: int = 0  # to dial at `numeric`
-    lane: Lane | None = None  # which leads on from there
-    problems: dict[Address, ZBusError] = field(default_factory=dict)  # of each way there
-    hopeless: set[Address] = field(default_factory=set)  # the ways where dialling again is no help
+    listener: Listener
+    own: bool = False
+    refused_hosts: set[str] | None = None
+    kind = "listen"  # for the channels
+
+    @property
+    def where(self) -> str:
+        """Names it in the keys of its sessions."""
+        return f"listen {self.address}"
+
+
+@dataclass(eq=False)
+class DialTarget(_Leased):
+    """A peer that this side dials: it has at most one session.
+
+    Attributes:
+        key: The public key that must answer; none: a plain listener.
+        connection: The one that stands or is being made.
+        lanes: Of ways that are pages: what leads on from there.
+    """
+
+    dial: Dial
+    key: bytes = b""
     connection: Connection | None = None
-    dialled_at: float = 0.0
-    next_dial: float | None = None
-    backoff: float = BACKOFF_FIRST
-    failures: int = 0  # since the last success
-    looking: bool = False  # a resolver or probe is under way
-    problem: ConnectError | None = None  # why nothing stands there: each way has been tried
-    given_up: ZBusError | None = None  # dialling again cannot help, and why
-    hopeless_since: float | None = None  # accepted and closed, or refused elsewhere, each time
+    lanes: dict[Address, Lane] = field(default_factory=dict)
+    kind = "dial"  # for the channels
+
+    def __post_init__(self) -> None:
+        # Names it in the keys of its sessions: the ways may change, and this does not.
+        self.where = f"dial {self.dial.address}"
+
+    @property
+    def address(self) -> Address:
+        """The way that is tried now."""
+        return self.dial.address
 
     @property
     def peering(self) -> Peering | None:
         return self.peerings[0] if self.peerings else None
 
+
+Place = ListenedAddress | DialTarget
+P = TypeVar("P", bound=Place)
+P_co = TypeVar("P_co", bound=Place, covariant=True)
+
+
+class Lease(Generic[P_co]):
+    """One use of a place: it is not closed before the last of them is released."""
+
+    def __init__(self, place: P_co) -> None:
+        self._place = place
+        place.leases.add(self)
+
     @property
-    def known_routes(self) -> list[Address]:
-        """The ways that count."""
-        return [route for route in self.routes if route not in self.hints] or list(self.routes)
+    def place(self) -> P_co:
+        """What is used."""
+        return self._place
 
-    def turn(self) -> None:
-        """The next way there, in their order, and the first again after the last."""
-        if len(self.routes) > 1:
-            self.address = self.routes[(self.routes.index(self.address) + 1) % len(self.routes)]
-            self.forget_way()
-
-    def forget_way(self) -> None:
-        """Find the way to `address` anew before the next dial."""
-        self.numeric = None
-        if self.lane is not None:
-            self.lane.close()
-            self.lane = None
-
-    def delay(self) -> float:
-        """Seconds to wait before the next dial; grows with each call."""
-        most = BACKOFF_LOOPBACK if self.address.is_loopback else BACKOFF_REMOTE
-        if not self.users and not self.peerings:
-            most = BACKOFF_IDLE
-        delay, self.backoff = self.backoff, min(most, self.backoff * 1.5)
-        return delay
-
-    def succeeded(self) -> None:
-        """A connection stands and the peer has answered."""
-        self.backoff, self.failures = BACKOFF_FIRST, 0
-        self.problem = self.hopeless_since = None
-        self.problems.clear()
-        self.hopeless.clear()
+    def release(self) -> None:
+        """Done with it; once is enough, and more does no harm. The place stays a while, and until
+        all is acknowledged."""
+        if self in self._place.leases:
+            self._place.leases.remove(self)
+            self._place.idle_since = time.monotonic()
 
 
 @dataclass(eq=False)
@@ -105,7 +126,9 @@ class Peering:
     process: str | None = None  # of a peer on this machine: what tells its process from another
     permissions: frozenset[str] = frozenset()  # what the peer may do here
     faults: int = 0  # protocol errors
-    jobs: bool = False  # some job needs it
+    was_linked: bool = False  # a connection has carried it
+    jobs: Lease[Place] | None = None  # some job needs it
+    pid_at: float = 0.0  # when to look next whether its process lives
     shares: bool = False  # large values are read out of the sender's memory, either way
 
     @property
@@ -129,8 +152,9 @@ class Peering:
 
     @property
     def largest_chunk(self) -> int:
-        """The plain bytes of a chunk that the peer takes."""
-        return max(1, dict(self.session.peer.limits).get("chunk", MAX_CHUNK))
+        """The plain bytes of a chunk that the peer takes. One that says less than any peer must
+        take would have this side spend its time on headers."""
+        return max(MIN_CHUNK, dict(self.session.peer.limits).get("chunk", MAX_CHUNK))
 
     @property
     def error(self) -> ZBusError | None:

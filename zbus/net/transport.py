@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import socket
 import time
 from collections.abc import Generator, Iterator
@@ -22,30 +21,27 @@ from collections.abc import Generator, Iterator
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from ..errors import PortInUse
+from ..errors import PortInUse, Unreachable
 from ..keys import KeyPair
 from ..protocol.messages import MAX_FRAME
+from . import sockets
+from .cutting import LOOK_EVERY, Cutting
 from .frames import Body, Closed, Connected, Connection, Event, Listener, Received
-from .zap import DOMAIN, Admit, Zap, user_key
+from .zap import Admit, Zap, user_key
 
 logger = logging.getLogger(__name__)
 
-LOOK_EVERY = 0.05  # seconds, while a connection is about to end
 LAST_WORDS = 2.0  # seconds for what a connection said before it ended, under a flood of others
 DRAIN = 64  # messages taken from one socket before the others have their turn
-MAX_YOUNG = 128  # connections of one listener that have not said a word for
-YOUNG = 2.0  # seconds; no more than
-MOST_YOUNG = (
-    400  # at once, which only programs of this machine can be: or they took all descriptors
-)
 # Milliseconds until a DEALER would dial again; it is closed long before. Not -1: ZeroMQ then drops,
 # with the connection, what it has received and nobody has read yet.
 NEVER = 2**30
-BIND_TRIES, BIND_EVERY = 25, 0.02  # seconds: a listener that was closed frees its port later
+CONNECT_TIME = 10.0  # seconds
 
 _EVENTS = (
     zmq.EVENT_ACCEPTED
     | zmq.EVENT_CONNECTED
+    | zmq.EVENT_CONNECT_RETRIED
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_CLOSED
     | zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -58,6 +54,9 @@ _FAILED = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
+# Of a zone that is not known ZeroMQ says that it will try again, and nothing else. It never does
+# (`NEVER`), so that is an end as well.
+_OVER = (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED, zmq.EVENT_CONNECT_RETRIED)
 
 
 class Transport:
@@ -89,7 +88,7 @@ class Transport:
         self._monitors: dict[zmq.Socket[bytes], Listener | Connection] = {}
         self._sources: dict[zmq.Socket[bytes], Listener | Connection] = {}
         self._pending: list[Event] = []
-        self._doomed: list[tuple[float, Connection]] = []  # when to shut down which
+        self._cutting = Cutting()
         # Gone, but perhaps not all of it is read: its stage, and when it is not waited for longer.
         self._leaving: dict[Connection, tuple[str, float]] = {}
         self._ended: list[
@@ -122,7 +121,7 @@ class Transport:
         # Monitored before it is bound: somebody may dial this very moment.
         self._register(router, listener)
         try:
-            router.bind(_endpoint(host, port))
+            router.bind(sockets.endpoint(host, port))
         except zmq.ZMQError as error:
             self._close(router, 0)
             raise PortInUse(str(error)) from error
@@ -131,71 +130,44 @@ class Transport:
         listener.port = int(bound.rstrip(b"\0").rpartition(b":")[2])
         return listener
 
-    def widen(self, listener: Listener, hosts: set[str]) -> None:
-        """Listen on the same port of these numeric addresses too, and of no others. One that is
-        "0.0.0.0" takes the place of the listener's own. Where listening ends, ZeroMQ cuts the
-        connections that came that way; who has a session dials again.
-
-        Raises:
-            PortInUse: The system refuses one of them; the listener's own stands.
-        """
-        router, port = listener.socket, listener.port
-        for host in listener.other_hosts - hosts:
-            router.unbind(_endpoint(host, port))
-            listener.other_hosts.discard(host)
-            if _is_every(host):
-                _bind_again(router, _endpoint(listener.host, port))
-        for host in hosts - listener.other_hosts - {listener.host}:
-            if _is_every(host):
-                router.unbind(_endpoint(listener.host, port))
-            try:
-                router.setsockopt(zmq.IPV6, int(":" in host))
-                _bind_again(router, _endpoint(host, port))
-            except zmq.ZMQError as error:
-                if _is_every(host):
-                    _bind_again(router, _endpoint(listener.host, port))
-                raise PortInUse(str(error)) from error
-            listener.other_hosts.add(host)
-
-    def dial(self, host: str, port: int, *, server: bytes = b"") -> Connection:
+    def dial(
+        self, host: str, port: int, *, server: bytes = b"", timeout: float = CONNECT_TIME
+    ) -> Connection:
         """Begin a connection to a numeric address; `Connected` or `Closed` follows.
 
         Args:
             server: The public key that must answer, with CURVE; none: plain.
+            timeout: Seconds that TCP may take.
+
+        Raises:
+            Unreachable: There is no socket for it.
         """
+        try:
+            return self._dial(host, port, server, timeout)
+        except zmq.ZMQError as error:
+            raise Unreachable(f"no connection can be made: {error}".lower()) from error
+
+    def _dial(self, host: str, port: int, server: bytes, timeout: float) -> Connection:
         dealer = self._socket(zmq.DEALER, host, bool(server))
         dealer.setsockopt(zmq.RECONNECT_IVL, NEVER)
-        dealer.setsockopt(zmq.CONNECT_TIMEOUT, 10_000)
+        dealer.setsockopt(zmq.CONNECT_TIMEOUT, round(timeout * 1000))
         if server:
             # Its listener must answer, and before that perhaps a WebSocket.
             dealer.setsockopt(zmq.HANDSHAKE_IVL, 20_000)
             dealer.setsockopt(zmq.CURVE_SERVERKEY, server)
         connection = Connection(dealer, key=server)
         self._register(dealer, connection)
-        dealer.connect(_endpoint(host, port))
+        try:
+            dealer.connect(sockets.endpoint(host, port))
+        except zmq.ZMQError:
+            self._close(dealer, 0)
+            raise
         return connection
 
     def _socket(self, kind: int, host: str, curve: bool) -> zmq.Socket[bytes]:
-        made = (self._secured() if curve else self.context).socket(kind)
-        if curve:
-            assert self.keys is not None, "CURVE needs keys"
-            made.setsockopt(zmq.CURVE_PUBLICKEY, self.keys.public)
-            made.setsockopt(zmq.CURVE_SECRETKEY, self.keys.secret)
-            made.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, int(kind == zmq.ROUTER))
-        made.setsockopt(zmq.LINGER, 0)
-        made.setsockopt(zmq.IPV6, int(":" in host))
-        made.setsockopt(zmq.MAXMSGSIZE, self._max_frame)
-        made.setsockopt(zmq.SNDHWM, 0)  # grants bound it
-        made.setsockopt(zmq.RCVHWM, 16)
-        made.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
-        made.setsockopt(zmq.TCP_MAXRT, 120_000)  # shorter would cut a live peer that is deaf
-        made.setsockopt(zmq.TCP_KEEPALIVE, 1)
-        made.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
-        made.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 10)
-        made.setsockopt(zmq.TCP_KEEPALIVE_CNT, 6)
-        # Without one a ROUTER accepts ZMTP 1.0, and so an HTTP form's body.
-        made.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
-        return made
+        assert self.keys is not None or not curve, "CURVE needs keys"
+        context, keys = (self._secured(), self.keys) if curve else (self.context, None)
+        return sockets.make(context, kind, host, keys, self._max_frame)
 
     def _secured(self) -> zmq.Context[zmq.Socket[bytes]]:
         """The Context of the CURVE sockets; whoever decides stands before any is bound."""
@@ -223,23 +195,14 @@ class Transport:
             return
         connection.listener.by_id.pop(connection.routing_id, None)
         connection.listener.ignored.add(connection.routing_id)
-        self._doomed.append((time.monotonic() + linger / 1000, connection))
-        self._end_doomed()
-
-    def _end_doomed(self) -> None:
-        """Shut down the accepted connections whose time has come."""
-        now = time.monotonic()
-        for at, connection in self._doomed:
-            listener = connection.listener
-            if at <= now and listener and listener.by_fd.get(connection.fd) is connection:
-                _shutdown(connection.fd, listener.port)
-        self._doomed = [(at, connection) for at, connection in self._doomed if at > now]
+        self._cutting.doom(connection, linger)
+        self._cutting.tick([])
 
     def unbind(self, listener: Listener, linger: int = 200) -> None:
         """Stop listening and end all connections there."""
         for connection in listener.by_id.values():
             connection.is_open = False
-        self._doomed = [(at, c) for at, c in self._doomed if c.listener is not listener]
+        self._cutting.forget(listener)
         self._close(listener.socket, linger)
 
     def _close(self, made: zmq.Socket[bytes], linger: int) -> None:
@@ -295,8 +258,10 @@ class Transport:
     def poll(self, timeout: float | None) -> Iterator[Event]:
         """Wait for input, at most `timeout` seconds, and yield it: monitors first. A `Received`
         body that is not taken when the next event is asked for is dropped."""
-        if self._doomed or self._leaving or self._ended:
-            timeout = min(LOOK_EVERY, LOOK_EVERY if timeout is None else timeout)
+        listeners = [owner for owner in self._sources.values() if isinstance(owner, Listener)]
+        soon = LOOK_EVERY if self._leaving or self._ended else self._cutting.timeout(listeners)
+        if soon is not None:
+            timeout = soon if timeout is None else min(soon, timeout)
         ready = dict(self._poller.poll(_milliseconds(timeout)))
         if ready.pop(self._wake_out.fileno(), None):
             self._drain_wake()
@@ -304,7 +269,7 @@ class Transport:
             self._zap.answer()
         for monitor in [m for m in self._monitors if m in ready]:
             self._read_monitor(monitor)
-        self._end_doomed()
+        self._cutting.tick(listeners)
         yield from self._take_pending()
         leaving = {connection.socket for connection in (*self._leaving, *self._ended)}
         drained = set()
@@ -397,14 +362,7 @@ class Transport:
 
     def _listener_event(self, listener: Listener, event: int, fd: int) -> None:
         if event == zmq.EVENT_ACCEPTED:
-            listener.dead.discard(fd)
-            now = time.monotonic()
-            listener.young[fd] = now
-            oldest, since = next(iter(listener.young.items()))
-            many = MOST_YOUNG if now - since < YOUNG and not listener.curve else MAX_YOUNG
-            if len(listener.young) > many:  # a flood
-                del listener.young[oldest]
-                _shutdown(oldest, listener.port)
+            self._cutting.came(listener, fd)
         elif event == zmq.EVENT_DISCONNECTED:
             listener.dead.add(fd)
             listener.young.pop(fd, None)
@@ -424,7 +382,7 @@ class Transport:
             self._pending.append(Connected(connection))
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             self._leave(connection, "refused")
-        elif event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CLOSED) or event & _FAILED:
+        elif event in _OVER or event & _FAILED:
             stage = "link" if connection.greeted else "greeting"
             self._leave(connection, stage if connection.connected else "connect")
 
@@ -442,38 +400,3 @@ class Transport:
 def _milliseconds(timeout: float | None) -> int | None:
     """Rounded up: a poll that ends just before its deadline would spin."""
     return None if timeout is None else max(0, math.ceil(timeout * 1000))
-
-
-def _endpoint(host: str, port: int) -> str:
-    return f"tcp://[{host}]:{port or '*'}" if ":" in host else f"tcp://{host}:{port or '*'}"
-
-
-def _is_every(host: str) -> bool:
-    return host in ("0.0.0.0", "::")
-
-
-def _bind_again(router: zmq.Socket[bytes], endpoint: str) -> None:
-    """Bind where this process may just have stopped listening.
-
-    Raises:
-        zmq.ZMQError: The system refuses the address.
-    """
-    for remaining in range(BIND_TRIES, -1, -1):
-        try:
-            router.bind(endpoint)
-            return
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EADDRINUSE or not remaining:
-                raise
-        time.sleep(BIND_EVERY)
-
-
-def _shutdown(fd: int, port: int) -> None:
-    """Shut down the connection under a descriptor that belongs to ZeroMQ, through a copy. By now
-    the number may be another's: so only one that ends at that port of this machine."""
-    try:
-        with socket.socket(fileno=os.dup(fd)) as copy:
-            if copy.getsockname()[1] == port:
-                copy.shutdown(socket.SHUT_RDWR)
-    except (OSError, IndexError) as error:  # IndexError: no socket of the internet
-        logger.debug("shutdown of descriptor %d: %s", fd, error)

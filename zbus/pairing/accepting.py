@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from .. import given, probe
 from ..address import Address
@@ -33,6 +33,16 @@ ROUNDS = 2  # of dials without a TCP connection, after which it is said why
 LOOK_WITHIN = 5.0  # seconds for a name, and for a look why a hint does not answer
 
 T = TypeVar("T")
+
+
+class Way(NamedTuple):
+    """A hint of the token, and one of the addresses that it means."""
+
+    hint: Address
+    numeric: str
+
+
+H = TypeVar("H", Address, Way)
 
 
 def accept(
@@ -94,10 +104,10 @@ class _Accepting:
         self._deadline, self._cancelled = deadline, cancelled
         self._acceptance = Acceptance(token, trust.keys.public, hello)
         self._transport = Transport(trust.keys, max_frame=MAX_MESSAGE)
-        self._dialled: dict[Connection, Address] = {}
+        self._dialled: dict[Connection, Way] = {}
         self._active: Connection | None = None  # the one that was asked
         self._asked_at = 0.0
-        self._stages: dict[Address, str] = {}  # how the last dial of each ended
+        self._stages: dict[Way, str] = {}  # how the last dial of each ended
         self._before: Principal | None = None
         self._paired: Principal | None = None
 
@@ -114,8 +124,8 @@ class _Accepting:
             if not self._dialled and now >= redial_at:
                 if rounds >= ROUNDS and set(self._stages.values()) == {"connect"}:
                     break
-                for address, numeric in ways:
-                    self._dial(address, numeric)
+                for way in ways:
+                    self._dial(way)
                 rounds, redial_at = rounds + 1, now + REDIAL_EVERY
             if self._active is not None and now > self._asked_at + ANSWER_WITHIN:
                 self._drop(self._active)
@@ -135,13 +145,15 @@ class _Accepting:
         else:
             self._trust.pair(before.key, before.name, before.permissions, before.peers)
 
-    def _resolved(self) -> tuple[list[tuple[Address, str]], list[ConnectError]]:
-        found = _each(self._token.hints, probe.resolve)
-        ways = [(hint, numeric) for hint, numeric in found if isinstance(numeric, str)]
+    def _resolved(self) -> tuple[list[Way], list[ConnectError]]:
+        found = _each(self._token.hints, probe.resolve_all)
+        known = [(hint, all_) for hint, all_ in found if not isinstance(all_, ConnectError)]
+        ways = [Way(hint, numeric) for hint, all_ in known for numeric in all_]
         return ways, [why for _, why in found if isinstance(why, ConnectError)]
 
-    def _dial(self, address: Address, numeric: str) -> None:
-        self._dialled[self._transport.dial(numeric, address.port, server=self._token.key)] = address
+    def _dial(self, way: Way) -> None:
+        connection = self._transport.dial(way.numeric, way.hint.port, server=self._token.key)
+        self._dialled[connection] = way
 
     def _drop(self, connection: Connection) -> None:
         self._dialled.pop(connection, None)
@@ -175,7 +187,7 @@ class _Accepting:
                 remedy="Update zbus on both sides",
             ) from error
         if hello is not None and self._paired is None:
-            self._remember(hello, self._dialled[event.connection].host)
+            self._remember(hello, self._dialled[event.connection].hint.host)
         self._asked_at = time.monotonic()
         done = self._acceptance.is_done
         self._transport.send(
@@ -188,16 +200,14 @@ class _Accepting:
         self._before = before if before is not None and before.paired else None
         self._paired = store(self._trust, self._token.key, hello, self._name, ACCEPTER_GRANTS, went)
 
-    def _nobody(
-        self, ways: Sequence[tuple[Address, str]], problems: list[ConnectError]
-    ) -> ZBusError:
+    def _nobody(self, ways: Sequence[Way], problems: list[ConnectError]) -> ZBusError:
         if self._paired is not None:
             return PairingFailed(
                 "the other side has not said that it stored the pairing: it was taken back here",
                 remedy="If zbus-pair list there names this machine, forget it there; make a new "
                 "invitation and try again",
             )
-        looked = _each([way for way, _ in ways], lambda way: self._why(way, dict(ways)[way]))
+        looked = _each(ways, self._why)
         problems += [why for _, why in looked if isinstance(why, ConnectError)]
         return PairingFailed(
             "no invitation answers: " + "; ".join(f"{why.peer}: {why.what}" for why in problems),
@@ -205,22 +215,20 @@ class _Accepting:
             "between; over other networks: invite --at HOST:PORT, or zbus-link for SSH",
         )
 
-    def _why(self, address: Address, numeric: str) -> ConnectError:
-        why = probe.diagnose(address, numeric, self._token.key)
+    def _why(self, way: Way) -> ConnectError:
+        why = probe.diagnose(way.hint, way.numeric, self._token.key)
         return why or PairingFailed(
             "what answers there does not have the key of the token: another machine has that "
             "address, or somebody is in between",
-            peer=str(address),
+            peer=str(way.hint),
         )
 
 
-def _each(
-    hints: Sequence[Address], work: Callable[[Address], T]
-) -> list[tuple[Address, T | ConnectError]]:
+def _each(hints: Sequence[H], work: Callable[[H], T]) -> list[tuple[H, T | ConnectError]]:
     """What `work` says of each, side by side: names and silent hosts take their time."""
     futures: list[Future[T]] = [Future() for _ in hints]
 
-    def run(hint: Address, future: Future[T]) -> None:
+    def run(hint: H, future: Future[T]) -> None:
         try:
             future.set_result(work(hint))
         except Exception as error:
@@ -232,9 +240,10 @@ def _each(
     return [(hint, _outcome(hint, future)) for hint, future in zip(hints, futures, strict=True)]
 
 
-def _outcome(hint: Address, future: Future[Any]) -> Any:
+def _outcome(hint: Address | Way, future: Future[Any]) -> Any:
     if not future.done():
-        return ConnectError("no answer: timed out", peer=str(hint))
+        where = hint.hint if isinstance(hint, Way) else hint
+        return ConnectError("no answer: timed out", peer=str(where))
     error = future.exception()
     if error is None:
         return future.result()

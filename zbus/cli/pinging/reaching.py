@@ -11,7 +11,7 @@ from typing import TypeVar
 from ... import probe
 from ...address import Address
 from ...card import PATIENCE, Page
-from ...errors import NobodyBehind, NotPaired, NotZBus, TimedOut, Unreachable
+from ...errors import ConnectError, NobodyBehind, NotPaired, NotZBus, TimedOut, Unreachable
 from ...net.websocket import Lane, open_lane
 from ...remote import Remote
 from ...resolver import Resolver
@@ -101,20 +101,38 @@ def _reach_one(address: Address, key: bytes, timeout: float, report: Report) -> 
         )
         lane.close()
         return
-    numeric = try_leg(report, "name", lambda: probe.resolve(address), lambda n, _: n)
-    try_leg(
-        report,
-        "tcp",
-        lambda: own(lambda: probe.connect(address, numeric, timeout)).close(),
-        lambda _, took: duration(took),
+    every = try_leg(
+        report, "name", lambda: probe.resolve_all(address), lambda found, _: ", ".join(found)
     )
+
+    def connect(numeric: str) -> None:
+        own(lambda: probe.connect(address, numeric, timeout)).close()
+
+    def greet(numeric: str) -> None:
+        own(lambda: probe.greeting(address, numeric, key, timeout))
+
+    try_leg(report, "tcp", lambda: _any_of(every, connect), lambda _, took: duration(took))
     report.begin("greeting", "waiting")
     try_leg(
         report,
         "greeting",
-        lambda: own(lambda: probe.greeting(address, numeric, key, timeout)),
+        lambda: _any_of(every, greet),
         lambda _, took: "speaks ZMTP, encrypted" if key else "speaks ZMTP",
     )
+
+
+def _any_of(every: list[str], work: Callable[[str], None]) -> None:
+    """The first of a name's addresses with which that works; what is wrong with the first one, if
+    it does with none."""
+    first: ConnectError | None = None
+    for numeric in every:
+        try:
+            work(numeric)
+            return
+        except ConnectError as error:
+            first = first or error
+    if first is not None:
+        raise first
 
 
 def _through(address: Address, timeout: float) -> Lane:

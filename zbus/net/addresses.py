@@ -1,4 +1,4 @@
-"""Opens and closes places: the addresses that this peer listens on and dials.
+"""Opens the places of a peer: the addresses that it listens on, and those that it dials.
 
 Runs in the I/O thread. Who comes there, `links` knows.
 """
@@ -7,22 +7,26 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 
 from ..address import Address
 from ..errors import PortInUse
 from ..machine import port_holder
+from ..protocol.dial import Dial, Use
 from .admission import Admission
 from .dialling import Dialler
-from .places import BACKOFF_FIRST, Place, Settings
+from .places import DialTarget, Lease, ListenedAddress, P, Place, Settings
 from .transport import Transport
+from .widening import widen
 
 logger = logging.getLogger(__name__)
 
+STAND_AGAIN = 5.0  # seconds between tries of an own listener that stands nowhere
 CHANGE_MODES = 1.0  # seconds that an unused listener keeps a dial of the same address waiting
 
 
-class Placing:
+class Addresses:
     """All places of one peer.
 
     Args:
@@ -45,28 +49,32 @@ class Placing:
         self._dialler = dialler
         self.places = places
         self.on_lan: Callable[[str, int], None] | None = None
+        self._stand_at: float | None = None
 
-    def listen(self, address: Address) -> Place:
-        """Listen there, or go on listening; `release` it afterwards.
+    def use(self, place: P) -> Lease[P]:
+        """Go on with a place that is open; `release` it afterwards."""
+        return Lease(place)
+
+    def listen(self, address: Address) -> Lease[ListenedAddress]:
+        """Listen there, or go on listening.
 
         Raises:
             PortInUse: Somebody else does; the text says who, where it can be told.
             ListenRefused: Only paired peers are wanted here.
         """
         self._admission.check_listen(address)
-        place = self._find("listen", address) if address.port else None
+        place = self._listened(address) if address.port else None
         if place is None:
             try:
                 listener = self._transport.bind(address.host, address.port)
             except PortInUse as error:
                 raise _port_in_use(address, str(error)) from error
-            place = Place("listen", Address(address.host, listener.port), listener=listener)
+            place = ListenedAddress(Address(address.host, listener.port), listener)
             self.places.append(place)
             logger.info("listening on %s", place.address)
-        place.users += 1
-        return place
+        return Lease(place)
 
-    def listen_always(self, address: Address) -> Place:
+    def listen_always(self, address: Address) -> ListenedAddress:
         """This peer's own listener, for those who are paired and what each is permitted; it stays
         until the end.
 
@@ -76,14 +84,14 @@ class Placing:
         """
         self._transport.keys = self._admission.keys
         listener = self._transport.bind(address.host, address.port, curve=True)
-        place = Place("listen", Address(address.host, listener.port), own=True, listener=listener)
+        place = ListenedAddress(Address(address.host, listener.port), listener, own=True)
         self.places.append(place)
         logger.info("own listener on %s", place.address)
         self._widen(place)
         return place
 
-    def dial(self, address: Address, now: float) -> Place:
-        """Dial a plain listener, or go on dialling; `release` it afterwards.
+    def dial(self, address: Address, now: float) -> Lease[DialTarget]:
+        """Dial a plain listener, or go on dialling.
 
         Raises:
             NotPaired: Only paired peers are wanted here.
@@ -97,8 +105,8 @@ class Placing:
         key: bytes,
         now: float,
         hints: frozenset[Address] = frozenset(),
-    ) -> Place:
-        """Dial a peer's own listener, or go on dialling; `release` it afterwards.
+    ) -> Lease[DialTarget]:
+        """Dial a peer's own listener, or go on dialling.
 
         Args:
             routes: The ways there: one after the other until one leads there.
@@ -119,67 +127,77 @@ class Placing:
         key: bytes,
         now: float,
         hints: frozenset[Address] = frozenset(),
-    ) -> Place:
-        new = Place("dial", routes[0], key=key, routes=routes, hints=hints)
-        dialled = (place for place in self.places if place.kind == "dial" and place.key == key)
-        place = next((p for p in dialled if p.known_routes == new.known_routes), None)
-        if place is None:
-            place = new
-            self.places.append(place)
-            logger.info("dialling %s", place.address)
-        elif place.address in routes:
-            place.routes, place.hints = routes, hints
-        if place.given_up is not None:  # for an earlier run: look again
-            place.problem = place.given_up = None
-            place.problems.clear()
-            place.hopeless.clear()
-            place.failures = 0
-        if place.connection is None and not (place.looking and place.numeric is None):
-            place.next_dial, place.backoff = now, BACKOFF_FIRST
-        place.users += 1
-        return place
+    ) -> Lease[DialTarget]:
+        new = DialTarget(Dial(routes, hints, is_keyed=bool(key)), key)
+        target = next((t for t in self._targets if _is_same(t, new)), None)
+        if target is None:
+            target = new
+            self.places.append(target)
+            logger.info("dialling %s", target.address)
+        lease = Lease(target)
+        self._dialler.tell(target, Use(routes, hints), now)
+        return lease
 
-    def release(self, place: Place, now: float) -> None:
-        """A run is done with the place. It stays a while, and until all is acknowledged."""
-        place.users -= 1
-        place.idle_since = now
+    @property
+    def _targets(self) -> list[DialTarget]:
+        return [place for place in self.places if isinstance(place, DialTarget)]
 
-    def _find(self, kind: str, address: Address) -> Place | None:
-        """The plain place there."""
+    def _listened(self, address: Address) -> ListenedAddress | None:
+        """The plain listener there."""
         for place in self.places:
-            is_plain = not place.key and not place.own
-            if place.kind == kind and place.address == address and is_plain:
+            if isinstance(place, ListenedAddress) and place.address == address and not place.own:
                 return place
         return None
 
+    def _is_dialled(self, address: Address) -> bool:
+        """Whether a run dials there, plainly."""
+        return any(t.users and not t.key and t.address == address for t in self._targets)
+
     def widen(self) -> None:
         """Have this peer's own listener open where the user wants it, and nowhere else."""
+        self._stand_at = None
         for place in self.places:
-            if place.own:
+            if isinstance(place, ListenedAddress) and place.own:
                 self._widen(place)
 
-    def _widen(self, place: Place) -> None:
-        assert place.listener is not None
+    def _widen(self, place: ListenedAddress) -> None:
         wanted = {self._admission.lan} - {"", place.address.host}
-        if wanted == place.listener.other_hosts:
+        # What was refused is not tried anew at each change of the store: a try cuts whoever has
+        # come by the loopback. Who closes the LAN and opens it again has it tried.
+        is_refused, place.refused_hosts = wanted == place.refused_hosts, None
+        if place.listener.stands and wanted == place.listener.other_hosts:
+            return
+        if place.listener.stands and is_refused:
+            place.refused_hosts = wanted
             return
         try:
-            self._transport.widen(place.listener, wanted)
+            widen(place.listener, wanted)
         except PortInUse as error:
             logger.error("cannot listen on %s, port %d: %s", wanted, place.address.port, error)
+            place.refused_hosts = wanted
+            self._stand_at = None if place.listener.stands else time.monotonic() + STAND_AGAIN
             return
         logger.info("own listener on %s", ", ".join(sorted(wanted | {place.address.host})))
         if self.on_lan is not None:
             self.on_lan("".join(wanted), place.address.port)
 
+    def tick(self, now: float) -> None:
+        """Try again where the own listener stands nowhere: whoever has taken its port in that very
+        moment may have gone."""
+        if self._stand_at is not None and now >= self._stand_at:
+            self.widen()
+
+    def deadline(self) -> float | None:
+        """When `tick` has something to do."""
+        return self._stand_at
+
     def is_done(self, place: Place, now: float) -> bool:
         """Whether nobody needs it any more."""
         unused = now - place.idle_since
-        if place.kind == "dial" and place.peering is None:
+        if isinstance(place, DialTarget) and place.peering is None:
             return True
         drained = all(p.session.drained and not p.transfers for p in place.peerings)
-        dialled = self._find("dial", place.address) if place.kind == "listen" else None
-        if dialled is not None and dialled.users:
+        if isinstance(place, ListenedAddress) and self._is_dialled(place.address):
             return drained or unused >= CHANGE_MODES
         if not drained:
             return unused >= self._settings.reconnect_wait
@@ -187,12 +205,18 @@ class Placing:
 
     def explain(self, place: Place, now: float) -> str:
         """One line for people: why nobody is there yet."""
-        if place.kind == "dial":
-            return self._dialler.explain(place, now)
+        if isinstance(place, DialTarget):
+            return place.dial.explain(now)
         return (
             f"press Run on the other side: nobody has connected to {place.address} yet "
             "(if both sides are Server, set one to Client)"
         )
+
+
+def _is_same(one: DialTarget, other: DialTarget) -> bool:
+    """Whether both are one peer, by the ways that count."""
+    ways = [[way.address for way in target.dial.ways.known] for target in (one, other)]
+    return one.key == other.key and ways[0] == ways[1]
 
 
 def _port_in_use(address: Address, why: str) -> PortInUse:

@@ -1,0 +1,23 @@
+"""Who is told what happens on the links: the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from ..errors import ZBusError
+from .places import DialTarget, Peering
+
+T = TypeVar("T")
+
+
+class Owner(Protocol):
+    """All calls come in the I/O thread."""
+
+    def session_up(self, peering: Peering) -> None: ...
+    def session_linked(self, peering: Peering) -> None: ...
+    def session_unlinked(self, peering: Peering) -> None: ...
+    def session_down(self, peering: Peering, error: ZBusError) -> None: ...
+    def place_faulty(self, place: DialTarget, error: ZBusError) -> None: ...
+    def place_failed(self, place: DialTarget, error: ZBusError) -> None: ...
+    def in_thread(self, work: Callable[[], T], then: Callable[[T | ZBusError], None]) -> None: ...
