@@ -176,8 +176,9 @@ class Job(Operation[dict[str, Any]]):
         request: What was asked.
         progress: Where it is.
         results: What has come already.
-        on_change: Called in the I/O thread when `progress` or `results` is new. Must not block.
-        on_preview: Called in the I/O thread with (node, "image/jpeg" or "image/png", bytes).
+        on_change: Called, in a thread of its own, when `progress` or `results` is new.
+        on_preview: Called so with (node, "image/jpeg" or "image/png", bytes). Of either only the
+            latest counts: what was still to be told when it comes is left out.
     """
 
     def __init__(

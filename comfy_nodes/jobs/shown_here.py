@@ -30,7 +30,7 @@ class ShownHere:
         self._said = ""
 
     def changed(self, job: Job) -> None:
-        """Something about a job is new. (In the I/O thread.)"""
+        """Something about a job is new."""
         if self.on_change is not None:
             self.on_change()
         with self._lock:
@@ -49,7 +49,7 @@ class ShownHere:
                 self.node_id, self._said = node_id, ""
 
     def preview(self, node: str, kind: str, data: bytes) -> None:
-        """What a node computes there. (In the I/O thread.)"""
+        """What a node computes there."""
         host.preview_at(kind, data, self.node_id, self.prompt_id, self.client)
 
     def say(self, text: str) -> None:

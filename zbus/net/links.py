@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import PeerGone, RemoteProtocolError, ZBusError
+from ..errors import InternalError, PeerGone, RemoteProtocolError, ZBusError
 from ..protocol import dial
 from ..protocol.fields import clip
 from ..protocol.messages import (
@@ -137,6 +137,11 @@ class Links:
         for place in list(self.places):
             self._close_place(place, why, time.monotonic())
 
+    def unsaid(self, peering: Peering, error: ZBusError) -> None:
+        """Something that the peer waits for could not be said to it, or what it said could not be
+        taken: nothing can be relied on any more, so the session ends, on both sides."""
+        self._peerings.end(peering, error, say=f"a fault of its own: {error.what}")
+
     def flush(self, peering: Peering) -> None:
         """Put what the session has to say on its connection."""
         self._peerings.flush(peering)
@@ -168,7 +173,7 @@ class Links:
 
     def received(self, event: Received, now: float) -> None:
         """A message has come. Whatever is wrong with it ends its connection, and nothing else."""
-        connection = event.connection
+        connection, seq = event.connection, 0
         try:
             seq, message = decode(event.header, event.body is not None)
             peering = self._peerings.on(connection)
@@ -178,6 +183,13 @@ class Links:
                 self._take(peering, seq, message, event.body, now)
         except RemoteProtocolError as error:
             self._fault(connection, error, now)
+        except BaseException as error:
+            peering = self._peerings.on(connection)
+            if peering is None or not seq:
+                raise
+            # It is acknowledged, and will not come again.
+            logger.exception("a fault in zbus itself; please report it")
+            self.unsaid(peering, InternalError.of(error).at(peer=peering.name))
 
     def _take(
         self, peering: Peering, seq: int, message: Message, body: Body | None, now: float

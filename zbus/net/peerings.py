@@ -12,6 +12,7 @@ import time
 from ..errors import LinkLost, PeerGone, PeerRestarted, RemoteProtocolError, ZBusError
 from ..machine import process_start
 from ..protocol import dial
+from ..protocol.fields import clip
 from ..protocol.messages import Bye, Hello
 from ..protocol.session import Ended, Redial, Session, Silent
 from ..trust import EXCHANGE
@@ -203,8 +204,11 @@ class Peerings:
             return
         peering.place.peerings.remove(peering)
         if say:
-            peering.session.send(Bye(say))
-            self.flush(peering)
+            try:
+                peering.session.send(Bye(clip(say)))
+                self.flush(peering)
+            except BaseException:  # it ends in any case, and the peer misses the words
+                logger.exception("no goodbye could be said")
         peering.session.end(error)
         logger.info("session with %s ended: %s", peering.name, error)
         connection, peering.connection = peering.connection, None
