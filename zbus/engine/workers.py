@@ -57,5 +57,5 @@ def outcome(work: Callable[[], T]) -> T | ZBusError:
         return error
     except BaseException as error:  # also an interrupt of ComfyUI's, or sys.exit in foreign code
         made = InternalError.of(error)
-        logger.exception("a worker thread has failed: %s. %s", made.what, made.remedy)
+        logger.exception("a fault in zbus: %s. %s", made.what, made.remedy)
         return made

@@ -173,7 +173,7 @@ class Links:
 
     def received(self, event: Received, now: float) -> None:
         """A message has come. Whatever is wrong with it ends its connection, and nothing else."""
-        connection, seq = event.connection, 0
+        connection = event.connection
         try:
             seq, message = decode(event.header, event.body is not None)
             peering = self._peerings.on(connection)
@@ -185,9 +185,9 @@ class Links:
             self._fault(connection, error, now)
         except BaseException as error:
             peering = self._peerings.on(connection)
-            if peering is None or not seq:
+            if peering is None:
                 raise
-            # It is acknowledged, and will not come again.
+            # It is not said again.
             logger.exception("a fault in zbus itself; please report it")
             self.unsaid(peering, InternalError.of(error).at(peer=peering.name))
 

@@ -203,7 +203,7 @@ class GivenJobs:
             return
         given.coming.discard(part)
         if not resumable:  # else its runner keeps it until it is met again
-            self.cancel(given, error)
+            self.cancel(given, error.at(peer=given.peer, stage=stage(given)))
 
     def undeliverable(
         self, session: SessionKey, job: str, error: ZBusError, resumable: bool
