@@ -1,8 +1,8 @@
 """The work of `scripts/draw-states`: pictures of the state machines, drawn from their tables.
 
 A machine is a module of `zbus/protocol` with a `TABLE` that maps (state, event) to the next state
-and what is done. Its picture stands in docs/protocol.md between two comments that name the module, and the
-table where that is called otherwise:
+and what is done. Its picture stands in docs/protocol.md between two comments that name the module,
+and the table where that is called otherwise:
 
     <!-- dial:begin -->
     <!-- dial:end -->
