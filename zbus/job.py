@@ -176,9 +176,9 @@ class Job(Operation[dict[str, Any]]):
         request: What was asked.
         progress: Where it is.
         results: What has come already.
-        on_change: Called, in a thread of its own, when `progress` or `results` is new.
-        on_preview: Called so with (node, "image/jpeg" or "image/png", bytes). Of either only the
-            latest counts: what was still to be told when it comes is left out.
+        on_change: Called when `progress` or `results` is new, in a thread of its own: with what is
+            true then, so that of several changes only the latest may be told.
+        on_preview: Called, likewise, with (node, "image/jpeg" or "image/png", bytes).
     """
 
     def __init__(

@@ -100,8 +100,8 @@ class Giving:
         """A picture of what a node computes."""
         given = self._mine(peering, message.job)
         if given is not None and given.job.on_preview is not None:
-            call, key = given.job.on_preview, (given.job, "preview")
-            CALLBACKS.call(call, message.node, message.format, body, key=key)
+            told = given.job.on_preview, message.node, message.format, body
+            CALLBACKS.call(*told, key=(given.job, "preview"))
 
     def _mine(self, peering: Peering, job: str) -> _Given | None:
         """The job, if that is the session on which its runner speaks."""
@@ -144,6 +144,7 @@ class Giving:
         job.progress = Progress("ended")
         job.request = replace(job.request, values={})  # the handle may be kept for long
         job.results = event.given.results
+        # Either runs what callers have asked to be called then.
         if event.error is None:
             job.succeed(event.given.results)
         else:
@@ -172,4 +173,4 @@ class Giving:
 
 def _changed(job: Job) -> None:
     if job.on_change is not None:
-        CALLBACKS.call(job.on_change, job, key=(job, "change"))
+        CALLBACKS.call(job.on_change, job, key=(job, "change"))  # the latest word counts
