@@ -179,6 +179,9 @@ class World:
                 self.failure = self.failure or error
                 self._ended.set()
 
+        # Who was there once is waited for; at the first time nobody's answer is one.
+        for peer, remote in zip(self.peers, reversed(self.remotes), strict=True):
+            assert peer.enquire(remote).result(WITHIN)["jobs"]
         breaker = threading.Thread(target=guarded, args=(self._break,))
         threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
         for thread in (breaker, *threads):
