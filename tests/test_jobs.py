@@ -333,6 +333,23 @@ def test_a_cancel_that_was_said_on_a_session_which_then_broke_is_said_again() ->
     over(world)
 
 
+def test_a_runner_that_has_not_heard_of_the_end_keeps_nothing() -> None:
+    """Its results were stored, and the word of that was lost with the session."""
+    world, client, worker, key = running()
+    worker.give("j", "a")
+    worker.end("j")
+    for parcel in list(worker.packing):
+        worker.packed(parcel)
+    while queue := world.queues[key, client]:
+        client.receive(key, queue.popleft())
+        for arriving in [p for p in world.moving if p.arriving]:
+            client.arrived(arriving)
+    assert client.outcome("j") is None and worker.jobs.taken
+    world.cut(key, LinkLost("lost"), LinkLost("lost"))
+    world.connect(client, worker)
+    over(world)
+
+
 def test_a_cancel_that_was_heard_is_not_said_again() -> None:
     world, client, worker, key = running()
     client.cancel("j")
