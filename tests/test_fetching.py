@@ -333,7 +333,7 @@ def test_a_gzip_bomb_is_not_unpacked():
 @pytest.mark.parametrize(
     "body, packing, words",
     [
-        (gzip.compress(b"x" * 9999)[:-12], "gzip", "ends too early"),
+        (gzip.compress(b"x" * 9999, mtime=0)[:-12], "gzip", "ends too early"),
         (b"no gzip at all", "gzip", "damaged"),
         (b"?", "br", "packed as 'br'"),
         (b"?", "gzip, gzip", "packed as"),

@@ -10,8 +10,10 @@ Used by the tests on real ComfyUI processes and by ``scripts/demo``::
 from __future__ import annotations
 
 import atexit
+import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -23,7 +25,7 @@ import urllib.error
 import urllib.request
 import uuid
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -379,10 +381,25 @@ class ComfyUI:
 
 
 def free_port() -> int:
-    """A TCP port that was free on the loopback a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of the loopback that was free a moment ago. None that the system gives to whoever
+    asks for any, and none that another process of the same test run takes."""
+    for port in _PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("they go round")
+
+
+def _own_ports() -> Iterator[int]:
+    """Round and round, from anywhere: two test runs at once seldom want the same one."""
+    count = 2000
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 10_000 + worker % 5 * count  # from 20000 on are the own listeners of these
+    start = random.randrange(count)
+    return (first + (start + i) % count for i in itertools.count())
+
+
+_PORTS = _own_ports()
 
 
 def start_all(*instances: ComfyUI) -> None:

@@ -112,15 +112,14 @@ def test_the_sides_may_change_their_modes(pair, addr):
         assert client.ui(got, shown, "text") == "x"
 
 
-def test_speed(pair, addr, capsys):
+def test_speed(pair, addr, measured):
     """Node to node; the figures are printed, and the bounds are generous."""
     pictures = [_timed(pair, addr, "Images", _noise, send_as="raw") for _ in range(3)]
     texts = [_timed(pair, addr, "String", _text) for _ in range(5)]
     rate = 64 * 512 * 512 * 3 * 4 / min(pictures) / 1e9
     shown = ", ".join(f"{s * 1000:.1f}" for s in sorted(texts))
-    with capsys.disabled():
-        print(f"\n192 MiB raw: {min(pictures):.3f} s ({rate:.2f} GB/s), best of 3")
-        print(f"a text, send to receive: {shown} ms")
+    measured(f"192 MiB raw: {min(pictures):.3f} s ({rate:.2f} GB/s), best of 3")
+    measured(f"a text, send to receive: {shown} ms")
     assert min(pictures) < 0.47 * 2
     assert sorted(texts)[2] < 0.1
 
