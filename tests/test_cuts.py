@@ -268,11 +268,11 @@ def test_back_in_time_again_and_again() -> None:
     """Each loss has its own wait: they do not add up."""
     with both(Settings(reconnect_wait=1.5)) as ends:
         met(ends)
-        for _ in range(4):
+        for _ in range(3):
             ends.proxy.refuse()
             ends.proxy.cut()
             until(lambda: _lost(ends.client), 5)
-            time.sleep(0.6)  # 4 of these are more than one wait
+            time.sleep(0.6)  # three of these are more than one wait
             ends.proxy.accept()
             met(ends)
 

@@ -418,7 +418,7 @@ SERVES = """
     trust.pair(from_text(sys.argv[2]), "here", ("exchange", "jobs"))
     peer = Peer("there", trust=trust)
     print("at", peer.serve(Host()), to_text(trust.keys.public), flush=True)
-    time.sleep(600)
+    sys.stdin.read()
 """
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01CURVE".ljust(55, b"\0")
 FLOOD = 1000

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import spilled
+from children import until
 
 if TYPE_CHECKING:
     from events import Events
@@ -139,7 +140,7 @@ class ComfyUI:
                 self.get("/system_stats", timeout=2)
                 return self
             except OSError:
-                time.sleep(0.1)
+                time.sleep(0.1)  # that it listens is told by nothing
         self.kill(keep_base=True)
         raise NotReady(f"{self.name} was not ready in {timeout:.0f} s:\n{self.log()[-6000:]}")
 
@@ -245,7 +246,7 @@ class ComfyUI:
                     f"{self.name}: prompt {prompt_id} has not ended in {timeout} s; its log:\n"
                     + self.log()[-3000:]
                 )
-            time.sleep(0.01)
+            time.sleep(0.01)  # the history is written after the last event
 
     def ended(self, prompt_id: str) -> dict[str, Any] | None:
         """The history entry of a prompt that has ended, else None."""
@@ -257,11 +258,11 @@ class ComfyUI:
 
     def wait_running(self, prompt_id: str, timeout: float = 10.0) -> None:
         """Wait until that prompt has left the queue and runs (or has run)."""
-        deadline = time.monotonic() + timeout
-        while prompt_id not in self.queue()[0] and not self.ended(prompt_id):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.name}: {prompt_id} did not start in {timeout} s")
-            time.sleep(0.01)
+        until(
+            lambda: prompt_id in self.queue()[0] or self.ended(prompt_id),
+            timeout,
+            f"{self.name} starts {prompt_id}",
+        )
 
     def interrupt(self, prompt_id: str | None = None) -> None:
         """What the page's X does; with an id only if that prompt is running."""

@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 from chains import node
+from children import until
 from paired import rerouted
 from proxy import Proxy
 
@@ -53,21 +54,13 @@ def works(a, b, seed=99):
     assert time.monotonic() - started < 5
 
 
-def is_idle(comfyui, timeout=5.0):
-    """Whether nothing runs or waits there, and no job is in the history, soon."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if comfyui.queue() == ([], []):
-            return True
-        time.sleep(0.02)
-    return False
+def idle(comfyui, timeout=5.0):
+    """Nothing runs or waits there, soon."""
+    until(lambda: comfyui.queue() == ([], []), timeout, lambda: comfyui.queue())
 
 
 def running_there(comfyui, timeout=15.0):
-    deadline = time.monotonic() + timeout
-    while not comfyui.queue()[0]:
-        assert time.monotonic() < deadline, f"nothing runs on {comfyui.name}"
-        time.sleep(0.01)
+    until(lambda: comfyui.queue()[0], timeout, f"something runs on {comfyui.name}")
 
 
 # --- cancel -------------------------------------------------------------------------------------
@@ -76,7 +69,7 @@ def running_there(comfyui, timeout=15.0):
 def ended(a, prompt_id, started, what, measured, b):
     entry = a.wait(prompt_id, 10)
     took = time.monotonic() - started
-    assert is_idle(b)
+    idle(b)
     there = time.monotonic() - started
     measured(f"cancel {what}: ended here after {took:.3f} s, there {there:.3f} s")
     assert a.outcome(entry) == "interrupted", a.errors(entry)
@@ -113,13 +106,10 @@ def test_cancel_while_it_is_queued(pair, measured):
     measured(f"cancel while queued: ended after {took:.3f} s")
     assert a.outcome(entry) == "interrupted"
     assert took < BOUND
-    deadline = time.monotonic() + BOUND
-    while b.queue()[1]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: not b.queue()[1], BOUND)
     assert other in b.queue()[0], "the prompt of that ComfyUI's own user goes on"
     b.interrupt()
-    assert is_idle(b)
+    idle(b)
     works(a, b)
 
 
@@ -180,7 +170,7 @@ def test_deleted_from_the_queue_there(pair):
     entry = a.wait(prompt_id, 5)
     assert "deleted from the queue there" in a.errors(entry)
     b.interrupt(other)
-    assert is_idle(b)
+    idle(b)
     works(a, b)
 
 
@@ -224,7 +214,7 @@ def test_the_client_is_killed(fresh_pair):
     running_there(b)
     started = time.monotonic()
     a.kill(keep_base=True)
-    assert is_idle(b, 10), "its job is stopped: nobody wants the result"
+    idle(b, 10), "its job is stopped: nobody wants the result"
     assert time.monotonic() - started < 10
     a.start()
     assert a.events is not None
@@ -308,10 +298,10 @@ def test_two_hundred_jobs_leave_nothing(fresh_pair, measured):
             assert a.outcome(entry) == "success", a.errors(entry)
 
     some(40, 0)
-    assert is_idle(b)
+    idle(b)
     before = [Held(c) for c in (a, b)]
     some(200, 1000)
-    assert is_idle(b)
+    idle(b)
     after = [Held(c) for c in (a, b)]
     for name, old, new in zip("ab", before, after, strict=True):
         grown = (new.memory - old.memory) / 2**20
