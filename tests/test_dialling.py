@@ -518,7 +518,7 @@ def test_a_lan_that_was_refused_cuts_nobody_again(tmp_path: Path) -> None:
             taken.listen()
             assert change(lambda store: store.set_lan("on")) == set()
             with there.meet(Remote(str(address))) as channel:
-                until(lambda: here._engine.links.peerings, 5)
+                until(lambda: here.counters()["sessions"], 5)
                 (session,) = here._engine.links.peerings
                 link = session.connection
                 change(lambda store: store.pair(generate().public, "other", ("exchange",)))
