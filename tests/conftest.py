@@ -148,8 +148,7 @@ def addr(free_port: int) -> str:
 
 @pytest.fixture
 def other_addr() -> str:
-    """Another one. Not the next port: by their parity those are what the system gives to whoever
-    connects."""
+    """Another one."""
     return f"127.0.0.1:{any_free_port()}"
 
 

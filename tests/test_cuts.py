@@ -176,7 +176,7 @@ def test_a_black_hole_for_two_seconds(ends: Ends) -> None:
     until(lambda: receive.done_bytes > MIB)
     ends.proxy.black_hole = True
     stood = receive.done_bytes
-    time.sleep(2)  # the one thing to wait for is time
+    time.sleep(2)  # what the test is about: that nothing moves has no event
     assert not receive.done() and receive.done_bytes - stood < 16 * MIB
     ends.proxy.black_hole, ends.proxy.rate = False, None
     assert torch.equal(receive.result(), value)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import workflows
 from chains import jumper, node, run_both, wait_both
@@ -102,11 +100,12 @@ def test_a_list_is_refused_before_anything_is_sent(pair, addr):
 def test_the_sides_may_change_their_modes(pair, addr):
     for server, client in ((pair.a, pair.b), (pair.b, pair.a), (pair.a, pair.b)):
         here, there = jumper(addr, "Client"), jumper(addr, "Server")
-        shown = here.add(node("PreviewAny", source=[here.step("Receive String"), 0]))
+        receives = here.step("Receive String")
+        shown = here.add(node("PreviewAny", source=[receives, 0]))
         there.step("Send String", string="x")
+        since = client.events.mark()
         prompt_id = client.prompt(here.end())
-        client.wait_running(prompt_id)
-        time.sleep(0.2)
+        client.events.wait_text("", receives, since=since)  # what it waits for
         sent, got = wait_both(server, server.prompt(there.end()), client, prompt_id)
         assert server.outcome(sent) == "success", server.errors(sent)
         assert client.ui(got, shown, "text") == "x"
