@@ -1039,6 +1039,118 @@ def test_every_state_is_reached_and_leads_to_the_one_end(table: dict[Any, Any]) 
     assert not [event for before, event in table if before is last], "and nothing leads on from it"
 
 
+GIVEN_AT = [GivenState.SUBMITTED, GivenState.QUEUED, GivenState.RUNNING]
+
+
+def given_at(state: GivenState) -> tuple[World, Side, Side, bytes]:
+    """A job that its giver knows there."""
+    world, client, worker, key = pair()
+    client.submit(key, "j")
+    world.run()
+    if state is GivenState.QUEUED:
+        worker.queue("j", 1)
+    elif state is GivenState.RUNNING:
+        worker.start("j")
+    world.run()
+    if state is GivenState.LOST:
+        world.cut(key, LOST, LOST)
+    assert client.given["j"].state is state
+    return world, client, worker, key
+
+
+@pytest.mark.parametrize("state", GIVEN_AT)
+def test_wherever_a_given_job_is_its_end_ends_it(state: GivenState) -> None:
+    world, client, worker, _ = given_at(state)
+    worker.end("j")
+    over(world)
+    assert client.outcome("j") is None
+
+
+@pytest.mark.parametrize("state", GIVEN_AT)
+def test_wherever_a_given_job_is_a_runner_that_is_gone_ends_it(state: GivenState) -> None:
+    world, client, worker, key = given_at(state)
+    client.down(key, GONE)
+    assert isinstance(client.outcome("j"), PeerGone) and not client.jobs.given
+    worker.down(key, LOST)
+    worker.end("j")
+    world.wait(0)
+    world.wait(KEPT)
+    over(world)
+
+
+@pytest.mark.parametrize("state", GIVEN_AT)
+def test_wherever_a_given_job_is_it_goes_on_where_its_runner_is(state: GivenState) -> None:
+    world, client, worker, key = given_at(state)
+    world.cut(key, LOST, LOST)
+    assert client.given["j"].state is GivenState.LOST
+    world.connect(client, worker)
+    assert client.given["j"].state is GivenState.SUBMITTED
+    world.run()
+    assert client.given["j"].state is state
+    worker.end("j")
+    over(world)
+    assert client.outcome("j") is None
+
+
+@pytest.mark.parametrize("state", [*GIVEN_AT, GivenState.LOST])
+def test_wherever_a_given_job_is_a_cancel_ends_it(state: GivenState) -> None:
+    world, client, worker, _ = given_at(state)
+    client.cancel("j")
+    assert isinstance(client.outcome("j"), Cancelled) and not client.jobs.given
+    if state is GivenState.LOST:
+        world.connect(client, worker)
+    world.run()
+    assert worker.hosted["j"].stops == ["cancelled there"]
+    worker.end("j", "cancelled", why="")
+    over(world)
+
+
+TAKEN_AT = [TakenState.CHECKING, TakenState.QUEUED, TakenState.RUNNING, TakenState.STOPPING]
+
+
+def taken_at(state: TakenState) -> tuple[World, Side, Side, bytes]:
+    """A job that its runner has there."""
+    world, client, worker, key = pair()
+    client.submit(key, "j")
+    world.run()
+    if state is TakenState.QUEUED:
+        worker.queue("j", 1)
+    elif state in (TakenState.RUNNING, TakenState.STOPPING):
+        worker.start("j")
+    if state is TakenState.STOPPING:
+        worker.jobs.taking._stop(worker.hosted["j"].taken, "no")
+        worker.settle()
+        worker.queue("j", 1)
+        worker.start("j")  # the host has not heard of it yet
+    world.run()
+    assert worker.hosted["j"].taken.state is state
+    return world, client, worker, key
+
+
+@pytest.mark.parametrize("state", TAKEN_AT)
+def test_wherever_a_taken_job_is_its_host_can_end_it(state: TakenState) -> None:
+    world, client, worker, _ = taken_at(state)
+    worker.give("j", "a")
+    worker.end("j")
+    worker.start("j")
+    worker.give("j", "b")
+    assert worker.hosted["j"].taken.state is TakenState.ENDED, "nothing counts after its end"
+    del worker.hosted["j"].gave["b"]
+    over(world)
+    assert client.outcome("j") is None and client.results["j"].keys() == {"a"}
+
+
+@pytest.mark.parametrize("state", TAKEN_AT)
+def test_wherever_a_taken_job_is_it_is_stopped_once(state: TakenState) -> None:
+    world, client, worker, _ = taken_at(state)
+    client.cancel("j")
+    world.run()
+    assert len(worker.hosted["j"].stops) == 1
+    assert worker.hosted["j"].taken.state is TakenState.STOPPING
+    worker.end("j", "cancelled", why="")
+    over(world)
+
+
 # --- whose it is --------------------------------------------------------------------------------
 
 
