@@ -439,6 +439,7 @@ class Side(Moving):
                 self._do(event)
                 self.check()
         self.check()
+        assert not self.jobs.giving.waits_changed, "told already"
 
     def check(self) -> None:
         """What always holds."""

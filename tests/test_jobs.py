@@ -32,7 +32,7 @@ from zbus.errors import (
 )
 from zbus.protocol import given_jobs, taken_jobs
 from zbus.protocol.budget import Ticket
-from zbus.protocol.given_jobs import MAX_RESULTS
+from zbus.protocol.given_jobs import MAX_RESULTS, TELL_CANCEL
 from zbus.protocol.identity import Identity, SessionKey
 from zbus.protocol.job_records import GivenJob, GivenState, TakenState, wait_token
 from zbus.protocol.job_room import MAX_OF_PRINCIPAL, MAX_TAKEN, REMEMBERED
@@ -1231,6 +1231,20 @@ def test_a_cancel_of_a_lost_job_is_told_when_its_runner_is_met_again() -> None:
     assert client.jobs.deadline() is None
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_job_that_was_not_met_again_in_time_is_cancelled_when_its_runner_is(late: bool) -> None:
+    world, client, worker, key = running()
+    world.cut(key, LOST, LOST)
+    world.wait(WAIT)
+    assert isinstance(client.outcome("j"), LinkLost)
+    assert client.jobs.deadline() == world.now + TELL_CANCEL
+    world.wait(TELL_CANCEL if late else TELL_CANCEL - 1)
+    world.connect(client, worker)
+    world.run()
+    told = [] if late else ["the link was lost and is not back"]
+    assert worker.hosted["j"].stops == told and client.jobs.deadline() is None
+
+
 # --- everything at any time ---------------------------------------------------------------------
 
 
@@ -1306,8 +1320,9 @@ class Any_(RuleBasedStateMachine):
             self.count += 1
             side.submit(list(side.up)[-1], f"job {self.count}", group)
 
-    @rule(which=st.booleans(), n=st.integers(0, 100))
-    def cancel(self, which: bool, n: int) -> None:
+    @rule(which=st.booleans(), n=st.integers(0, 100), at=st.integers(0, 2 * CHUNKS))
+    def cancel(self, which: bool, n: int, at: int) -> None:
+        self.come_to(at)
         side = self.side(which)
         if side.given:
             side.cancel(list(side.given)[n % len(side.given)])
@@ -1363,13 +1378,16 @@ class Any_(RuleBasedStateMachine):
         data=st.data(),
     )
     def trouble(self, kind: str, at: int, data: st.DataObject) -> None:
-        """At once, or in the middle of a value, so many things later."""
+        self.come_to(at)
+        getattr(self, f"_{kind}")(data.draw)
+
+    def come_to(self, at: int) -> None:
+        """0: where it is. Else into the middle of a value, and so many things on."""
         if at:
             self.world.run_until(lambda: any(p.is_between for p in self.world.coming()))
             for _ in range(at - 1):
                 for step in self.world.ready()[:1]:
                     step()
-        getattr(self, f"_{kind}")(data.draw)
 
     def _unplug(self, draw: Any) -> None:
         """The connection alone breaks."""
