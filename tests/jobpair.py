@@ -439,7 +439,7 @@ class Side(Moving):
                 self._do(event)
                 self.check()
         self.check()
-        assert not self.jobs.giving.waits_changed, "told already"
+        assert not (self.jobs.giving.waits_changed or self.jobs.taking.queue_changed), "seen to"
 
     def check(self) -> None:
         """What always holds."""

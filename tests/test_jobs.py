@@ -460,6 +460,22 @@ def test_a_request_that_is_refused_on_its_way() -> None:
     assert "4 TiB" in str(client.outcome("j")) and worker.hosted == {}
 
 
+def test_a_request_that_has_come_and_cannot_be_used() -> None:
+    world, client, worker, key = pair()
+    taking = worker.jobs.taking
+
+    def unusable(session: Any, job: str, *_: Any) -> None:
+        taking.lost(session, job, RemoteProtocolError("no request"), False)
+        assert taking.jobs[job].state is TakenState.ENDED
+
+    taking.submitted = unusable  # type: ignore[method-assign]
+    client.submit(key, "j")
+    over(world)
+    error = client.outcome("j")
+    assert isinstance(error, JobRefused) and "no request" in str(error)
+    assert not worker.hosted and not taking.offered(key, client.identity, "client", "j")
+
+
 @pytest.mark.parametrize("ended", [False, True])
 def test_a_result_that_cannot_be_packed(ended: bool) -> None:
     """Who waits for it is told, whether the end was told before or not."""
