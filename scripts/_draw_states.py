@@ -1,10 +1,13 @@
 """The work of `scripts/draw-states`: pictures of the state machines, drawn from their tables.
 
 A machine is a module of `zbus/protocol` with a `TABLE` that maps (state, event) to the next state
-and what is done. Its picture stands in docs/protocol.md between two comments that name the module:
+and what is done. Its picture stands in docs/protocol.md between two comments that name the module,
+and the table where that is called otherwise:
 
     <!-- dial:begin -->
     <!-- dial:end -->
+    <!-- delivery.SENDING:begin -->
+    <!-- delivery.SENDING:end -->
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "protocol.md"
-MARKED = re.compile(r"<!-- (\w+):begin -->\n(.*?)<!-- \1:end -->", re.DOTALL)
+MARKED = re.compile(r"<!-- ([\w.]+):begin -->\n(.*?)<!-- \1:end -->", re.DOTALL)
 WIDTH = 60  # of the events on one arrow
 USAGE = """usage: scripts/draw-states [--check]
 
@@ -73,13 +76,21 @@ def _label(events: list[str]) -> str:
     return "<br>".join(rows)
 
 
+def table_of(name: str) -> dict[tuple[Any, Any], Any]:
+    """The table that a picture is drawn from: "dial", "delivery.SENDING"."""
+    module, _, table = name.partition(".")
+    found: dict[tuple[Any, Any], Any] = getattr(
+        importlib.import_module(f"zbus.protocol.{module}"), table or "TABLE"
+    )
+    return found
+
+
 def drawn(page: str) -> str:
     """The page with every picture as its table has it."""
 
     def anew(found: re.Match[str]) -> str:
         name = found[1]
-        table = importlib.import_module(f"zbus.protocol.{name}").TABLE
-        return f"<!-- {name}:begin -->\n{draw(table)}<!-- {name}:end -->"
+        return f"<!-- {name}:begin -->\n{draw(table_of(name))}<!-- {name}:end -->"
 
     return MARKED.sub(anew, page)
 

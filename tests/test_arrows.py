@@ -5,91 +5,42 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from rooms import Module, Rooms, name
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "zbus"
+# A room may import from those that can be reached from it here, and from itself.
+GRAPH = {
+    "basics": (),  # errors, addresses, checks, the handle of an operation
+    "protocol": ("basics",),  # sans-IO
+    "values": ("protocol",),  # tensors as bytes; the codecs
+    "trust": ("protocol",),  # keys, who is paired, where peers are found
+    "net": ("trust",),  # sockets, and sessions over them
+    "engine": ("net", "values"),  # the I/O thread, and the API on it
+    "pairing": ("net",),
+    "cli": ("engine", "pairing"),
+}
+BELONGS = {
+    **dict.fromkeys(("errors", "reasons", "printable", "given", "settings"), "basics"),
+    **dict.fromkeys(("address", "machine", "callbacks", "operation"), "basics"),
+    "codecs": "values",
+    **dict.fromkeys(("keys", "private", "principals", "trust", "wrong", "remote"), "trust"),
+    **dict.fromkeys(("discovery", "lan", "card", "resolver", "probe"), "trust"),
+    **dict.fromkeys(("peer", "run", "job", "__init__"), "engine"),
+    "nudging": "pairing",
+    "__main__": "cli",
+}
+ROOMS = Rooms(PACKAGE, GRAPH, BELONGS)
+# Its one look upwards, at the version, inside a function.
+UPWARDS: dict[Module, set[Module]] = {("peer",): {("__init__",)}}
 
-SANS_IO = (
-    "protocol/fields",
-    "protocol/identity",
-    "protocol/messages",
-    "protocol/handshake",
-    "protocol/session",
-    "protocol/ways",
-    "protocol/dial",
-    "protocol/pace",
-    "protocol/transfer",
-    "protocol/manifest",
-    "protocol/registrations",
-    "protocol/binding",
-    "protocol/channel",
-    "protocol/job_records",
-    "protocol/job_room",
-    "protocol/outcomes",
-    "protocol/given_jobs",
-    "protocol/taken_jobs",
-    "protocol/queue_deadlock",
-    "protocol/jobs",
-    "pairing/tokens",
-    "pairing/invitation",
-)
+SANS_IO = [m for m in ROOMS.modules if m[0] == "protocol"]
+SANS_IO += [("pairing", "tokens"), ("pairing", "invitation")]
 FORBIDDEN = {"zmq", "torch", "threading", "time", "asyncio", "socket", "concurrent", "select"}
-# Rooms in which every module has a floor of its own; in the others all are on one.
-ROOMS = {"protocol", "values", "net", "engine", "pairing"}
-# Each may import from the rows above its own and from its own row, but for itself in a circle.
-FLOORS = (
-    ("reasons", "printable", "values/recycling"),
-    ("errors", "protocol/fields", "protocol/identity"),
-    ("given", "callbacks"),
-    ("address", "machine", "operation", "settings"),
-    ("protocol/messages", "protocol/pace", "values/layout", "values/spec"),
-    ("protocol/handshake", "protocol/session", "protocol/transfer", "protocol/manifest"),
-    ("protocol/ways", "protocol/dial"),
-    ("protocol/budget", "protocol/delivery"),
-    ("protocol/job_records", "protocol/job_room", "protocol/outcomes"),
-    ("protocol/given_jobs", "protocol/taken_jobs", "protocol/queue_deadlock"),
-    ("protocol/jobs",),
-    ("protocol/registrations", "protocol/binding", "protocol/channel"),
-    ("values/tensors",),
-    ("values/kinds", "values/quantise", "values/flatten"),
-    ("values/unpack",),
-    ("values/payload", "values/streams", "codecs"),
-    ("keys", "private", "probe", "discovery", "remote"),
-    ("principals", "wrong"),
-    ("trust",),
-    ("lan", "card", "job"),
-    ("resolver",),
-    ("net/frames", "net/zap", "net/memory", "net/websocket"),
-    ("net/sockets", "net/cutting", "net/widening"),
-    ("net/transport", "net/places"),
-    ("net/greeting", "net/owner"),
-    ("nudging",),
-    ("pairing/tokens", "pairing/reach"),
-    ("pairing/invitation", "pairing/hellos"),
-    ("pairing/inviting", "pairing/accepting", "pairing/offers"),
-    ("net/dialling", "net/admission", "net/proving"),
-    ("net/addresses", "net/peerings"),
-    ("net/links",),
-    ("engine/shm_lane", "engine/foreign", "engine/workers"),
-    ("engine/wrapping", "engine/flow"),
-    ("engine/inflow", "engine/outflow"),
-    ("engine/transfers",),
-    ("engine/context",),
-    ("engine/running", "engine/status_text", "engine/operations"),
-    ("engine/measuring", "engine/job_transfers", "engine/connecting", "engine/meetings"),
-    ("engine/enquiries", "engine/giving", "engine/taking"),
-    ("engine/job_service",),
-    ("engine/dispatch",),
-    ("engine/loop",),
-    ("run", "peer"),
-    ("__init__",),
-    ("cli", "__main__"),
-)
-# What only the host has.
+# What only the host has. One room of ours may touch it.
 COMFY = {"comfy", "comfy_execution", "execution", "folder_paths", "nodes", "server", "app"}
 
 
@@ -97,65 +48,24 @@ def modules(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*.py") if "__pycache__" not in path.parts)
 
 
-def imports(path: Path) -> Iterator[tuple[str, int, bool]]:
-    """(module, relative level, only for types) of each import in a file."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typed = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, 0, id(node) in typed) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            names = [node.module] if node.module else [alias.name for alias in node.names]
-            if node.module in ROOMS:
-                names = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from ((name, node.level, id(node) in typed) for name in names)
+def test_the_rooms_are_those_of_the_graph_which_has_no_circle() -> None:
+    ROOMS.check_graph()
+    stale = {named for named in BELONGS if not any(m[0] == named for m in ROOMS.modules)}
+    assert stale == set(), "modules that are no more"
 
 
-def place(parts: Sequence[str]) -> str:
-    """What has a floor: the module itself, or the room of it. "" is a room's own docstring."""
-    if parts[0] in ROOMS:
-        return "/".join(parts[:2]) if parts[1:] and parts[1] != "__init__" else ""
-    return parts[0] if parts[0] in FLOOR else "__init__"  # a name such as __version__
+@pytest.mark.parametrize("module", ROOMS.modules, ids=name)
+def test_a_room_imports_only_what_the_graph_lets_it_reach(module: Module) -> None:
+    ROOMS.check_arrows(module)
 
 
-FLOOR = {name: level for level, row in enumerate(FLOORS) for name in row}
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    ROOMS.check_circles(UPWARDS)
 
 
-def test_each_module_has_one_floor() -> None:
-    rows = [name for row in FLOORS for name in row]
-    assert sorted(rows) == sorted(FLOOR)
-    found = {"/".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in modules(PACKAGE)}
-    assert {name for name in FLOOR if name not in found} == {"codecs", "cli"}, "rooms of one floor"
-
-
-@pytest.mark.parametrize("path", modules(PACKAGE), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_down(path: Path) -> None:
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    here = place(parts)
-    if not here:
-        assert list(imports(path)) == []
-        return
-    assert here in FLOOR, f"{here} has no floor yet: give it one above"
-    for name, level, _ in imports(path):
-        if level == 0:
-            continue  # not of zbus
-        target = place((*parts[: len(parts) - level], *name.split(".")))
-        if here == "peer" and target == "__init__":
-            continue  # its one look upwards, at the version, inside a function
-        assert FLOOR[target] <= FLOOR[here], f"{here} imports {target}, which stands above it"
-
-
-@pytest.mark.parametrize("name", SANS_IO)
-def test_the_core_has_no_socket_clock_or_thread(name: str) -> None:
-    found = {
-        module.split(".")[0] for module, level, _ in imports(PACKAGE / f"{name}.py") if not level
-    }
-    assert not found & FORBIDDEN
+@pytest.mark.parametrize("module", SANS_IO, ids=name)
+def test_the_core_has_no_socket_clock_or_thread(module: Module) -> None:
+    assert not ROOMS.outside(module) & FORBIDDEN
 
 
 def test_identities_are_made_where_the_key_is_proved() -> None:
@@ -171,9 +81,7 @@ def test_identities_are_made_where_the_key_is_proved() -> None:
 
 
 def test_zmq_is_imported_by_the_transport_alone() -> None:
-    users = {
-        path.name for path in modules(PACKAGE) for m, _, _ in imports(path) if m.startswith("zmq")
-    }
+    users = {m[-1] + ".py" for m in ROOMS.modules if "zmq" in ROOMS.outside(m)}
     assert users == {
         "frames.py",
         "sockets.py",
@@ -185,12 +93,7 @@ def test_zmq_is_imported_by_the_transport_alone() -> None:
 
 
 def test_torch_is_imported_by_name_nowhere() -> None:
-    users = [
-        path.name
-        for path in modules(PACKAGE)
-        for module, _, typed in imports(path)
-        if module.split(".")[0] == "torch" and not typed
-    ]
+    users = [name(module) for module in ROOMS.modules if "torch" in ROOMS.outside(module)]
     assert users == [], "tensors.torch_module() imports it, when the first tensor comes"
 
 
@@ -206,10 +109,10 @@ def test_importing_zbus_brings_no_torch_and_starts_no_thread() -> None:
 
 
 def test_zbus_knows_nothing_of_comfyui() -> None:
-    allowed = {"tensors.py"}  # NestedTensor's own class, where the process has it
-    for path in modules(PACKAGE):
-        found = {m.split(".")[0] for m, level, _ in imports(path) if level == 0}
-        assert path.name in allowed or not found & (COMFY | {"comfy_api"}), path
+    allowed = {"tensors"}  # NestedTensor's own class, where the process has it
+    for module in ROOMS.modules:
+        found = ROOMS.outside(module) & (COMFY | {"comfy_api"})
+        assert module[-1] in allowed or not found, module
 
 
 @pytest.mark.parametrize(
@@ -224,4 +127,8 @@ def test_no_pickle_no_eval_no_shell(path: Path) -> None:
             name = ast.unparse(node.func)
             assert name not in ("eval", "exec", "os.system", "os.popen", "pickle.loads"), name
             assert not any(k.arg == "shell" for k in node.keywords), f"{name}(shell=...)"
-    assert not {"pickle", "marshal", "shelve"} & {m for m, _, _ in imports(path)}
+    imported = {
+        alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names
+    }
+    imported |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert not {"pickle", "marshal", "shelve"} & imported

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import graphlib
 import importlib.util
 import json
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from rooms import Module, Rooms, name
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "comfy_nodes"
@@ -37,77 +37,35 @@ INTERNALS = {"comfy", "comfy_execution", "comfyui_version", "execution", "folder
 API = {"comfy_api"}
 IMPURE = {"zmq", "torch", "threading", "asyncio", "socket", "time", "aiohttp", "concurrent"}
 
-MODULES = {
-    path.relative_to(PACKAGE).with_suffix("").parts: path
-    for path in sorted(PACKAGE.rglob("*.py"))
-    if "__pycache__" not in path.parts
-}
-
-
-def name(module: tuple[str, ...]) -> str:
-    return "/".join(module)
-
-
-def imports(path: Path) -> Iterator[tuple[str, int]]:
-    """(what, level) of each import: a module, or a name in one."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, 0) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                yield ".".join(filter(None, (node.module, alias.name))), node.level
-
-
-def inside(module: tuple[str, ...]) -> set[tuple[str, ...]]:
-    """The modules of comfy_nodes that it imports."""
-    found = set()
-    for what, level in imports(MODULES[module]):
-        if level:
-            whole = (*module[: len(module) - level], *what.split("."))
-            ends = [whole[:end] for end in range(len(whole), 0, -1)]
-            known = [m for end in ends for m in (end, (*end, "__init__")) if m in MODULES]
-            assert known, f"{name(module)} imports {'.'.join(whole)}, which is not there"
-            found.add(known[0])
-    return found - {module}
-
-
-def outside(module: tuple[str, ...]) -> set[str]:
-    """The packages that are not of comfy_nodes that it imports."""
-    return {what.partition(".")[0] for what, level in imports(MODULES[module]) if not level}
-
-
-def reachable(room: str) -> set[str]:
-    return {room}.union(*(reachable(other) for other in ROOMS[room]))
+COMFY_NODES = Rooms(PACKAGE, ROOMS, {})
+MODULES = COMFY_NODES.modules
 
 
 # --- the arrows
 
 
 def test_the_rooms_are_those_of_the_graph_which_has_no_circle() -> None:
-    assert {module[0] for module in MODULES} == set(ROOMS)
-    graphlib.TopologicalSorter(ROOMS).prepare()  # raises CycleError
+    COMFY_NODES.check_graph()
 
 
 @pytest.mark.parametrize("module", MODULES, ids=name)
-def test_a_room_imports_only_what_the_graph_lets_it_reach(module: tuple[str, ...]) -> None:
-    allowed = reachable(module[0])
-    beyond = [name(other) for other in inside(module) if other[0] not in allowed]
-    assert beyond == [], f"{module[0]} may know {sorted(allowed)}"
+def test_a_room_imports_only_what_the_graph_lets_it_reach(module: Module) -> None:
+    COMFY_NODES.check_arrows(module)
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    graphlib.TopologicalSorter({module: inside(module) for module in MODULES}).prepare()
+    COMFY_NODES.check_circles()
 
 
 @pytest.mark.parametrize("module", MODULES, ids=name)
-def test_only_host_touches_comfyui(module: tuple[str, ...]) -> None:
-    assert module[0] == "host" or not outside(module) & INTERNALS
+def test_only_host_touches_comfyui(module: Module) -> None:
+    assert module[0] == "host" or not COMFY_NODES.outside(module) & INTERNALS
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m[0] in ("prompt", "node_ids")], ids=name)
-def test_prompt_is_pure(module: tuple[str, ...]) -> None:
-    assert not outside(module) & (INTERNALS | API | IMPURE)
-    assert {other[0] for other in inside(module)} <= {"prompt", "node_ids"}
+def test_prompt_is_pure(module: Module) -> None:
+    assert not COMFY_NODES.outside(module) & (INTERNALS | API | IMPURE)
+    assert {other[0] for other in COMFY_NODES.imported(module)} <= {"prompt", "node_ids"}
 
 
 # --- the node ids

@@ -24,6 +24,7 @@ from zbus import Peer
 from zbus.protocol.messages import (
     MAX_CHUNK,
     MAX_HEADER,
+    VERSION,
     Ack,
     Announce,
     Await,
@@ -107,7 +108,7 @@ class Target:
         _, alive, sessions, *counts = self.process.line("STATE ").split()
         assert alive == "True"
         self.sessions = int(sessions)
-        names = ("handshakes", "peerings", "connections", "inflows", "outflows")
+        names = ("handshakes", "peerings", "connections", "transfers")
         return dict(zip(names, map(int, counts), strict=True))
 
     def errors(self) -> list[float]:
@@ -155,7 +156,7 @@ def dealer(target: Target) -> Iterator[zmq.Socket[bytes]]:
 
 def hello(**told: Any) -> Hello:
     given: dict[str, Any] = {
-        "versions": (1, 1),
+        "versions": (VERSION, VERSION),
         "incarnation": os.urandom(16),
         "instance": os.urandom(16),
         "name": "bad",
@@ -320,7 +321,7 @@ HUGE = [
         msgpack.packb([1 << 63, 0]),
         msgpack.packb(["0", 0]),
         msgpack.packb([0, 0, {}]),
-        msgpack.packb([0, 0, {"versions": [1, 1]}]),
+        msgpack.packb([0, 0, {"versions": [VERSION, VERSION]}]),
         msgpack.packb([0, 0, {b"x": 1}]),
         encode(Ping(1)),
         encode(Ready(bytes(16))),

@@ -27,6 +27,7 @@ from children import ROOT, until
 from zbus import discovery, keys, lan
 from zbus.cli.pinging import discover
 from zbus.lan import Announcement, Announcer, Browser
+from zbus.protocol.messages import VERSION
 from zbus.resolver import Resolver
 from zbus.trust import EXCHANGE, Principal, Trust
 
@@ -381,7 +382,7 @@ def test_what_is_told_is_name_port_and_the_beginning_of_the_fingerprint(
         (info,) = infos.values()
     assert info.name == f"desk-home-8188 ({SHORT}-18188).{loopback}"
     assert info.port == 18188
-    assert info.properties == {b"v": b"1", b"fp": SHORT.encode()}
+    assert info.properties == {b"v": str(VERSION).encode(), b"fp": SHORT.encode()}
     assert info.parsed_addresses() == ["127.0.0.1"]
     assert socket.gethostname() not in str(info.server)
 

@@ -48,6 +48,7 @@ class Callbacks:
         self._condition = threading.Condition()
         self._due: dict[object, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
         self._thread: threading.Thread | None = None
+        self._is_calling = False
 
     def call(self, call: Callable[..., Any], *args: Any, key: object = None) -> None:
         """Have `call(*args)` run soon.
@@ -67,10 +68,16 @@ class Callbacks:
             else:
                 self._condition.notify()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether some call waits, or has not returned."""
+        return bool(self._due) or self._is_calling
+
     def _run(self) -> None:
         _here.why = "a call that waits, from a callback"
         while (due := self._next()) is not None:
             guarded(due[0], *due[1])
+            self._is_calling = False
             del due  # or the last one would be held while the thread waits
 
     def _next(self) -> tuple[Callable[..., Any], tuple[Any, ...]] | None:
@@ -79,6 +86,7 @@ class Callbacks:
             if not self._due:
                 self._thread = None
                 return None
+            self._is_calling = True
             return self._due.pop(next(iter(self._due)))
 
 

@@ -176,8 +176,9 @@ class Job(Operation[dict[str, Any]]):
         request: What was asked.
         progress: Where it is.
         results: What has come already.
-        on_change: Called in the I/O thread when `progress` or `results` is new. Must not block.
-        on_preview: Called in the I/O thread with (node, "image/jpeg" or "image/png", bytes).
+        on_change: Called when `progress` or `results` is new, in a thread of its own: with what is
+            true then, so that of several changes only the latest may be told.
+        on_preview: Called, likewise, with (node, "image/jpeg" or "image/png", bytes).
     """
 
     def __init__(

@@ -206,8 +206,8 @@ class Peer:
         Args:
             host: Runs the jobs that come; None: none are taken, from nobody.
             port: Where; any free port where that is taken, or above 65535.
-            on_lan: Called in the I/O thread with the host that is listened on beyond the loopback,
-                "" for none, and the port, whenever that changes.
+            on_lan: Called in a thread of its own with the host that is listened on beyond the
+                loopback, "" for none, and the port, whenever that changes.
 
         Returns:
             The address on the loopback.

@@ -146,7 +146,7 @@ class Runs:
         return channel
 
     def _broken(self, run: Run, planned: MeetingPlan | None, error: ZBusError) -> None:
-        """The other run has ended and this one still computes: stop it. (In the I/O thread.)"""
+        """The other run has ended and this one still computes: stop it. (In a thread of zbus.)"""
         run.broken = error
         text = f"stopped: {error}"
         logger.error("prompt %s is %s", run.id, text)

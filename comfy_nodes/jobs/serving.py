@@ -128,7 +128,7 @@ class Serving(JobHost):
         self._served: dict[str, _Served] = {}
         self._watched = self._ticking = False
 
-    # --- called in zbus's I/O thread ------------------------------------------------------------
+    # --- called in a thread of zbus's own, one call after the other -------------------------------
 
     def submitted(self, job: Taken) -> None:
         self._post(lambda: self._begin(job))

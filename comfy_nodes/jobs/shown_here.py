@@ -1,7 +1,7 @@
 """How jobs go elsewhere, shown on a node here: the place in the queue, steps, previews.
 
 A synchronous node of this side blocks the coroutines of its prompt, so nothing here waits for
-them: the I/O thread hands texts and pictures to the server's loop.
+them: a thread of zbus hands texts and pictures to the server's loop.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ShownHere:
         self._said = ""
 
     def changed(self, job: Job) -> None:
-        """Something about a job is new. (In the I/O thread.)"""
+        """Something about a job is new. (In a thread of zbus.)"""
         if self.on_change is not None:
             self.on_change()
         with self._lock:
@@ -49,7 +49,7 @@ class ShownHere:
                 self.node_id, self._said = node_id, ""
 
     def preview(self, node: str, kind: str, data: bytes) -> None:
-        """What a node computes there. (In the I/O thread.)"""
+        """What a node computes there. (In a thread of zbus.)"""
         host.preview_at(kind, data, self.node_id, self.prompt_id, self.client)
 
     def say(self, text: str) -> None:

@@ -26,4 +26,4 @@ class Context:
 
     def peering(self, key: SessionKey) -> Peering | None:
         """The session of that key."""
-        return next((p for p in self.links.peerings if p.key == key), None)
+        return self.links.peering(key)

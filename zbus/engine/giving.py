@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ..callbacks import CALLBACKS
 from ..errors import ZBusError
 from ..job import Job, Progress
 from ..net.places import Peering
@@ -17,7 +18,6 @@ from ..protocol.messages import JobPreview, JobProgress
 from ..values.payload import Flat
 from .connecting import Connecting, SessionRequest
 from .context import Context
-from .foreign import told
 from .status_text import explain_job
 
 EXPLAIN_EVERY = 0.25  # seconds
@@ -100,7 +100,8 @@ class Giving:
         """A picture of what a node computes."""
         given = self._mine(peering, message.job)
         if given is not None and given.job.on_preview is not None:
-            told(given.job.on_preview, message.node, message.format, body)
+            told = given.job.on_preview, message.node, message.format, body
+            CALLBACKS.call(*told, key=(given.job, "preview"))
 
     def _mine(self, peering: Peering, job: str) -> _Given | None:
         """The job, if that is the session on which its runner speaks."""
@@ -145,9 +146,9 @@ class Giving:
         job.results = event.given.results
         # Either runs what callers have asked to be called then.
         if event.error is None:
-            told(job.succeed, event.given.results)
+            job.succeed(event.given.results)
         else:
-            told(job.fail, event.error)
+            job.fail(event.error)
 
     # --- time ---------------------------------------------------------------------------------
 
@@ -172,4 +173,4 @@ class Giving:
 
 def _changed(job: Job) -> None:
     if job.on_change is not None:
-        told(job.on_change, job)
+        CALLBACKS.call(job.on_change, job, key=(job, "change"))  # the latest word counts

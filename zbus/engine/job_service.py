@@ -154,7 +154,7 @@ class JobService:
             for event in events:
                 try:
                     self._do(event)
-                except Exception:  # it ends one thing, and not what comes after it
+                except BaseException:  # it ends one thing, and not what comes after it
                     logger.exception("a fault in the jobs of zbus; please report it")
 
     def _do(self, event: core.Event) -> None:

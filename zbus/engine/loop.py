@@ -59,6 +59,7 @@ T = TypeVar("T")
 
 FAULT = "a fault in zbus itself; please report it"
 MEMORY_SHARE = 0.8  # of what is free, for values on their way in
+MEMORY_LOOK = 1.0  # seconds that what was free is taken to be so
 GOODBYE = 0.3  # seconds that the peers have to hang up, once they are told to
 
 
@@ -92,14 +93,19 @@ class Engine:
         )
         self.activity = ""
         self.on_broken: dict[Registration, Callable[[ZBusError], None]] = {}
+        self._free, self._free_until = 0, 0.0
         self._sweep_at: float | None = None
         self._more = False  # bulk that could go at once
         self._thread = threading.Thread(target=self._run, name="zbus-io", daemon=True)
         self._thread.start()
 
     def _memory(self) -> int:
-        given = self.settings.memory
-        return int(free_memory() * MEMORY_SHARE) if given is None else given
+        if self.settings.memory is not None:
+            return self.settings.memory
+        now = time.monotonic()
+        if now >= self._free_until:  # asking the system takes longer than a small value does
+            self._free, self._free_until = free_memory(), now + MEMORY_LOOK
+        return int(self._free * MEMORY_SHARE)
 
     @property
     def closed(self) -> bool:
@@ -215,11 +221,12 @@ class Engine:
         late = now - (woke or now) + max(0.0, (woke or now) - due if timeout is not None else 0.0)
         for _ in range(len(self._calls)):
             self._guard(self._calls.popleft())
-        self._guard(lambda: self.links.tick(now, late))
-        self._guard(lambda: self.operations.tick(now))
-        self._guard(lambda: self.job_service.tick(now))
-        self._guard(lambda: self._sweep(now))
-        self._guard(self.transfers.grants)
+        self._safely(self.links.tick, now, late)
+        self._safely(self.operations.tick, now)
+        self._safely(self.job_service.tick, now)
+        self._safely(self._sweep, now)
+        self._settle()
+        self._safely(self.transfers.grants)
         self._flush()
         self._more = False
         self._guard(self._pump)
@@ -237,11 +244,14 @@ class Engine:
     def _guard(self, call: Callable[[], None]) -> None:
         """Do one thing, and what the channels want done for it. A bug in it ends that one thing,
         and not every link of this process."""
+        self._safely(call)
+        self._settle()
+
+    def _safely(self, call: Callable[..., object], *args: object) -> None:
         try:
-            call()
+            call(*args)
         except BaseException:
             logger.exception(FAULT)
-        self._settle()
 
     def _deadline(self, now: float) -> float | None:
         times = (

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..callbacks import Callbacks
 from ..errors import RemoteProtocolError
 from ..job import JobHost, Reason, Request, Taken
 from ..net.places import Peering
@@ -21,7 +22,6 @@ from ..protocol.outcomes import NOBODY, NOT_YOU, PLAIN, refused
 from ..protocol.taken_jobs import TakenJobs
 from ..trust import JOBS
 from .context import Context
-from .foreign import InOrder
 
 PREVIEW_EVERY = 0.1  # seconds, of one job; and no more than
 PREVIEW_SHARE = 0.25  # of what the link carries
@@ -40,7 +40,7 @@ class Taking:
     ) -> None:
         self._context, self._core, self._post = context, core, post
         self.host: JobHost | None = None
-        self.calls = InOrder("zbus-host")
+        self.calls = Callbacks("zbus-host")
         self.taken: dict[str, Taken] = {}
         self.states: dict[tuple[SessionKey, str], JobState] = {}  # to be said: each job's latest
         self._stated: dict[SessionKey, int] = {}  # how many were, since a session was drained

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from ..address import Address
+from ..callbacks import CALLBACKS
 from ..errors import PortInUse
 from ..machine import port_holder
 from ..protocol.dial import Dial, Use
@@ -179,7 +180,7 @@ class Addresses:
             return
         logger.info("own listener on %s", ", ".join(sorted(wanted | {place.address.host})))
         if self.on_lan is not None:
-            self.on_lan("".join(wanted), place.address.port)
+            CALLBACKS.call(self.on_lan, "".join(wanted), place.address.port)
 
     def tick(self, now: float) -> None:
         """Try again where the own listener stands nowhere: whoever has taken its port in that very

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import PeerGone, RemoteProtocolError, ZBusError
 from ..protocol import dial
 from ..protocol.fields import clip
+from ..protocol.identity import SessionKey
 from ..protocol.messages import (
     Ack,
     Bye,
@@ -100,6 +101,10 @@ class Links:
     @property
     def peerings(self) -> list[Peering]:
         return self._peerings.all
+
+    def peering(self, key: SessionKey) -> Peering | None:
+        """The session of that key; None once it has ended."""
+        return self._peerings.of(key)
 
     def _known(self, place: Place, connection: Connection, peer: Hello) -> Peering | None:
         return self._peerings.known(place, connection, peer)

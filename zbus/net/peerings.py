@@ -12,6 +12,7 @@ import time
 from ..errors import LinkLost, PeerGone, PeerRestarted, RemoteProtocolError, ZBusError
 from ..machine import process_start
 from ..protocol import dial
+from ..protocol.identity import SessionKey
 from ..protocol.messages import Bye, Hello
 from ..protocol.session import Ended, Redial, Session, Silent
 from ..trust import EXCHANGE
@@ -57,13 +58,18 @@ class Peerings:
         self._transport, self._admission, self._settings = transport, admission, settings
         self._owner, self._places, self._dialler, self._own = owner, places, dialler, own
         self._by_connection: dict[Connection, Peering] = {}
+        self._by_key: dict[SessionKey, Peering] = {}
 
     def __len__(self) -> int:
         return len(self._by_connection)
 
     @property
     def all(self) -> list[Peering]:
-        return [peering for place in self._places for peering in place.peerings]
+        return list(self._by_key.values())
+
+    def of(self, key: SessionKey) -> Peering | None:
+        """The session of that key; None once it has ended."""
+        return self._by_key.get(key)
 
     def on(self, connection: Connection) -> Peering | None:
         """The session that a connection carries."""
@@ -127,6 +133,7 @@ class Peerings:
         if peer.boot and peer.boot == self._own.boot:
             peering.process = process_start(peer.pid)
         place.peerings.append(peering)
+        self._by_key[peering.key] = peering
         logger.info("session with %s at %s", peer.name, place.address)
         return peering
 
@@ -202,6 +209,7 @@ class Peerings:
         if peering not in peering.place.peerings:
             return
         peering.place.peerings.remove(peering)
+        self._by_key.pop(peering.key, None)
         if say:
             peering.session.send(Bye(say))
             self.flush(peering)
