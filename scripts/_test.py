@@ -17,6 +17,7 @@ USAGE = """usage: scripts/test [--fast] [--no-lint] [pytest's own arguments]
 
   --fast      leave out the tests that need real ComfyUI processes
   --no-lint   leave out ruff and mypy
+  --stress    what takes long, and nothing else (ZBUS_STRESS_SEED=N repeats a stress)
 
 examples:  scripts/test -k session      scripts/test tests/test_links.py -x
 """
