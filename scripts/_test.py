@@ -17,7 +17,7 @@ USAGE = """usage: scripts/test [--fast] [--no-lint] [--stress] [pytest's own arg
 
   --fast      leave out the tests that need real ComfyUI processes
   --no-lint   leave out ruff and mypy
-  --stress    the tests that take long, and no others
+  --stress    what takes long, and nothing else (ZBUS_STRESS_SEED=N repeats a stress)
 
 The whole suite runs in two processes, one of which has all the tests on ComfyUIs; with --fast in
 three. A part of it, or what pytest is to show as it goes (-s, --pdb), runs in one, and with "-n 0"

@@ -373,3 +373,20 @@ def test_a_bound_peer_that_is_killed() -> None:
             assert isinstance(error, PeerGone) and time.monotonic() - began < 1.5
             assert f"its process (pid {listener.pid}) has ended" in str(error)
             assert "listener, receive any: " in str(error)
+
+
+def test_an_address_lingers_also_where_links_are_given_up_soon() -> None:
+    """What is not acknowledged yet makes it stay longer, and never shorter."""
+    with both(Settings(reconnect_wait=0.3)) as ends:
+        met(ends)
+        (session,) = (peering.key for peering in ends.client._engine.links.peerings)
+        ends.proxy.black_hole = True
+        ends.dialled.close()
+        time.sleep(1)  # the one thing to wait for is time
+        ends.proxy.black_hole = False
+        with ends.client.connect(ends.proxy.address, channel="again") as dialled:
+            with ends.server.listen(ends.listening.address, channel="again") as listening:
+                send = dialled.start_send("still")
+                assert listening.receive(timeout=5) == "still"
+                send.result()
+        assert [peering.key for peering in ends.client._engine.links.peerings] == [session]

@@ -89,10 +89,12 @@ class TakenJob:
     place: int = 0
     told: tuple[str, int, tuple[str, ...]] | None = None
     parts: dict[str, Any] = field(default_factory=dict)  # part -> value, until it is stored
+    end_is_new: bool = False  # an older one is on its way, and this one goes after it
     gave: list[str] = field(default_factory=list)  # names of the results
     unwanted: bool = False  # its client has cancelled it, or is gone
     why: str = ""  # it was stopped
     spoiled: dict[str, Any] | None = None  # how it ends, whatever its host says of it
+    is_end_plain: bool = False  # the end as it was could not travel
     kept_until: float | None = None  # while its session is gone
     token: str = field(init=False)
 
@@ -114,6 +116,14 @@ class Say:
 
     session: SessionKey
     message: Message
+
+
+@dataclass(frozen=True)
+class Unsaid:
+    """What the peer waits for on that session cannot be told to it: the session is to end."""
+
+    session: SessionKey
+    error: ZBusError
 
 
 @dataclass(frozen=True)
@@ -172,4 +182,4 @@ class Ended:
     error: ZBusError | None
 
 
-Event = Say | Deliver | Drop | Submitted | Stop | Forget | Changed | Ended
+Event = Say | Deliver | Drop | Unsaid | Submitted | Stop | Forget | Changed | Ended
