@@ -54,7 +54,7 @@ from zbus.protocol.dial import (
     Use,
     Warn,
 )
-from zbus.protocol.ways import Spot
+from zbus.protocol.ways import Problem, Spot
 
 A, B = Address("one.example", 1), Address("two.example", 2)
 SPOTS = {
@@ -139,9 +139,9 @@ class World:
         return self.dial.state
 
 
-def in_state(state: State) -> World:
+def in_state(state: State, *given: Address) -> World:
     """A world whose dial has come there."""
-    world = World()
+    world = World(*given)
     if state is not State.IDLE:
         world.use()
     if state in (State.CONNECTING, State.GREETING, State.LINKED, State.BACKOFF):
@@ -214,6 +214,75 @@ def test_each_state_that_waits_has_an_end() -> None:
         waits = state not in (State.IDLE, State.LINKED, State.GIVEN_UP)
         assert (in_state(state).dial.deadline() is not None) is waits
         assert ((state, Due) in TABLE) is waits
+
+
+TURNING = [
+    (State.RESOLVING, NotFound),
+    (State.RESOLVING, Due),
+    (State.CONNECTING, Closed),
+    (State.CONNECTING, Due),
+    (State.CONNECTING, Faulty),
+    (State.GREETING, Closed),
+    (State.GREETING, Refused),
+    (State.GREETING, Faulty),
+    (State.GREETING, Due),
+]
+STAYING = [
+    (State.CONNECTING, Held),
+    (State.LINKED, Closed),
+    (State.LINKED, Faulty),
+    (State.LINKED, Parted),
+]
+
+
+@pytest.mark.parametrize("state, event", TURNING + STAYING)
+def test_a_failure_turns_to_the_next_way_and_a_lost_link_does_not(
+    state: State, event: type[Event]
+) -> None:
+    world = in_state(state, A, B)
+    world.tell(EVENTS[event])
+    assert world.state is State.BACKOFF
+    assert world.dial.address == (B if (state, event) in TURNING else A)
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_session_that_has_parted_is_not_gone_on_with(state: State) -> None:
+    """So what is wrong with an address may be final again."""
+    world = World().linked()
+    if state is not State.LINKED:
+        world.closed("link")
+    if state in (State.CONNECTING, State.GREETING):
+        world.wait()
+    if state is State.GREETING:
+        world.tell(Connected())
+    if state is State.RESOLVING:
+        world.dial.ways.now.look_up_again()
+        world.wait()
+    if state is State.IDLE:
+        world.tell(Close())
+    if state is State.GIVEN_UP:
+        world.wait()
+        world.closed("refused")
+    assert world.state is state
+    world.tell(Parted())
+    if state in (State.IDLE, State.GIVEN_UP):
+        world.use()
+    while world.state is not State.CONNECTING:
+        world.found() if world.state is State.RESOLVING else world.wait()
+    world.tell(Connected())
+    world.closed("link")
+    assert world.diagnosed(OTHER) == [Tell(OTHER)]
+
+
+def test_nothing_is_done_before_it_is_due() -> None:
+    world = World()
+    assert world.dial.tick(world.now) == [] and world.state is State.IDLE
+    world.use()
+    due = world.dial.deadline()
+    assert due == world.now + dial.RESOLVE_TIME
+    assert world.dial.tick(due - 0.01) == [] and world.state is State.RESOLVING
+    world.dial.tick(due)
+    assert world.state is State.BACKOFF
 
 
 # --- the ways -------------------------------------------------------------------------------------
@@ -415,6 +484,17 @@ def test_while_a_session_is_waited_for_only_its_own_peer_can_refuse() -> None:
     refused.closed("link")
     refused.wait()
     (told,) = refused.closed("refused")
+    assert isinstance(told, Tell) and isinstance(told.error, NotPaired)
+
+
+def test_who_says_that_it_refuses_is_not_looked_at() -> None:
+    world = World(A, B)
+    world.use()
+    world.found(A)
+    assert world.closed("refused") == [] and isinstance(world.dial.ways.all[0].problem, Problem)
+    world.wait()
+    world.found(B)
+    (told,) = world.closed("refused")
     assert isinstance(told, Tell) and isinstance(told.error, NotPaired)
 
 

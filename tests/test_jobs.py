@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import pickle
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -9,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from jobpair import END, RESULT, SUBMIT, Hosted, Side, World
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from jobpair import CHUNKS, END, RESULT, SPEC, SUBMIT, Hosted, Parcel, Side, World
 
 from zbus.errors import (
     Cancelled,
@@ -30,7 +32,8 @@ from zbus.errors import (
     ZBusError,
 )
 from zbus.protocol import given_jobs, taken_jobs
-from zbus.protocol.given_jobs import MAX_RESULTS
+from zbus.protocol.budget import Ticket
+from zbus.protocol.given_jobs import MAX_RESULTS, TELL_CANCEL
 from zbus.protocol.identity import Identity, SessionKey
 from zbus.protocol.job_records import GivenJob, GivenState, TakenState, Unsaid, wait_token
 from zbus.protocol.job_room import MAX_OF_PRINCIPAL, MAX_TAKEN, REMEMBERED
@@ -64,6 +67,23 @@ def running(job: str = "j") -> tuple[World, Side, Side, bytes]:
     worker.start(job)
     world.run()
     return world, client, worker, key
+
+
+def offered(world: World, source: Side, way: str = "chunks") -> Parcel:
+    """The value that `source` packs just now, when the other side has its offer."""
+    (parcel,) = source.packing
+    parcel.way = way
+    source.packed(parcel)
+    world.run_until(lambda: parcel.taking is not None)
+    return parcel
+
+
+def between(world: World, source: Side) -> Parcel:
+    """The same, when some of its bytes are there and others are not."""
+    parcel = offered(world, source)
+    world.run_until(lambda: parcel.is_between)
+    assert parcel.is_between
+    return parcel
 
 
 def over(world: World) -> None:
@@ -110,7 +130,8 @@ def test_results_and_end_in_any_order(first: int) -> None:
     for name in "abc":
         worker.give("j", name)
     worker.end("j")
-    world.run(lambda count: (first * 7 + count) % count if first % 2 else count - 1)
+    picked = itertools.count(first)
+    world.run(lambda count: next(picked) * 7 % count if first % 2 else count - 1)
     assert client.outcome("j") is None and set(client.results["j"]) == set("abc")
     over(world)
 
@@ -119,12 +140,11 @@ def test_done_waits_for_every_result_named() -> None:
     world, client, worker, _ = running()
     worker.give("j", "a")
     worker.end("j")
-    (result, end) = worker.packing
-    worker.packed(end)
-    while client.given["j"].end is None:
-        step = next(s for s in world.ready() if s.__defaults__ != (worker, result))
-        step()
-    assert "j" not in client.ended
+    (result, _end) = worker.packing
+    world.held.add(result)
+    world.run()
+    assert client.given["j"].end is not None and "j" not in client.ended
+    world.held.clear()
     world.run()
     assert client.outcome("j") is None
 
@@ -198,8 +218,8 @@ def test_not_permitted() -> None:
     worker.jobs.taking.deny(key, "j", PLAIN)
     worker.settle()
     assert not worker.jobs.taken
-    client.jobs.arrived(key, "j", END, worker.packing[0].value)
-    client.settle()
+    client.packing.clear()  # what was asked of the other side is not looked at
+    world.run()
     error = client.outcome("j")
     assert isinstance(error, NotPermitted) and "not permitted over this link" in str(error)
 
@@ -250,7 +270,8 @@ def test_a_job_id_of_another_peer_is_refused() -> None:
     assert not worker.jobs.taking.offered(key, STRANGER, "another", "j")
     worker.settle()
     (answer,) = worker.packing
-    assert answer.part == END and answer.value["outcome"] == "refused"
+    assert answer.part == END
+    assert pickle.loads(answer.body.removeprefix(SPEC))["outcome"] == "refused"
     assert worker.hosted["j"].stops == [] and "j" in worker.jobs.taken
 
 
@@ -281,16 +302,20 @@ def test_a_thousand_submits() -> None:
 # --- cancelled ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at", ["packing", "offered", "arriving", "checking", "queued", "running"])
+@pytest.mark.parametrize(
+    "at", ["packing", "offered", "arriving", "between", "checking", "queued", "running"]
+)
 def test_cancelled_here(at: str) -> None:
     world, client, worker, key = pair()
     client.submit(key, "j")
-    if at != "packing":
+    if at == "offered":
         client.packed(client.packing[0])
-    if at not in ("packing", "offered"):
-        message = world.queues[key, worker].popleft()
-        message.inline = at != "arriving"
-        worker.receive(key, message)
+    elif at == "arriving":
+        offered(world, client)
+    elif at == "between":
+        between(world, client)
+    elif at != "packing":
+        world.run_until(lambda: "j" in worker.hosted)
     if at in ("queued", "running"):
         worker.queue("j", 1)
     if at == "running":
@@ -305,19 +330,30 @@ def test_cancelled_here(at: str) -> None:
         worker.give("j", "late")
         worker.end("j", "cancelled", why=why)
         assert worker.packing == [], "nothing is sent to who does not want it"
+    else:
+        assert at not in ("checking", "queued", "running")
     over(world)
 
 
-def test_cancelled_while_the_result_is_on_its_way() -> None:
-    world, client, worker, _ = running()
+@pytest.mark.parametrize("at", ["offered", "arriving", "between", "stored"])
+def test_cancelled_while_the_result_is_on_its_way(at: str) -> None:
+    world, client, worker, key = running()
     worker.give("j", "a")
+    if at == "arriving":
+        offered(world, worker)
+    elif at == "between":
+        between(world, worker)
+    elif at == "stored":  # and the sender does not know it yet
+        parcel = offered(world, worker)
+        world.run_until(lambda: parcel.receiving.ended)
+        assert not parcel.sending.ended
     worker.end("j")
     for parcel in list(worker.packing):
-        parcel.inline = False
         worker.packed(parcel)
     client.cancel("j")
     over(world)
-    assert worker.hosted["j"].stops == [] and client.results["j"] == {}
+    assert worker.hosted["j"].stops == []
+    assert client.results["j"].keys() == ({"a"} if at == "stored" else set())
 
 
 def test_a_cancel_that_was_said_on_a_session_which_then_broke_is_said_again() -> None:
@@ -425,29 +461,27 @@ def test_a_newer_job_of_the_group_leaves_what_has_ended() -> None:
     world.run()
     worker.give("old", "a")
     worker.end("old")
+    world.held |= set(worker.packing)
     client.submit(key, "new", group="g")
-    for parcel in list(client.packing):
-        client.packed(parcel)
-        worker.receive(key, world.queues[key, worker].popleft())
-    while "new" not in worker.hosted:
-        worker.arrived(world.moving[-1])
+    world.run()
+    assert "new" in worker.hosted
     assert worker.hosted["old"].stops == [] and "old" in worker.jobs.taken
+    world.held.clear()
     world.run()
     assert client.outcome("old") is None and client.results["old"]
 
 
 def test_an_older_job_of_the_group_that_arrives_later_is_stopped_itself() -> None:
     world, client, worker, key = pair()
+    worker.memory = 100
     client.submit(key, "old", group="g")
+    between(world, client)
+    world.held |= set(client.sends.values())
     client.submit(key, "new", group="g")
-    for parcel in list(client.packing):
-        parcel.inline = False
-        client.packed(parcel)
-        worker.receive(key, world.queues[key, worker].popleft())
-    old, new = world.moving
-    worker.arrived(new)
-    assert worker.hosted["new"].stops == []
-    worker.arrived(old)
+    world.run()
+    assert worker.hosted["new"].stops == [] and "old" not in worker.hosted
+    world.held.clear()
+    world.run()
     assert worker.hosted["new"].stops == []
     assert worker.hosted["old"].stops == ["a newer job of the same node has come"]
 
@@ -476,12 +510,25 @@ def test_a_request_that_cannot_be_packed() -> None:
 def test_a_request_that_is_refused_on_its_way() -> None:
     world, client, worker, key = pair()
     client.submit(key, "j")
-    client.packing[0].inline = False
-    client.packed(client.packing[0])
-    worker.receive(key, world.queues[key, worker].popleft())
-    worker.arrived(world.moving[0], TransferRefused("the value needs 4 TiB"))
+    worker.not_taken(between(world, client), TransferRefused("the value needs 4 TiB"))
     over(world)
     assert "4 TiB" in str(client.outcome("j")) and worker.hosted == {}
+
+
+def test_a_request_that_has_come_and_cannot_be_used() -> None:
+    world, client, worker, key = pair()
+    taking = worker.jobs.taking
+
+    def unusable(session: Any, job: str, *_: Any) -> None:
+        taking.lost(session, job, RemoteProtocolError("no request"), False)
+        assert taking.jobs[job].state is TakenState.ENDED
+
+    taking.submitted = unusable  # type: ignore[method-assign]
+    client.submit(key, "j")
+    over(world)
+    error = client.outcome("j")
+    assert isinstance(error, JobRefused) and "no request" in str(error)
+    assert not worker.hosted and not taking.offered(key, client.identity, "client", "j")
 
 
 @pytest.mark.parametrize("ended", [False, True])
@@ -491,10 +538,10 @@ def test_a_result_that_cannot_be_packed(ended: bool) -> None:
     worker.give("j", "bad")
     (bad,) = worker.packing
     if ended:
+        world.held.add(bad)
         worker.end("j")
-        worker.packed(worker.packing[1])
-        while worker.jobs.taken["j"].parts.keys() != {RESULT + "bad"}:
-            next(s for s in world.ready() if s.__defaults__ != (worker, bad))()
+        world.run()
+        assert worker.jobs.taken["j"].parts.keys() == {RESULT + "bad"}
     worker.packed(bad, CodecRefused("holds NaN"))
     if not ended:
         (why,) = worker.hosted["j"].stops
@@ -505,13 +552,25 @@ def test_a_result_that_cannot_be_packed(ended: bool) -> None:
     assert isinstance(error, JobFailed) and "result bad cannot be sent: holds NaN" in str(error)
 
 
+def test_a_result_that_cannot_be_packed_while_the_end_is_coming() -> None:
+    """Which names it. The new end is told after that one."""
+    world, client, worker, _ = running()
+    worker.give("j", "bad")
+    (bad,) = worker.packing
+    world.held.add(bad)
+    worker.end("j")
+    world.run_until(lambda: any(p.is_coming for p in worker.sends.values()))
+    worker.packed(bad, CodecRefused("holds NaN"))
+    world.run()
+    error = client.outcome("j")
+    assert isinstance(error, JobFailed) and "result bad cannot be sent: holds NaN" in str(error)
+    over(world)
+
+
 def test_a_result_that_cannot_be_taken() -> None:
-    world, client, worker, key = running()
+    world, client, worker, _key = running()
     worker.give("j", "big")
-    worker.packing[0].inline = False
-    worker.packed(worker.packing[0])
-    client.receive(key, world.queues[key, client].popleft())
-    client.arrived(world.moving[0], TransferRefused("the value needs 4 TiB"))
+    client.not_taken(between(world, worker), TransferRefused("the value needs 4 TiB"))
     assert "4 TiB" in str(client.outcome("j"))
     world.run()
     assert len(worker.hosted["j"].stops) == 1
@@ -581,6 +640,115 @@ def test_an_order_waits_only_so_long() -> None:
     over(world)
 
 
+def nothing_in_flight(world: World, client: Side, worker: Side, key: bytes) -> None:
+    client.submit(key, "j")
+    world.run()
+
+
+def request_packed(world: World, client: Side, worker: Side, key: bytes) -> None:
+    client.submit(key, "j")
+
+
+def request_coming(world: World, client: Side, worker: Side, key: bytes) -> None:
+    client.submit(key, "j")
+    between(world, client)
+
+
+def request_stored(world: World, client: Side, worker: Side, key: bytes) -> None:
+    """And the client does not know it yet."""
+    client.submit(key, "j")
+    world.run_until(lambda: "j" in worker.hosted)
+    assert client.sends
+
+
+def queued(world: World, client: Side, worker: Side, key: bytes) -> None:
+    nothing_in_flight(world, client, worker, key)
+    worker.queue("j", 1)
+
+
+def result_coming(world: World, client: Side, worker: Side, key: bytes) -> None:
+    queued(world, client, worker, key)
+    worker.start("j")
+    world.run()
+    worker.give("j", "a")
+    between(world, worker)
+
+
+def result_waits_for_memory(world: World, client: Side, worker: Side, key: bytes) -> Ticket:
+    client.memory = 0
+    blocker = client.budget.ticket(1, lambda: None)
+    blocker.ask()
+    queued(world, client, worker, key)
+    worker.give("j", "a")
+    parcel = offered(world, worker)
+    world.run()
+    assert parcel.receiving.waits_for_memory and parcel.sending.held
+    return blocker
+
+
+def result_stored(world: World, client: Side, worker: Side, key: bytes) -> None:
+    """And the worker does not know it yet."""
+    queued(world, client, worker, key)
+    worker.give("j", "a")
+    world.run_until(lambda: bool(client.given["j"].results))
+    assert worker.sends
+
+
+def end_coming(world: World, client: Side, worker: Side, key: bytes) -> None:
+    queued(world, client, worker, key)
+    worker.give("j", "a")
+    world.run()
+    worker.end("j")
+    between(world, worker)
+
+
+BROKEN_AT = [
+    nothing_in_flight,
+    request_packed,
+    request_coming,
+    request_stored,
+    queued,
+    result_coming,
+    result_waits_for_memory,
+    result_stored,
+    end_coming,
+]
+
+
+@pytest.mark.parametrize("how", ["connection", "session", "session, values first", "by one side"])
+@pytest.mark.parametrize("come_to", BROKEN_AT, ids=lambda at: at.__name__)
+def test_a_broken_session_ends_no_job(come_to: Any, how: str) -> None:
+    """Whatever was on its way; when the link is back the result comes, exact."""
+    world, client, worker, key = pair()
+    blocker = come_to(world, client, worker, key)
+    if how == "connection":
+        world.unplug(key)
+    elif how == "by one side":
+        client.down(key, LOST)
+    else:
+        world.cut(key, LOST, LOST, jobs_first=how == "session")
+    assert client.ended == {} and "j" in client.jobs.given
+    if blocker is not None:
+        blocker.release()
+    if how != "connection":
+        assert client.given["j"].state is GivenState.LOST and not client.still_moving()
+        world.wait(WAIT - 1)
+        world.connect(client, worker)
+    world.run()
+    assert client.ended == {} or come_to is end_coming
+    worker.give("j", "a")
+    worker.give("j", "b")
+    worker.end("j")
+    world.run()
+    if key in worker.up and how == "by one side":
+        worker.down(key, GONE)
+    gave = worker.hosted["j"].gave
+    names = set("a") if come_to is end_coming else set("ab")
+    assert client.outcome("j") is None and client.results["j"].keys() == names
+    assert client.results["j"] == {name: gave[name] for name in names}
+    over(world)
+
+
 @pytest.mark.parametrize("error", [GONE, RESTARTED])
 def test_a_peer_that_is_gone(error: ZBusError) -> None:
     world, client, worker, key = running()
@@ -634,11 +802,9 @@ def test_a_queued_job_goes_when_nobody_comes_back_and_says_so() -> None:
 def test_a_job_that_was_arriving_when_the_link_was_lost_is_sent_again() -> None:
     world, client, worker, key = pair()
     client.submit(key, "j")
-    client.packing[0].inline = False
-    client.packed(client.packing[0])
-    worker.receive(key, world.queues[key, worker].popleft())
+    between(world, client)
     world.cut(key, LOST, LOST)
-    assert worker.jobs.taken == {}
+    assert worker.jobs.taken == {} and not worker.still_moving()
     world.connect(client, worker)
     world.run()
     worker.end("j")
@@ -647,18 +813,16 @@ def test_a_job_that_was_arriving_when_the_link_was_lost_is_sent_again() -> None:
     over(world)
 
 
-@pytest.mark.parametrize("inline", [True, False])
+@pytest.mark.parametrize("way", ["inline", "chunks", "head first"])
 def test_a_job_that_was_arriving_on_a_session_which_only_the_client_has_given_up(
-    inline: bool,
+    way: str,
 ) -> None:
     world, client, worker, key = pair()
     client.submit(key, "j")
-    client.packing[0].inline = False
-    client.packed(client.packing[0])
-    worker.receive(key, world.queues[key, worker].popleft())
+    between(world, client)
     client.down(key, LOST)
+    world.ways = [way]
     world.connect(client, worker)
-    client.packing[0].inline = inline
     world.run()
     worker.down(key, GONE)
     worker.end("j")
@@ -702,6 +866,7 @@ class Prompts:
 
     def __init__(self, names: str, gives: dict[str, tuple[int, int]]) -> None:
         self.world = World(*names)
+        self.world.ways, self.world.is_quick = ["inline"], True
         self.gives = gives
         self.links: dict[frozenset[int], bytes] = {}
         sides = self.world.sides
@@ -919,9 +1084,9 @@ def test_ids_are_told_to_nobody_who_does_not_own_the_job() -> None:
     said: list[Any] = []
     put = world.put
 
-    def heard(key: bytes, sender: Side, message: Any) -> None:
+    def heard(key: bytes, sender: Side, message: Any, body: bytes = b"") -> None:
         said.append(message)
-        put(key, sender, message)
+        put(key, sender, message, body)
 
     world.put = heard  # type: ignore[method-assign]
     y.awaits("b of y", "prompt Y")
@@ -943,6 +1108,118 @@ def test_every_state_is_reached_and_leads_to_the_one_end(table: dict[Any, Any]) 
         leading |= {before for (before, _), after in table.items() if after in leading}
     assert reached == leading == set(every)
     assert not [event for before, event in table if before is last], "and nothing leads on from it"
+
+
+GIVEN_AT = [GivenState.SUBMITTED, GivenState.QUEUED, GivenState.RUNNING]
+
+
+def given_at(state: GivenState) -> tuple[World, Side, Side, bytes]:
+    """A job that its giver knows there."""
+    world, client, worker, key = pair()
+    client.submit(key, "j")
+    world.run()
+    if state is GivenState.QUEUED:
+        worker.queue("j", 1)
+    elif state is GivenState.RUNNING:
+        worker.start("j")
+    world.run()
+    if state is GivenState.LOST:
+        world.cut(key, LOST, LOST)
+    assert client.given["j"].state is state
+    return world, client, worker, key
+
+
+@pytest.mark.parametrize("state", GIVEN_AT)
+def test_wherever_a_given_job_is_its_end_ends_it(state: GivenState) -> None:
+    world, client, worker, _ = given_at(state)
+    worker.end("j")
+    over(world)
+    assert client.outcome("j") is None
+
+
+@pytest.mark.parametrize("state", GIVEN_AT)
+def test_wherever_a_given_job_is_a_runner_that_is_gone_ends_it(state: GivenState) -> None:
+    world, client, worker, key = given_at(state)
+    client.down(key, GONE)
+    assert isinstance(client.outcome("j"), PeerGone) and not client.jobs.given
+    worker.down(key, LOST)
+    worker.end("j")
+    world.wait(0)
+    world.wait(KEPT)
+    over(world)
+
+
+@pytest.mark.parametrize("state", GIVEN_AT)
+def test_wherever_a_given_job_is_it_goes_on_where_its_runner_is(state: GivenState) -> None:
+    world, client, worker, key = given_at(state)
+    world.cut(key, LOST, LOST)
+    assert client.given["j"].state is GivenState.LOST
+    world.connect(client, worker)
+    assert client.given["j"].state is GivenState.SUBMITTED
+    world.run()
+    assert client.given["j"].state is state
+    worker.end("j")
+    over(world)
+    assert client.outcome("j") is None
+
+
+@pytest.mark.parametrize("state", [*GIVEN_AT, GivenState.LOST])
+def test_wherever_a_given_job_is_a_cancel_ends_it(state: GivenState) -> None:
+    world, client, worker, _ = given_at(state)
+    client.cancel("j")
+    assert isinstance(client.outcome("j"), Cancelled) and not client.jobs.given
+    if state is GivenState.LOST:
+        world.connect(client, worker)
+    world.run()
+    assert worker.hosted["j"].stops == ["cancelled there"]
+    worker.end("j", "cancelled", why="")
+    over(world)
+
+
+TAKEN_AT = [TakenState.CHECKING, TakenState.QUEUED, TakenState.RUNNING, TakenState.STOPPING]
+
+
+def taken_at(state: TakenState) -> tuple[World, Side, Side, bytes]:
+    """A job that its runner has there."""
+    world, client, worker, key = pair()
+    client.submit(key, "j")
+    world.run()
+    if state is TakenState.QUEUED:
+        worker.queue("j", 1)
+    elif state in (TakenState.RUNNING, TakenState.STOPPING):
+        worker.start("j")
+    if state is TakenState.STOPPING:
+        worker.jobs.taking._stop(worker.hosted["j"].taken, "no")
+        worker.settle()
+        worker.queue("j", 1)
+        worker.start("j")  # the host has not heard of it yet
+    world.run()
+    assert worker.hosted["j"].taken.state is state
+    return world, client, worker, key
+
+
+@pytest.mark.parametrize("state", TAKEN_AT)
+def test_wherever_a_taken_job_is_its_host_can_end_it(state: TakenState) -> None:
+    world, client, worker, _ = taken_at(state)
+    worker.give("j", "a")
+    worker.end("j")
+    worker.start("j")
+    worker.give("j", "b")
+    assert worker.hosted["j"].taken.state is TakenState.ENDED, "nothing counts after its end"
+    del worker.hosted["j"].gave["b"]
+    over(world)
+    assert client.outcome("j") is None and client.results["j"].keys() == {"a"}
+
+
+@pytest.mark.parametrize("state", TAKEN_AT)
+def test_wherever_a_taken_job_is_it_is_stopped_once(state: TakenState) -> None:
+    world, client, worker, _ = taken_at(state)
+    client.cancel("j")
+    world.run()
+    assert len(worker.hosted["j"].stops) == 1
+    assert worker.hosted["j"].taken.state is TakenState.STOPPING
+    worker.end("j", "cancelled", why="")
+    over(world)
 
 
 # --- whose it is --------------------------------------------------------------------------------
@@ -1025,7 +1302,24 @@ def test_a_cancel_of_a_lost_job_is_told_when_its_runner_is_met_again() -> None:
     assert client.jobs.deadline() is None
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_job_that_was_not_met_again_in_time_is_cancelled_when_its_runner_is(late: bool) -> None:
+    world, client, worker, key = running()
+    world.cut(key, LOST, LOST)
+    world.wait(WAIT)
+    assert isinstance(client.outcome("j"), LinkLost)
+    assert client.jobs.deadline() == world.now + TELL_CANCEL
+    world.wait(TELL_CANCEL if late else TELL_CANCEL - 1)
+    world.connect(client, worker)
+    world.run()
+    told = [] if late else ["the link was lost and is not back"]
+    assert worker.hosted["j"].stops == told and client.jobs.deadline() is None
+
+
 # --- everything at any time ---------------------------------------------------------------------
+
+
+SOME_END = st.sampled_from([LOST, LOST, GONE])
 
 
 class Any_(RuleBasedStateMachine):
@@ -1036,6 +1330,16 @@ class Any_(RuleBasedStateMachine):
         self.world = World("x", "y")
         self.count = 0
         self.key = self.world.connect(*self.world.sides)
+
+    @initialize(whose=st.lists(st.booleans(), max_size=3), runs=st.booleans())
+    def jobs(self, whose: list[bool], runs: bool) -> None:
+        for which in whose:
+            self.submit(which, "")
+        if runs:
+            self.world.run()
+            for side, job, _ in self.live():
+                side.start(job)
+                side.give(job, "a")
 
     def side(self, which: bool) -> Side:
         return self.world.sides[which]
@@ -1052,10 +1356,12 @@ class Any_(RuleBasedStateMachine):
     # --- what comes by itself -----------------------------------------------------------------
 
     @precondition(lambda self: self.world.ready())
-    @rule(which=st.integers(0, 1000))
-    def step(self, which: int) -> None:
-        steps = self.world.ready()
-        steps[which % len(steps)]()
+    @rule(which=st.lists(st.integers(0, 1000), min_size=1, max_size=12))
+    def steps(self, which: list[int]) -> None:
+        for n in which:
+            steps = self.world.ready()
+            if steps:
+                steps[n % len(steps)]()
 
     @precondition(lambda self: self.world.ready())
     @rule()
@@ -1069,12 +1375,12 @@ class Any_(RuleBasedStateMachine):
         side, parcel = found[which % len(found)]
         side.packed(parcel, CodecRefused("cannot be packed"))
 
-    @precondition(lambda self: any(p.arriving and p.out for p in self.world.moving))
+    @precondition(lambda self: self.world.coming())
     @rule(which=st.integers(0, 100))
     def not_taken(self, which: int) -> None:
-        found = [p for p in self.world.moving if p.arriving and p.out]
+        found = self.world.coming()
         parcel = found[which % len(found)]
-        parcel.target.arrived(parcel, TransferRefused("no memory"))
+        parcel.target.not_taken(parcel, TransferRefused("no memory"))
 
     # --- users --------------------------------------------------------------------------------
 
@@ -1085,8 +1391,9 @@ class Any_(RuleBasedStateMachine):
             self.count += 1
             side.submit(list(side.up)[-1], f"job {self.count}", group)
 
-    @rule(which=st.booleans(), n=st.integers(0, 100))
-    def cancel(self, which: bool, n: int) -> None:
+    @rule(which=st.booleans(), n=st.integers(0, 100), at=st.integers(0, 2 * CHUNKS))
+    def cancel(self, which: bool, n: int, at: int) -> None:
+        self.come_to(at)
         side = self.side(which)
         if side.given:
             side.cancel(list(side.given)[n % len(side.given)])
@@ -1136,16 +1443,42 @@ class Any_(RuleBasedStateMachine):
 
     # --- links --------------------------------------------------------------------------------
 
-    @rule(which=st.booleans(), error=st.sampled_from([LOST, LOST, GONE]))
-    def lose(self, which: bool, error: ZBusError) -> None:
-        """One side gives up its last session; the other has not noticed yet."""
-        side = self.side(which)
-        if side.up:
-            side.down(list(side.up)[-1], error)
+    @rule(
+        kind=st.sampled_from(["unplug", "unplug", "lose", "cut", "restart"]),
+        at=st.integers(0, 2 * CHUNKS),
+        data=st.data(),
+    )
+    def trouble(self, kind: str, at: int, data: st.DataObject) -> None:
+        self.come_to(at)
+        getattr(self, f"_{kind}")(data.draw)
 
-    @rule(one=st.sampled_from([LOST, LOST, GONE]), other=st.sampled_from([LOST, LOST, GONE]))
-    def cut(self, one: ZBusError, other: ZBusError) -> None:
-        self.world.cut(self.key, one, other)
+    def come_to(self, at: int) -> None:
+        """0: where it is. Else into the middle of a value, and so many things on."""
+        if at:
+            self.world.run_until(lambda: any(p.is_between for p in self.world.coming()))
+            for _ in range(at - 1):
+                for step in self.world.ready()[:1]:
+                    step()
+
+    def _unplug(self, draw: Any) -> None:
+        """The connection alone breaks."""
+        self.world.unplug(self.key)
+
+    def _lose(self, draw: Any) -> None:
+        """One side gives up its last session; the other has not noticed yet."""
+        side = self.side(draw(st.booleans()))
+        if side.up:
+            side.down(list(side.up)[-1], draw(SOME_END), draw(st.booleans()))
+
+    def _cut(self, draw: Any) -> None:
+        self.world.cut(self.key, draw(SOME_END), draw(SOME_END), draw(st.booleans()))
+
+    def _restart(self, draw: Any) -> None:
+        which = draw(st.booleans())
+        other = self.side(not which)
+        self.world.kill(self.side(which))
+        for key in list(other.up):
+            other.down(key, RESTARTED)
 
     @rule()
     def connect(self) -> None:
@@ -1156,13 +1489,6 @@ class Any_(RuleBasedStateMachine):
             for side in self.world.sides:
                 if old in side.up:
                     side.down(old, GONE)
-
-    @rule(which=st.booleans())
-    def restart(self, which: bool) -> None:
-        other = self.side(not which)
-        self.world.kill(self.side(which))
-        for key in list(other.up):
-            other.down(key, RESTARTED)
 
     @rule(seconds=st.sampled_from([1.0, 100.0, WAIT, KEPT]))
     def wait(self, seconds: float) -> None:

@@ -384,6 +384,7 @@ class Engine:
         return {
             "addresses": len(self.links.places),
             "sessions": len(self.links.peerings),
+            "connections": sum(p.session.is_linked for p in self.links.peerings),
             "registrations": len(self.channels.registrations),
             "operations": len(self.operations),
             "transfers": len(self.transfers),

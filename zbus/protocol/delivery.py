@@ -228,7 +228,7 @@ class Delivery(Generic[S, E]):
 
     def _out_of_place(self, event: E) -> ZBusError:
         said = f"{event.value} while a value is {self.state.value}"
-        from_peer = event.value.replace(" of nothing", "").isupper() or event.value[:4] == "SHM_"
+        from_peer = event.value.replace(" of nothing", "").isupper()  # the kind of a message
         return RemoteProtocolError(said) if from_peer else LocalProtocolError(said)
 
     def _fail(self, event: E, error: ZBusError) -> Actions:

@@ -89,6 +89,7 @@ class TakenJob:
     place: int = 0
     told: tuple[str, int, tuple[str, ...]] | None = None
     parts: dict[str, Any] = field(default_factory=dict)  # part -> value, until it is stored
+    end_is_new: bool = False  # an older one is on its way, and this one goes after it
     gave: list[str] = field(default_factory=list)  # names of the results
     unwanted: bool = False  # its client has cancelled it, or is gone
     why: str = ""  # it was stopped

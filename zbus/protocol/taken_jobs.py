@@ -113,7 +113,7 @@ class TakenJobs:
         if taken.session != session:
             if taken.session is not None:  # which this side still holds, and its owner does not
                 self._out.append(Drop(taken.id, taken.session))
-            taken.session, taken.kept_until = session, None
+            taken.session, taken.kept_until, taken.end_is_new = session, None, False
             for part, value in taken.parts.items():
                 self._out.append(Deliver(session, taken.id, part, value))
         self.tell(taken)
@@ -204,9 +204,14 @@ class TakenJobs:
     def delivered(self, session: SessionKey, job: str, part: str) -> None:
         """The owner has a parcel of ours."""
         taken = self._of(session, job)
-        if taken is not None:
-            taken.parts.pop(part, None)
-            self._look_forget(taken)
+        if taken is None:
+            return
+        if part == END and taken.end_is_new:
+            taken.end_is_new = False
+            self._give(taken, END, taken.parts[END])
+            return
+        taken.parts.pop(part, None)
+        self._look_forget(taken)
 
     def undeliverable(
         self, session: SessionKey, job: str, part: str, error: ZBusError, resumable: bool
@@ -229,7 +234,10 @@ class TakenJobs:
     def spoil(self, taken: TakenJob, end: dict[str, Any], why: str) -> None:
         """It ends like that, whatever its host says of it."""
         taken.spoiled = end
-        if taken.state is TakenState.ENDED:
+        if taken.state is TakenState.ENDED and END in taken.parts:
+            # Another end is on its way, and its owner takes no second one while that comes.
+            taken.parts[END], taken.end_is_new = end, taken.session is not None
+        elif taken.state is TakenState.ENDED:
             self._give(taken, END, end)
         else:
             self._stop(taken, why)
