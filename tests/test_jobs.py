@@ -402,7 +402,7 @@ def test_an_end_that_cannot_travel_is_told_plainly_and_else_the_session_ends() -
     (end,) = worker.packing
     worker.packed(end, InternalError("out of memory"))
     (plain,) = worker.packing
-    assert "its end cannot be sent: out of memory" in plain.value["message"]
+    assert b"its end cannot be sent: out of memory" in plain.body
     worker.packing.remove(plain)
     worker.jobs.undeliverable(key, "j", END, InternalError("out of memory"), False)
     assert Unsaid(key, InternalError) in [
