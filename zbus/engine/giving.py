@@ -79,6 +79,12 @@ class Giving:
         elif given is not None:
             given.awaited = who
 
+    def look_for_lost(self) -> None:
+        """A session has ended: see that those jobs which go on can meet their runners again."""
+        for given in self.given.values():
+            if given.record is not None and given.record.state is GivenState.LOST:
+                self._connecting.again(given.errand)
+
     # --- from their runners -------------------------------------------------------------------
 
     def progress(self, peering: Peering, message: JobProgress) -> None:
