@@ -13,13 +13,19 @@ from pathlib import Path
 import _setup
 from _setup import ROOT, Env, SetupError, say
 
-USAGE = """usage: scripts/test [--fast] [--no-lint] [pytest's own arguments]
+USAGE = """usage: scripts/test [--fast] [--no-lint] [--stress] [pytest's own arguments]
 
   --fast      leave out the tests that need real ComfyUI processes
   --no-lint   leave out ruff and mypy
+  --stress    what takes long, and nothing else (ZBUS_STRESS_SEED=N repeats a stress)
+
+The whole suite runs in three processes, one of which has all the tests on ComfyUIs; a part of it,
+or what pytest is to show as it goes (-s, --pdb), in one; with "-n 0" everything does.
 
 examples:  scripts/test -k session      scripts/test tests/test_links.py -x
 """
+PROCESSES = 3  # most of the time a test waits for something
+IN_ONE = ("--stress", "-s", "--capture=no", "--pdb", "--trace", "--collect-only", "--co")
 
 
 def main(arguments: list[str]) -> int:
@@ -60,7 +66,13 @@ def _pytest(env: Env, fast: bool, arguments: Sequence[str]) -> int:
         command.append("--no-comfyui")
     if not any(_names_tests(a) for a in arguments):
         command.append("tests")
+        if not any(_wants_one_process(a) for a in arguments):
+            command += ["-n", str(PROCESSES)]
     return _step(env, [*command, *arguments])
+
+
+def _wants_one_process(argument: str) -> bool:
+    return argument in IN_ONE or argument.startswith(("-k", "-m", "-n", "--numprocesses"))
 
 
 def _names_tests(argument: str) -> bool:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+from children import until
 
 NEEDS = ("avahi-daemon", "avahi-browse", "dbus-daemon", "unshare", "mount")
 BROWSE = ("avahi-browse", "--resolve", "--parsable", "--terminate", "_zbus._tcp")
@@ -67,22 +68,18 @@ def main() -> None:
 
 def _wait_for_socket(daemon: str) -> None:
     places = {"dbus-daemon": "dbus/system_bus_socket", "avahi-daemon": "avahi-daemon/socket"}
-    deadline = time.monotonic() + SECONDS
-    while not Path("/run", places[daemon]).exists():
-        if time.monotonic() > deadline:
-            sys.exit(f"{daemon} did not come up")
-        time.sleep(0.02)
+    until(Path("/run", places[daemon]).exists, SECONDS, f"{daemon} comes up")
 
 
 def _browse() -> str:
-    deadline = time.monotonic() + SECONDS
-    while True:
-        done = subprocess.run(BROWSE, capture_output=True, text=True)
-        if done.returncode == 0:
-            return done.stdout
-        if time.monotonic() > deadline:
-            sys.exit(f"avahi-browse: {done.stderr}")
-        time.sleep(0.1)
+    done: list[subprocess.CompletedProcess[str]] = []
+
+    def browses() -> bool:
+        done[:] = [subprocess.run(BROWSE, capture_output=True, text=True)]
+        return done[0].returncode == 0
+
+    until(browses, SECONDS, lambda: f"avahi-browse: {done[0].stderr}")
+    return done[0].stdout
 
 
 if __name__ == "__main__":

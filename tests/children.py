@@ -20,11 +20,17 @@ import spilled
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def until(condition: Callable[[], Any], within: float = 10.0, what: str = "") -> Any:
-    """Poll until `condition` is true; its value. Fails after `within` seconds."""
+def until(
+    condition: Callable[[], Any], within: float = 10.0, what: str | Callable[[], object] = ""
+) -> Any:
+    """Poll until `condition` is true; its value. Fails after `within` seconds, and says `what`.
+
+    For what happens in another thread or process, which has nothing that could be awaited.
+    """
     deadline = time.monotonic() + within
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {within} s: {what or condition}"
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not in {within} s: {what() if callable(what) else what}")
         time.sleep(0.005)
     return value
 
@@ -61,8 +67,8 @@ class Child:
             self._queue.put(line.rstrip("\n"))
         self._queue.put(None)
 
-    def line(self, contains: str = "", within: float = 20.0) -> str:
-        """The next line with `contains` in it."""
+    def line(self, contains: str = "", within: float = 60.0) -> str:
+        """The next line with `contains` in it. Beside other tests a process starts slowly."""
         deadline = time.monotonic() + within
         while True:
             left = deadline - time.monotonic()

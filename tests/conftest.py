@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ import pytest
 import spilled
 from comfyui import ComfyUI, start_all
 from comfyui import free_port as any_free_port
+
+MEASURED = "measured"
 
 
 class Trio(NamedTuple):
@@ -65,6 +68,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = others + needs
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """In several processes each file has one of its own, and all tests on ComfyUIs have the same:
+    they share them, and a machine has room for few."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return "comfy" if nodeid.startswith("comfy/") else nodeid.partition("::")[0]
+
+    return Scheduling(config, log)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Any:
     """A failed test shows the end of its ComfyUIs' logs."""
@@ -79,6 +95,26 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Any:
             for comfyui in value if isinstance(value, (Pair, Trio)) else ():
                 report.sections.append((f"log of {comfyui.name}", comfyui.log()[-5000:]))
     return report
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """``measured(text)``: a figure for whoever reads the run's output, shown at its end."""
+    return lambda text: request.node.user_properties.append((MEASURED, text))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What was measured."""
+    reports = [r for kind in ("passed", "failed") for r in terminalreporter.getreports(kind)]
+    told = {
+        r.nodeid: [text for name, text in r.user_properties if name == MEASURED] for r in reports
+    }
+    if not any(told.values()):
+        return
+    terminalreporter.section(MEASURED)
+    for nodeid, texts in told.items():
+        for text in texts:
+            terminalreporter.line(f"{nodeid}:\n" + textwrap.indent(text, "  "))
 
 
 @pytest.fixture(scope="session")
@@ -112,8 +148,7 @@ def addr(free_port: int) -> str:
 
 @pytest.fixture
 def other_addr() -> str:
-    """Another one. Not the next port: by their parity those are what the system gives to whoever
-    connects."""
+    """Another one."""
     return f"127.0.0.1:{any_free_port()}"
 
 

@@ -8,7 +8,8 @@ import signal
 from pathlib import Path
 
 from children import Child
-from sshd import Sshd, free_port
+from comfyui import free_port
+from sshd import Sshd
 
 from zbus.trust import Trust
 

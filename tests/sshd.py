@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 from children import until
+from comfyui import free_port
 
 
 def missing() -> str:
@@ -21,12 +22,6 @@ def missing() -> str:
     found = {"sshd": _sshd(), "ssh": shutil.which("ssh"), "ssh-keygen": shutil.which("ssh-keygen")}
     absent = [name for name, path in found.items() if not path]
     return f"no {', '.join(absent)} on this machine (apt-get install openssh-server)" * bool(absent)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Sshd:

@@ -21,6 +21,7 @@ import zmq
 from children import until
 from jobpair import Host, clean
 from proxy import Proxy
+from zmq.utils.monitor import recv_monitor_message
 
 from zbus import Peer, Settings
 from zbus.job import Job, Remote, Request
@@ -35,6 +36,7 @@ from zbus.protocol.messages import (
     JobProgress,
     JobState,
     Ready,
+    Reject,
     decode,
     encode,
 )
@@ -68,13 +70,15 @@ class Three:
         return self.host.jobs[self.job.id]
 
     def finish(self) -> None:
-        """The job was touched by nobody: its result arrives, exact, and nobody had a copy."""
+        """The job was touched by nobody: its result arrives, exact, and nobody had a copy. All
+        that the host was told of before has reached it then: it is told in turn."""
         assert self.host.count("cancel") == 0 and not self.job.done()
         self.taken.result("picture", VALUES["photo"])
         self.taken.done()
         until(self.job.done, 20, self.job.note)
         got = self.job.result()
         assert got.keys() == {"picture"} and torch.equal(got["picture"], VALUES["photo"])
+        until(lambda: ("forget", self.job.id, "") in self.host.said)
 
 
 @contextlib.contextmanager
@@ -100,6 +104,9 @@ def three(folder: Path, may: tuple[str, ...] | None = BOTH) -> Iterator[Three]:
             yield Three(one, other, host, at_a, m, tunnel, job, addresses)
 
 
+NO_KEY = "its key is not admitted"  # by the socket itself, before anything is said
+
+
 class Impostor:
     """M by hand, with its own keys: it says whatever the test says, and claims what it likes."""
 
@@ -107,11 +114,13 @@ class Impostor:
         self._context = zmq.Context()
         self._link = self._context.socket(zmq.DEALER)
         self._link.linger, self._link.sndtimeo = 0, 1000  # who is refused has nobody to send to
+        self._monitor = self._link.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_AUTH)
         self._link.curve_publickey = trust.keys.public
         self._link.curve_secretkey = trust.keys.secret
         self._link.curve_serverkey = peer.trust.keys.public
         self._link.connect(f"tcp://{address}")
         self._seq = self._operation = 0
+        self.shut_out = ""  # why, once it is
         self.heard: list[Any] = []
         self.bodies: list[bytes] = []
         told = {
@@ -128,7 +137,7 @@ class Impostor:
             self._link.send(
                 msgpack.packb([Hello.KIND, 0, own | told | claims])
             )  # as no peer of ours
-        self.hello = self.hear(Hello, 1.5)
+        self.hello = self.hear(Hello)
         if self.hello is not None:
             self._link.send(encode(Ready(self.hello.nonce)))
 
@@ -145,31 +154,45 @@ class Impostor:
         told = (packed.total, "raw", packed.spec, 0, True)
         self.say(JobOffer(job, part, self._operation, *told), body or None)
 
-    def hear(self, kind: Any, within: float) -> Any:
-        """The next message of that kind; None if there is none, in time."""
-        until = time.monotonic() + within
-        while (left := until - time.monotonic()) > 0 and self._link.poll(left * 1000):
-            frames = self._link.recv_multipart()
-            message = decode(frames[0], len(frames) > 1)[1]
-            self.heard.append(message)
-            self.bodies += frames[1:]
-            if isinstance(message, kind):
-                return message
+    def hear(self, kind: Any, within: float = 10.0) -> Any:
+        """The next message of that kind; None if it is shut out instead."""
+        poller = zmq.Poller()
+        poller.register(self._link, zmq.POLLIN)
+        poller.register(self._monitor, zmq.POLLIN)
+        deadline = time.monotonic() + within
+        while not self.shut_out:
+            ready = dict(poller.poll(max(0.0, deadline - time.monotonic()) * 1000))
+            assert ready, f"no {kind.__name__}, but: {self.heard}"
+            if self._monitor in ready:
+                recv_monitor_message(self._monitor)
+                self.shut_out = NO_KEY
+            if self._link in ready:
+                frames = self._link.recv_multipart()
+                message = decode(frames[0], len(frames) > 1)[1]
+                self.heard.append(message)
+                self.bodies += frames[1:]
+                if isinstance(message, Reject):
+                    self.shut_out = message.why
+                if isinstance(message, kind):
+                    return message
         return None
 
     def answered(self) -> bool:
-        """All that was said so far has been dealt with: a question behind it is answered."""
-        if self.hello is not None:
+        """Whether all that was said has been dealt with: a question behind it is answered. If not,
+        it has been shut out."""
+        if not self.shut_out:
             self.say(Enquire(7))
-        return self.hear(Facts, 3.0 if self.hello is not None else 0.2) is not None
+        return self.hear(Facts) is not None
 
     def close(self) -> None:
+        self._link.disable_monitor()
+        self._monitor.close(0)
         self._context.destroy(linger=0)
 
 
 def attack(m: Impostor, job: str, session: Any = None) -> None:
     """All that can be said of a job, by either side of it."""
-    if m.hello is None:
+    if m.shut_out:
         return
     m.say(JobProgress(job, "1", "forged", 3, 4))
     m.say(JobState(job, "queued", 77, (wait_token(job),)))
@@ -189,28 +212,34 @@ def test_what_somebody_else_claims_counts_for_nothing(who: str, claim: str, tmp_
     with three(tmp_path, WHO[who]) as them:
         told = {a: getattr(them.a.own, a) for a in ("incarnation", "instance")}
         back = {a: getattr(them.b.own, a) for a in ("incarnation", "instance")}
+        # No session's id is told to anybody but the two.
         (session,) = (p.session.key for p in them.b._engine.links.peerings)
-        claims: list[dict[str, Any]]
+        claims: list[tuple[dict[str, Any], str]]  # and the word that shuts it out, if one does
         if claim == "session":
-            claims = [{"session": session, "resumed": True, "received": 1}, {"session": session}]
+            resumed = {"session": session, "resumed": True, "received": 1}
+            claims = [(resumed, "not known here"), ({"session": session}, "")]
         elif claim == "name":
-            claims = [{"name": "A\x1b[2J\r\nINFO forged\x00"}]
+            claims = [({"name": "A\x1b[2J\r\nINFO forged\x00"}, "")]
         elif claim in told:
-            claims = [{claim: told[claim]}, {claim: back[claim]}, {**told, "name": "A"}]
+            claims = [({claim: told[claim]}, ""), ({claim: back[claim]}, "")]
+            claims.append(({**told, "name": "A"}, ""))
         else:
-            claims = [{}]
-        for at, peer in ((0, them.a), (1, them.b)):
-            for claimed in claims:
-                m = Impostor(them.trust_m, peer, them.addresses[at], **claimed)
-                assert (m.hello is None) == (who == "not paired") or claim != "job"
+            claims = [({}, "")]
+        for own, peer, at in zip((told, back), (them.a, them.b), them.addresses, strict=True):
+            for claimed, why in claims:
+                itself = claimed.get("incarnation") == own["incarnation"]
+                m = Impostor(them.trust_m, peer, at, **claimed)
                 attack(m, them.job.id if claim != "group" else f"mine-{at}")
-                m.answered()
+                is_heard = m.answered()
+                expected = NO_KEY if who == "not paired" else "very process" if itself else why
+                assert (expected in m.shut_out) if expected else is_heard, m.shut_out
                 check_told_nothing(m, them)
                 m.close()
-        check_given_nothing(them, who)
+        assert them.job.results == {} and them.job.progress.title != "forged"
         if claim == "name":
             check_names(them)
         them.finish()
+        check_given_nothing(them, who)
 
 
 def check_told_nothing(m: Impostor, them: Three) -> None:
@@ -225,14 +254,13 @@ def check_told_nothing(m: Impostor, them: Three) -> None:
 
 def check_given_nothing(them: Three, who: str) -> None:
     """B has been given A's job once, and of M at most what is M's to give."""
-    until(lambda: not them.host.jobs or not them.b._engine.job_service.taking.calls.is_busy)
     of_others = [job for job in them.host.jobs.values() if job.id != them.job.id]
     assert who == "jobs" or not of_others, "it may give none"
     assert them.taken.client == "A" and them.taken.request.prompt == PROMPT
     assert [said for said in them.host.said if said[1] == them.job.id] == [
-        ("submitted", them.job.id, "")
+        ("submitted", them.job.id, ""),
+        ("forget", them.job.id, ""),
     ]
-    assert them.job.results == {} and them.job.progress.title != "forged"
 
 
 def check_names(them: Three) -> None:
@@ -252,7 +280,7 @@ def test_a_job_whose_link_is_lost_is_given_to_nobody_else(
     with three(tmp_path, may) as them:
         them.tunnel.accepting = "close"
         them.tunnel.cut()
-        until(lambda: not them.a._engine.links.peerings, 10, "A gives the session up")
+        until(lambda: not them.a.counters()["sessions"], 10, "A gives the session up")
         m = Impostor(
             them.trust_m,
             them.a,
@@ -351,14 +379,14 @@ def test_a_lie_about_waiting_ends_no_job_of_ours(tmp_path: Path) -> None:
             return heard.given[job.id].waits == every or mine.done()
 
         until(is_heard, 10)
-        time.sleep(0.3)  # there is nothing to wait for but that nothing happens
+        liar.enquire(Remote(them.addresses[0], name="A", key=own_key)).result(10)
         assert not job.done() and not them.job.done()
-        assert {said[1] for said in them.at_a.said if said[0] == "cancel"} <= {mine.id}
         host.only().done()
         until(job.done, 5)
         assert job.result() == {}
         liar.close()
         them.finish()
+        assert {said[1] for said in them.at_a.said if said[0] == "cancel"} <= {mine.id}
 
 
 def test_nobody_hears_the_ids_of_jobs_that_are_not_its_own(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from jobpair import CHUNKS, END, RESULT, SPEC, SUBMIT, Hosted, Parcel, Side, Wor
 from zbus.errors import (
     Cancelled,
     CodecRefused,
+    InternalError,
     JobCancelled,
     JobFailed,
     JobRefused,
@@ -34,7 +35,7 @@ from zbus.protocol import given_jobs, taken_jobs
 from zbus.protocol.budget import Ticket
 from zbus.protocol.given_jobs import MAX_RESULTS, TELL_CANCEL
 from zbus.protocol.identity import Identity, SessionKey
-from zbus.protocol.job_records import GivenJob, GivenState, TakenState, wait_token
+from zbus.protocol.job_records import GivenJob, GivenState, TakenState, Unsaid, wait_token
 from zbus.protocol.job_room import MAX_OF_PRINCIPAL, MAX_TAKEN, REMEMBERED
 from zbus.protocol.jobs import Jobs
 from zbus.protocol.messages import JobCancel, JobState
@@ -353,6 +354,43 @@ def test_cancelled_while_the_result_is_on_its_way(at: str) -> None:
     over(world)
     assert worker.hosted["j"].stops == []
     assert client.results["j"].keys() == ({"a"} if at == "stored" else set())
+
+
+def test_a_cancel_that_was_said_on_a_session_which_then_broke_is_said_again() -> None:
+    world, client, worker, key = running()
+    worker.give("j", "a")
+    client.cancel("j")  # its word is on the way
+    world.cut(key, LinkLost("lost"), LinkLost("lost"))
+    assert worker.hosted["j"].stops == []
+    world.connect(client, worker)
+    world.run()
+    assert len(worker.hosted["j"].stops) == 1
+    worker.end("j", "cancelled", why="stopped")
+    over(world)
+
+
+def test_a_cancel_that_was_heard_is_not_said_again() -> None:
+    world, client, worker, key = running()
+    client.cancel("j")
+    world.run()
+    client.jobs.giving.heard(key)
+    world.cut(key, LinkLost("lost"), LinkLost("lost"))
+    again = world.connect(client, worker)
+    assert not world.queues[again, worker]
+
+
+def test_an_end_that_cannot_travel_is_told_plainly_and_else_the_session_ends() -> None:
+    world, client, worker, key = running()
+    worker.end("j")
+    (end,) = worker.packing
+    worker.packed(end, InternalError("out of memory"))
+    (plain,) = worker.packing
+    assert "its end cannot be sent: out of memory" in plain.value["message"]
+    worker.packing.remove(plain)
+    worker.jobs.undeliverable(key, "j", END, InternalError("out of memory"), False)
+    assert Unsaid(key, InternalError) in [
+        Unsaid(e.session, type(e.error)) for e in worker.jobs.drain() if isinstance(e, Unsaid)
+    ]
 
 
 def test_cancelled_after_the_end() -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import msgpack
 import pytest
 from children import ROOT, child
+from comfyui import free_port
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -986,12 +987,6 @@ def test_two_terminals(tmp_path: Path) -> None:
     assert "may do here    pass values to running workflows (exchange)\n" in at_pod
     assert token not in at_pod.lower()
     assert [one.name for one in Trust(homes[1]).principals()] == ["my desk"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")

@@ -21,6 +21,7 @@ from unittest import mock
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
+from children import until
 from website import load
 
 from zbus import machine
@@ -131,11 +132,9 @@ class Page:
 
     def until(self, state: str) -> Any:
         """The invitation, once it has got there."""
-        deadline = time.monotonic() + PATIENCE
-        while (found := self.state()[1]["invitation"])["state"] != state:
-            assert time.monotonic() < deadline, found
-            time.sleep(0.02)
-        return found
+        invitation = lambda: self.state()[1]["invitation"]  # noqa: E731
+        until(lambda: invitation()["state"] == state, PATIENCE, invitation)
+        return invitation()
 
 
 @pytest.fixture(autouse=True)

@@ -937,7 +937,7 @@ def drip(request: http.server.BaseHTTPRequestHandler) -> None:
     while True:
         request.wfile.write(b" ")
         request.wfile.flush()
-        time.sleep(0.05)
+        time.sleep(0.05)  # what the test is about
 
 
 ID = "a" * 32

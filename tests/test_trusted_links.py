@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-from children import child, until
+from children import Child, child, until
 from jobpair import Host
 from proxy import Proxy
 from website import Site, door
@@ -418,10 +418,11 @@ SERVES = """
     trust.pair(from_text(sys.argv[2]), "here", ("exchange", "jobs"))
     peer = Peer("there", trust=trust)
     print("at", peer.serve(Host()), to_text(trust.keys.public), flush=True)
-    time.sleep(600)
+    sys.stdin.read()
 """
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01CURVE".ljust(55, b"\0")
 FLOOD = 1000
+STANDING = 500  # at once: this process has a limit too
 
 
 def command(size: int) -> bytes:
@@ -430,6 +431,24 @@ def command(size: int) -> bytes:
     return (
         b"\x04" + bytes([size]) + body if size < 256 else b"\x06" + size.to_bytes(8, "big") + body
     )
+
+
+class Serving(NamedTuple):
+    """Another process, which the floods come to one after the other, and who may talk with it."""
+
+    process: Child
+    ours: Trust
+    remote: Remote
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    folder = tmp_path_factory.mktemp("serving")
+    ours = Trust(folder / "here")
+    with child(SERVES, folder / "there", to_text(ours.keys.public)) as process:
+        _, address, key = process.line("at").split()
+        theirs = ours.pair(from_text(key), "there", (EXCHANGE,)).key
+        yield Serving(process, ours, Remote(address, name="there", key=theirs))
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads /proc")
@@ -443,25 +462,20 @@ def command(size: int) -> bytes:
     ],
     ids=lambda says: f"{len(says)} bytes, {says[-300:][:9].hex()}",
 )
-def test_a_thousand_strangers_cost_nothing(tmp_path: Path, says: bytes) -> None:
+def test_a_thousand_strangers_cost_nothing(serving: Serving, says: bytes) -> None:
     """They stop in mid-handshake, having said commands of all sizes."""
-    ours = Trust(tmp_path / "here")
-    with child(SERVES, tmp_path / "there", to_text(ours.keys.public)) as serving:
-        _, address, key = serving.line("at").split()
-        theirs = ours.pair(from_text(key), "there", (EXCHANGE,)).key
-        port = int(address.rpartition(":")[2])
-        _flood(port, says, 1200)  # what the first ones bring with them is not the flood's
-        before = serving.rss()
-        standing = _flood(port, says, FLOOD)
-        grown = serving.rss() - before
-        began = time.monotonic()
-        with Peer("here", trust=ours) as here:
-            remote = Remote(address, name="there", key=theirs)
-            assert here.enquire(remote).result(20)["jobs"] is True
-        print(f"\n+ {grown / 1024:.0f} KiB; served after {time.monotonic() - began:.2f} s")
-        assert grown < 8 << 20
-        for one in standing:
-            one.close()
+    port = int(serving.remote.address.rpartition(":")[2])
+    _flood(port, says, STANDING + 100)  # what the first ones bring with them is not the flood's
+    before = serving.process.rss()
+    standing = _flood(port, says, FLOOD)
+    grown = serving.process.rss() - before
+    began = time.monotonic()
+    with Peer("here", trust=serving.ours) as here:
+        assert here.enquire(serving.remote).result(20)["jobs"] is True
+    print(f"\n+ {grown / 1024:.0f} KiB; served after {time.monotonic() - began:.2f} s")
+    assert grown < 8 << 20
+    for one in standing:
+        one.close()
 
 
 def _flood(port: int, says: bytes, count: int) -> list[socket.socket]:
@@ -472,7 +486,7 @@ def _flood(port: int, says: bytes, count: int) -> list[socket.socket]:
         with contextlib.suppress(OSError):
             one.sendall(says)
         standing.append(one)
-        if len(standing) > 500:  # this process has a limit too
+        if len(standing) > STANDING:
             standing.pop(0).close()
     return standing
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 from children import child, until
+from comfyui import free_port
 from jobpair import Host
-from sshd import Sshd, end, free_port, missing
+from sshd import Sshd, end, missing
 
 from zbus import Peer, Settings
 from zbus.__main__ import main

@@ -251,7 +251,7 @@ def test_pair_work_and_part(
     on: Callable[..., Child],
     zbus: Callable[..., str],
     paired: Callable[[], tuple[str, str]],
-    capsys: pytest.CaptureFixture[str],
+    measured: Callable[[str], None],
     lap_is_open: bool,
 ) -> None:
     """As two users would: desk invites, lap accepts, both work, desk forgets lap."""
@@ -297,12 +297,11 @@ def test_pair_work_and_part(
         refused = lap.line("failed")
         assert "NotPaired" in refused and "not paired there with this computer" in refused
     assert "not paired there" in zbus(two.b, "ping", "desk", status=1)
-    with capsys.disabled():
-        print(
-            f"\n  192 MiB between two machines: {SIZE / up / 1e6:.0f} MB/s to who invited, "
-            f"{SIZE / down / 1e6:.0f} back; a raw socket {raw / 1e6:.0f} MB/s; forgotten, the "
-            f"other one knows {gone:.2f} s after the command was given"
-        )
+    measured(
+        f"192 MiB between two machines: {SIZE / up / 1e6:.0f} MB/s to who invited, "
+        f"{SIZE / down / 1e6:.0f} back; a raw socket {raw / 1e6:.0f} MB/s; forgotten, the "
+        f"other one knows {gone:.2f} s after the command was given"
+    )
 
 
 def test_the_cable_is_out_for_a_while(

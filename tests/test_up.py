@@ -45,7 +45,8 @@ FACTS = {
     "jobs": True,
 }
 
-# What zbus-up expects of ComfyUI. A file "behave" in its own folder makes it another one.
+# What zbus-up expects of ComfyUI. A file "behave" in its own folder makes it another one. What
+# hangs does so for a quarter of an hour: whatever a test has left behind ends by itself some day.
 FAKE = """
     import argparse, signal, socket, subprocess, sys, time
     from pathlib import Path

@@ -10,11 +10,11 @@ import shutil
 import socket
 import subprocess
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from children import until
 
 PATIENCE = 20.0
 USER, PASSWORD = "me", "s3cret"  # of /comfy/
@@ -107,13 +107,13 @@ def nginx(
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while True:
+    def is_up() -> bool:
         if process.poll() is not None:
             assert process.stderr is not None
             pytest.fail(f"nginx ended: {process.stderr.read().decode()}")
         with contextlib.suppress(OSError):
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        assert time.monotonic() < deadline, "nginx does not listen"
-        time.sleep(0.02)
+            return True
+        return False
+
+    until(is_up, PATIENCE, "nginx does not listen")

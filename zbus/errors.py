@@ -61,6 +61,8 @@ import copy
 from .reasons import Reason
 
 MAX_QUOTED = 300  # characters of a foreign error's text
+REPORT = "The log of this ComfyUI says more; please report it with that"
+OUT_OF_MEMORY = "Free memory on this side, or send less at once"
 
 
 class ZBusError(Exception):
@@ -302,9 +304,12 @@ class InternalError(ZBusError):
     def of(cls, error: BaseException, *, remedy: str = "") -> InternalError:
         """What was raised, as one of ours."""
         said = str(error).strip().partition("\n")[0][:MAX_QUOTED]
-        made = cls(
-            f"{type(error).__name__}: {said}" if said else type(error).__name__,
-            remedy=remedy or "The log of this ComfyUI says more; please report it with that",
-        )
+        name = type(error).__name__
+        # torch's own is a RuntimeError, and only known by its name where torch is not loaded.
+        if isinstance(error, MemoryError) or name in ("OutOfMemoryError", "AcceleratorError"):
+            is_full = name != "AcceleratorError" or "out of memory" in said
+            name = "out of memory" if is_full else name
+            remedy = remedy or (OUT_OF_MEMORY if is_full else "")
+        made = cls(f"{name}: {said}" if said else name, remedy=remedy or REPORT)
         made.__cause__ = error
         return made

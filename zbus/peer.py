@@ -283,10 +283,11 @@ class Peer:
         self._engine.post(lambda: self._engine.set_activity(told))
 
     def counters(self) -> dict[str, int]:
-        """How much of what is open now: addresses, sessions, registrations (runs on channels),
-        operations, transfers, memory (bytes taken by values on their way in), waiting for memory,
-        bytes in flight, jobs given, jobs taken, job values. All but addresses and sessions go
-        back to 0 when nothing is under way.
+        """How much of what is open now: addresses, sessions, connections (sessions whose link
+        stands, and is not lost for now), registrations (runs on channels), operations, transfers,
+        memory (bytes taken by values on their way in), waiting for memory, bytes in flight, jobs
+        given, jobs taken, job values. All but the first three go back to 0 when nothing is under
+        way.
 
         Raises:
             PeerClosed: This peer is closed.

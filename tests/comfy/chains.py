@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
+from children import until
 from comfyui import ComfyUI
 
 Node = dict[str, Any]
@@ -74,14 +74,18 @@ def wait_both(
     a: ComfyUI, a_id: str, b: ComfyUI, b_id: str, timeout: float = 30.0
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Both history entries. Fails as soon as one has failed and the other goes on."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        entries = a.ended(a_id), b.ended(b_id)
-        if entries[0] and entries[1]:
-            return entries[0], entries[1]
-        time.sleep(0.01)
-    said = [(c.name, c.events.texts()[-5:]) for c in (a, b)]
-    raise TimeoutError(f"ended: {[bool(e) for e in entries]}; texts: {said}")
+
+    def ended() -> tuple[dict[str, Any], dict[str, Any]] | None:
+        first, second = a.ended(a_id), b.ended(b_id)
+        return (first, second) if first and second else None
+
+    def said() -> object:
+        return [
+            (c.name, bool(c.ended(i)), c.events.texts()[-5:]) for c, i in ((a, a_id), (b, b_id))
+        ]
+
+    entries: tuple[dict[str, Any], dict[str, Any]] = until(ended, timeout, said)
+    return entries
 
 
 def run_both(

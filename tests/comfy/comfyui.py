@@ -10,8 +10,10 @@ Used by the tests on real ComfyUI processes and by ``scripts/demo``::
 from __future__ import annotations
 
 import atexit
+import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -23,12 +25,13 @@ import urllib.error
 import urllib.request
 import uuid
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import spilled
+from children import until
 
 if TYPE_CHECKING:
     from events import Events
@@ -137,7 +140,7 @@ class ComfyUI:
                 self.get("/system_stats", timeout=2)
                 return self
             except OSError:
-                time.sleep(0.1)
+                time.sleep(0.1)  # that it listens is told by nothing
         self.kill(keep_base=True)
         raise NotReady(f"{self.name} was not ready in {timeout:.0f} s:\n{self.log()[-6000:]}")
 
@@ -243,7 +246,7 @@ class ComfyUI:
                     f"{self.name}: prompt {prompt_id} has not ended in {timeout} s; its log:\n"
                     + self.log()[-3000:]
                 )
-            time.sleep(0.01)
+            time.sleep(0.01)  # the history is written after the last event
 
     def ended(self, prompt_id: str) -> dict[str, Any] | None:
         """The history entry of a prompt that has ended, else None."""
@@ -255,11 +258,11 @@ class ComfyUI:
 
     def wait_running(self, prompt_id: str, timeout: float = 10.0) -> None:
         """Wait until that prompt has left the queue and runs (or has run)."""
-        deadline = time.monotonic() + timeout
-        while prompt_id not in self.queue()[0] and not self.ended(prompt_id):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.name}: {prompt_id} did not start in {timeout} s")
-            time.sleep(0.01)
+        until(
+            lambda: prompt_id in self.queue()[0] or self.ended(prompt_id),
+            timeout,
+            f"{self.name} starts {prompt_id}",
+        )
 
     def interrupt(self, prompt_id: str | None = None) -> None:
         """What the page's X does; with an id only if that prompt is running."""
@@ -379,10 +382,25 @@ class ComfyUI:
 
 
 def free_port() -> int:
-    """A TCP port that was free on the loopback a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of the loopback that was free a moment ago. None that the system gives to whoever
+    asks for any, and none that another process of the same test run takes."""
+    for port in _PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("they go round")
+
+
+def _own_ports() -> Iterator[int]:
+    """Round and round, from anywhere: two test runs at once seldom want the same one."""
+    count = 2000
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 10_000 + worker % 5 * count  # from 20000 on are the own listeners of these
+    start = random.randrange(count)
+    return (first + (start + i) % count for i in itertools.count())
+
+
+_PORTS = _own_ports()
 
 
 def start_all(*instances: ComfyUI) -> None:

@@ -11,7 +11,7 @@ BOUND = 1.5  # the promise is 0.5 s; the machines that test are slow
 
 
 @pytest.fixture
-def cancel(pair, addr, capsys):
+def cancel(pair, addr, measured):
     """``cancel(waits, other, who)``: cancels that side's prompt, then runs a good pair."""
 
     def cancel(ids, who, what):
@@ -20,8 +20,7 @@ def cancel(pair, addr, capsys):
         canceller.interrupt()
         first, second = wait_both(pair.a, ids[0], pair.b, ids[1], 10)
         took = time.monotonic() - started
-        with capsys.disabled():
-            print(f"\ncancel by {who}, {what}: both ended after {took:.3f} s", end="")
+        measured(f"cancel by {who}, {what}: both ended after {took:.3f} s")
         mine, theirs = (first, second) if who == "a" else (second, first)
         assert canceller.outcome(mine) == "interrupted", canceller.errors(mine)
         assert took < BOUND

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import workflows
+from children import until
 from comfyui import ROOT, ComfyUI, PromptRefused
 
 JUMPER = {
@@ -107,19 +108,23 @@ def test_stop_leaves_nothing_running(make_comfyui):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_killed_parent_leaves_no_comfyui(comfyui_dir, tmp_path):
     code = (
-        "import sys, time; sys.path.append('..'); from comfyui import ComfyUI\n"
+        "import sys; sys.path.append('..'); from comfyui import ComfyUI\n"
         "c = ComfyUI(sys.argv[1], base=sys.argv[2]).launch(); print(c.pid, flush=True)\n"
-        "time.sleep(60)"
+        "sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(comfyui_dir), str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parent) as parent:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, cwd=Path(__file__).parent) as parent:
         pid = int(parent.stdout.readline())
-        time.sleep(1)
+        logs = lambda: tmp_path.glob("*.log")  # noqa: E731
+        until(lambda: any(log.stat().st_size for log in logs()), 60, "ComfyUI has begun")
         parent.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: not is_running(pid), 20, "it has ended")
+
+
+def is_running(pid):
+    command = Path(f"/proc/{pid}/cmdline")
+    return command.exists() and bool(command.read_bytes())
 
 
 def test_the_pack_is_the_clone(pair):

@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 from chains import node
+from children import until
 from paired import rerouted
 from proxy import Proxy
 
@@ -53,40 +54,31 @@ def works(a, b, seed=99):
     assert time.monotonic() - started < 5
 
 
-def is_idle(comfyui, timeout=5.0):
-    """Whether nothing runs or waits there, and no job is in the history, soon."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if comfyui.queue() == ([], []):
-            return True
-        time.sleep(0.02)
-    return False
+def idle(comfyui, timeout=5.0):
+    """Nothing runs or waits there, soon."""
+    until(lambda: comfyui.queue() == ([], []), timeout, lambda: comfyui.queue())
 
 
 def running_there(comfyui, timeout=15.0):
-    deadline = time.monotonic() + timeout
-    while not comfyui.queue()[0]:
-        assert time.monotonic() < deadline, f"nothing runs on {comfyui.name}"
-        time.sleep(0.01)
+    until(lambda: comfyui.queue()[0], timeout, f"something runs on {comfyui.name}")
 
 
 # --- cancel -------------------------------------------------------------------------------------
 
 
-def ended(a, prompt_id, started, what, capsys, b):
+def ended(a, prompt_id, started, what, measured, b):
     entry = a.wait(prompt_id, 10)
     took = time.monotonic() - started
-    assert is_idle(b)
+    idle(b)
     there = time.monotonic() - started
-    with capsys.disabled():
-        print(f"\ncancel {what}: ended here after {took:.3f} s, there {there:.3f} s", end="")
+    measured(f"cancel {what}: ended here after {took:.3f} s, there {there:.3f} s")
     assert a.outcome(entry) == "interrupted", a.errors(entry)
     assert took < BOUND
     assert there < BOUND + 0.5
     works(a, b)
 
 
-def test_cancel_while_it_runs(pair, capsys):
+def test_cancel_while_it_runs(pair, measured):
     a, b = pair
     since = a.events.mark()
     prompt_id = a.prompt(on(b.peer, make(), slow()))
@@ -94,10 +86,10 @@ def test_cancel_while_it_runs(pair, capsys):
     running_there(b)
     started = time.monotonic()
     a.interrupt()
-    ended(a, prompt_id, started, "while it runs", capsys, b)
+    ended(a, prompt_id, started, "while it runs", measured, b)
 
 
-def test_cancel_while_it_is_queued(pair, capsys):
+def test_cancel_while_it_is_queued(pair, measured):
     a, b = pair
     other = b.prompt({"1": node(*make(5)[:1], **make(5)[1]),
                       "2": node("TestSlow", value=["1", 0], seconds=60.0),
@@ -111,22 +103,18 @@ def test_cancel_while_it_is_queued(pair, capsys):
     a.interrupt()
     entry = a.wait(prompt_id, 10)
     took = time.monotonic() - started
-    with capsys.disabled():
-        print(f"\ncancel while queued: ended after {took:.3f} s", end="")
+    measured(f"cancel while queued: ended after {took:.3f} s")
     assert a.outcome(entry) == "interrupted"
     assert took < BOUND
-    deadline = time.monotonic() + BOUND
-    while b.queue()[1]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: not b.queue()[1], BOUND)
     assert other in b.queue()[0], "the prompt of that ComfyUI's own user goes on"
     b.interrupt()
-    assert is_idle(b)
+    idle(b)
     works(a, b)
 
 
 @pytest.mark.usefixtures("by_socket")
-def test_cancel_while_its_result_comes(fresh_pair, capsys):
+def test_cancel_while_its_result_comes(fresh_pair, measured):
     a, b = fresh_pair
     with Proxy(listener(b)) as proxy, rerouted(b, proxy.address) as name:
         since = a.events.mark()
@@ -135,10 +123,10 @@ def test_cancel_while_its_result_comes(fresh_pair, capsys):
         a.events.wait_text("receiving from", "run", since=since)
         started = time.monotonic()
         a.interrupt()
-        ended(a, prompt_id, started, "while its result comes", capsys, b)
+        ended(a, prompt_id, started, "while its result comes", measured, b)
 
 
-def test_cancel_while_its_values_go(fresh_pair, capsys):
+def test_cancel_while_its_values_go(fresh_pair, measured):
     a, b = fresh_pair
     with Proxy(listener(b)) as proxy, rerouted(b, proxy.address) as name:
         since = a.events.mark()
@@ -155,7 +143,7 @@ def test_cancel_while_its_values_go(fresh_pair, capsys):
         a.events.wait_text("sending to", "run", timeout=30, since=since)
         started = time.monotonic()
         a.interrupt()
-        ended(a, prompt_id, started, "while its values go", capsys, b)
+        ended(a, prompt_id, started, "while its values go", measured, b)
 
 
 def test_a_users_interrupt_there_is_told_here(pair):
@@ -182,7 +170,7 @@ def test_deleted_from_the_queue_there(pair):
     entry = a.wait(prompt_id, 5)
     assert "deleted from the queue there" in a.errors(entry)
     b.interrupt(other)
-    assert is_idle(b)
+    idle(b)
     works(a, b)
 
 
@@ -226,7 +214,7 @@ def test_the_client_is_killed(fresh_pair):
     running_there(b)
     started = time.monotonic()
     a.kill(keep_base=True)
-    assert is_idle(b, 10), "its job is stopped: nobody wants the result"
+    idle(b, 10), "its job is stopped: nobody wants the result"
     assert time.monotonic() - started < 10
     a.start()
     assert a.events is not None
@@ -301,7 +289,7 @@ class Held:
         )
 
 
-def test_two_hundred_jobs_leave_nothing(fresh_pair, capsys):
+def test_two_hundred_jobs_leave_nothing(fresh_pair, measured):
     a, b = fresh_pair
 
     def some(count, first):
@@ -310,19 +298,17 @@ def test_two_hundred_jobs_leave_nothing(fresh_pair, capsys):
             assert a.outcome(entry) == "success", a.errors(entry)
 
     some(40, 0)
-    assert is_idle(b)
+    idle(b)
     before = [Held(c) for c in (a, b)]
     some(200, 1000)
-    assert is_idle(b)
+    idle(b)
     after = [Held(c) for c in (a, b)]
     for name, old, new in zip("ab", before, after, strict=True):
         grown = (new.memory - old.memory) / 2**20
-        with capsys.disabled():
-            print(
-                f"\n{name}: memory {grown:+.1f} MiB, threads {old.threads} -> {new.threads}, "
-                f"fds {old.fds} -> {new.fds}, sockets {old.sockets} -> {new.sockets}",
-                end="",
-            )
+        measured(
+            f"{name}: memory {grown:+.1f} MiB, threads {old.threads} -> {new.threads}, "
+            f"fds {old.fds} -> {new.fds}, sockets {old.sockets} -> {new.sockets}",
+        )
         # 200 results of 0.75 MiB would be 150 MiB.
         assert grown < 40
         assert new.threads <= old.threads + 2
@@ -333,7 +319,7 @@ def test_two_hundred_jobs_leave_nothing(fresh_pair, capsys):
 
 
 @pytest.mark.parametrize(("what", "size"), [("trivial", (1, 64)), ("8 x 1024x1024", (8, 1024))])
-def test_how_much_longer_a_job_takes(pair, capsys, what, size):
+def test_how_much_longer_a_job_takes(pair, measured, what, size):
     """Median of 20, beside the same workflow run locally; the promises are 15 and 100 ms."""
     a, b = pair
     batch, side = size
@@ -352,10 +338,8 @@ def test_how_much_longer_a_job_takes(pair, capsys, what, size):
             times.append(time.monotonic() - started)
             assert a.outcome(entry) == "success", a.errors(entry)
     local, remote = statistics.median(local[2:]), statistics.median(remote[2:])
-    with capsys.disabled():
-        print(
-            f"\n{what}: local {local * 1e3:.1f} ms, as a job {remote * 1e3:.1f} ms, "
-            f"{(remote - local) * 1e3:+.1f} ms",
-            end="",
-        )
+    measured(
+        f"{what}: local {local * 1e3:.1f} ms, as a job {remote * 1e3:.1f} ms, "
+        f"{(remote - local) * 1e3:+.1f} ms",
+    )
     assert remote - local < (0.5 if side == 64 else 2.0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 import workflows
 from chains import jumper, node, run_both, wait_both
@@ -102,25 +100,25 @@ def test_a_list_is_refused_before_anything_is_sent(pair, addr):
 def test_the_sides_may_change_their_modes(pair, addr):
     for server, client in ((pair.a, pair.b), (pair.b, pair.a), (pair.a, pair.b)):
         here, there = jumper(addr, "Client"), jumper(addr, "Server")
-        shown = here.add(node("PreviewAny", source=[here.step("Receive String"), 0]))
+        receives = here.step("Receive String")
+        shown = here.add(node("PreviewAny", source=[receives, 0]))
         there.step("Send String", string="x")
+        since = client.events.mark()
         prompt_id = client.prompt(here.end())
-        client.wait_running(prompt_id)
-        time.sleep(0.2)
+        client.events.wait_text("", receives, since=since)  # what it waits for
         sent, got = wait_both(server, server.prompt(there.end()), client, prompt_id)
         assert server.outcome(sent) == "success", server.errors(sent)
         assert client.ui(got, shown, "text") == "x"
 
 
-def test_speed(pair, addr, capsys):
+def test_speed(pair, addr, measured):
     """Node to node; the figures are printed, and the bounds are generous."""
     pictures = [_timed(pair, addr, "Images", _noise, send_as="raw") for _ in range(3)]
     texts = [_timed(pair, addr, "String", _text) for _ in range(5)]
     rate = 64 * 512 * 512 * 3 * 4 / min(pictures) / 1e9
     shown = ", ".join(f"{s * 1000:.1f}" for s in sorted(texts))
-    with capsys.disabled():
-        print(f"\n192 MiB raw: {min(pictures):.3f} s ({rate:.2f} GB/s), best of 3")
-        print(f"a text, send to receive: {shown} ms")
+    measured(f"192 MiB raw: {min(pictures):.3f} s ({rate:.2f} GB/s), best of 3")
+    measured(f"a text, send to receive: {shown} ms")
     assert min(pictures) < 0.47 * 2
     assert sorted(texts)[2] < 0.1
 

@@ -8,6 +8,7 @@ import time
 import pytest
 import workflows
 from chains import jumper, node, own, run_both, wait_both
+from children import until
 from comfyui import PromptRefused, free_port
 
 SOON = 2.5  # seconds; the promise is 1 s from when it can be known
@@ -173,10 +174,7 @@ def test_two_clients_on_one_server(pair, addr):
     pair.b.events.wait_text("has not come to this yet", since=since)
     with zbus.Peer() as peer, peer.connect(addr, channel="jumper") as channel:
         third = channel.start_receive(expect="text")
-        deadline = time.monotonic() + SOON
-        while "busy with the run of" not in third.note:
-            assert time.monotonic() < deadline, third.note
-            time.sleep(0.02)
+        until(lambda: "busy with the run of" in third.note, SOON, lambda: third.note)
         third.cancel()
     for comfyui, entry in zip(pair, wait_both(pair.a, ids[0], pair.b, ids[1]), strict=True):
         assert comfyui.outcome(entry) == "success"

@@ -15,6 +15,7 @@ import pytest
 import torch
 import workflows
 from chains import Node, Prompt, node
+from children import until
 from comfyui import ROOT, ComfyUI, free_port, start_all
 from paired import home_of, paired
 from PIL import Image
@@ -201,15 +202,6 @@ def cached(entry: dict[str, Any]) -> set[str]:
     return {str(i) for data in said for i in data["nodes"]}
 
 
-def eventually(check: Callable[[], Any], timeout: float = 5.0) -> Any:
-    """What `check` says as soon as it is true."""
-    deadline = time.monotonic() + timeout
-    while not (found := check()):
-        assert time.monotonic() < deadline, f"not in {timeout} s"
-        time.sleep(0.01)
-    return found
-
-
 def files(comfyui: ComfyUI) -> dict[str, tuple[int, int]]:
     """What lies on its disk: path -> size and time."""
     found = [p for name in ("input", "output", "temp") for p in (comfyui.base / name).rglob("*")]
@@ -243,7 +235,7 @@ def without_a_trace(comfyui: ComfyUI) -> Iterator[None]:
     before, history = files(comfyui), set(comfyui.get("/history"))
     yield
     assert files(comfyui) == before
-    eventually(lambda: set(comfyui.get("/history")) == history)
+    until(lambda: set(comfyui.get("/history")) == history)
 
 
 @pytest.fixture(scope="module")
@@ -371,7 +363,7 @@ def test_two_remotes_work_at_the_same_time(trio):
         "there too": node("TestDigest", value=["13", 0]),
     }
     prompt_id = a.prompt(prompt)
-    eventually(lambda: b.queue()[0] and c.queue()[0])  # 2 s there, and 3 s there
+    until(lambda: b.queue()[0] and c.queue()[0])  # 2 s there, and 3 s there
     entry = a.wait(prompt_id)
     assert a.outcome(entry) == "success", a.errors(entry)
     assert digest(entry, "there") == picture(2, 3)
@@ -481,7 +473,7 @@ def test_any_runs_every_output_node_there(pair):
     }
     entry = run(a, prompt)
     assert digest(entry, "there 1") == picture(12, 2, 16)
-    saved = eventually(lambda: list((b.base / "output").glob("there*")))
+    saved = until(lambda: list((b.base / "output").glob("there*")))
     assert len(saved) == 2
     assert not list((b.base / "output").glob("only-here*"))
 
@@ -809,12 +801,12 @@ def test_an_interrupt_stops_the_remote_job_at_once(pair, while_):
         prompt["any"], busy = node("TestMake", kind="int", seed=30), "slow"
     mark = a.events.mark()
     prompt_id = a.prompt(prompt)
-    job = eventually(lambda: b.queue()[0])
+    job = until(lambda: b.queue()[0])
     behind = b.prompt({"1": noise(1), "digest": node("TestDigest", value=["1", 0])})
     a.events.wait_for(lambda e: e.kind == "executing" and e.data["node"] == busy, since=mark)
     began = time.monotonic()
     a.interrupt()
-    eventually(lambda: job[0] not in b.queue()[0], 3)
+    until(lambda: job[0] not in b.queue()[0], 3)
     assert time.monotonic() - began < 0.5
     assert a.outcome(a.wait(prompt_id)) == "interrupted"
     assert b.outcome(b.wait(behind)) == "success"
@@ -825,8 +817,8 @@ def test_an_interrupt_stops_the_remote_job_at_once(pair, while_):
 def test_an_interrupt_there_is_the_fetch_nodes_error(pair):
     a, b = pair
     prompt_id = a.prompt(slow_there(b.url))
-    job = eventually(lambda: b.queue()[0])
-    eventually(lambda: b.interrupt(job[0]) or not b.queue()[0])
+    job = until(lambda: b.queue()[0])
+    until(lambda: b.interrupt(job[0]) or not b.queue()[0])
     entry = a.wait(prompt_id, 5)
     assert a.errors(entry).startswith("FetchRemote: ")
     assert "interrupted there" in a.errors(entry) and b.peer in a.errors(entry)
@@ -855,10 +847,10 @@ def test_a_new_job_clears_the_older_ones_of_its_own_queue_node_only(trio):
         return new.pop()
 
     first = give(a, "1")
-    eventually(lambda: b.queue()[0] == [first])
+    until(lambda: b.queue()[0] == [first])
     another_node, another_comfyui = give(a, "99"), give(c, "1")
     assert b.queue() == ([first], [another_node, another_comfyui])
     second = give(a, "1")
-    eventually(lambda: b.queue() == ([another_node], [another_comfyui, second]))
+    until(lambda: b.queue() == ([another_node], [another_comfyui, second]))
     third = give(a, "1")
-    eventually(lambda: b.queue() == ([another_node], [another_comfyui, third]))
+    until(lambda: b.queue() == ([another_node], [another_comfyui, third]))

@@ -16,6 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 from chains import node
+from children import until
 from comfyui import PromptRefused
 from PIL import Image
 from testpack import values
@@ -252,8 +253,7 @@ def test_the_x_ends_the_wait_for_a_server(pair):
     with serve() as server:
         prompt = {"1": node("LoadImageUrl", url=f"{server.url}/hang")} | digests(("1", 0))
         prompt_id = pair.a.prompt(prompt)
-        while not server.asked:
-            time.sleep(0.01)
+        until(lambda: server.asked)
         begun = time.monotonic()
         pair.a.interrupt(prompt_id)
         entry = pair.a.wait(prompt_id, 5)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
-import time
 
 import pytest
+from children import until
 from comfyui import ComfyUI, free_port, start_all
 from paired import home_of
 from test_run_on_peers import failure, good, ports, spans_of
@@ -57,10 +57,8 @@ def ask(comfyui, method, path, body=b"", **headers):
 
 def accepted(comfyui):
     """Its invitation, once the other's word has come that it knows."""
-    deadline = time.monotonic() + 20
-    while (invitation := comfyui.get(PAGE)["invitation"])["state"] == "waiting":
-        assert time.monotonic() < deadline, invitation
-        time.sleep(0.05)
+    until(lambda: comfyui.get(PAGE)["invitation"]["state"] != "waiting", 20, "an answer")
+    invitation = comfyui.get(PAGE)["invitation"]
     assert (invitation["state"], invitation["confirmed"]) == ("paired", True), invitation
     return invitation
 

@@ -23,11 +23,10 @@ def _ping(comfyui: ComfyUI, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.parametrize("by", ["name", "page"])
-def test_a_comfyui_tells_how_it_is(pair, capsys, by):
+def test_a_comfyui_tells_how_it_is(pair, measured, by):
     target = pair.b.peer if by == "name" else pair.b.url
     ended = _ping(pair.b, target, "--jobs", "--size", "4M")
-    with capsys.disabled():
-        print("\n" + ended.stdout, end="")
+    measured(ended.stdout.rstrip())
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "FAIL" not in ended.stdout
     assert "  identity    ok    the one meant, by its key\n" in ended.stdout

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chains import node
+from children import until
 from comfyui import PACKS, ComfyUI, PromptRefused, free_port, start_all
 from conftest import Pair
 from paired import away, home_of, paired
@@ -582,10 +583,7 @@ def test_stop_cancels_the_others(trio):
     prompt["slow"] = node("TestSlow", value=["at", 1], seconds=60.0)
     prompt["run"]["inputs"]["value"] = ["slow", 0]
     failure(trio.a, prompt, 20)
-    deadline = time.monotonic() + 15
-    while trio.c.queue() != ([], []):
-        assert time.monotonic() < deadline, "the other peer goes on with what nobody wants"
-        time.sleep(0.05)
+    until(lambda: trio.c.queue() == ([], []), 15, "the other peer stops what nobody wants")
 
 
 def test_a_failure_here_stops_the_others(trio):
@@ -594,10 +592,7 @@ def test_a_failure_here_stops_the_others(trio):
     prompt["run"]["inputs"]["value"] = ["slow", 0]
     error = failure(trio.a, prompt, 20)
     assert error["node_id"] == "at"
-    deadline = time.monotonic() + 10
-    while any(c.queue() != ([], []) for c in trio):
-        assert time.monotonic() < deadline, "the others go on with what nobody wants"
-        time.sleep(0.05)
+    until(lambda: all(c.queue() == ([], []) for c in trio), 10, "they stop what nobody wants")
 
 
 @pytest.mark.parametrize("first", ["fails", "is not there"])

@@ -165,7 +165,7 @@ def test_one_sees_the_other_as_long_as_it_is_open(strangers):
 # --- paired ---------------------------------------------------------------------------------------
 
 
-def test_a_job_and_192_mib_each_way(strangers, friends, is_open, capsys):
+def test_a_job_and_192_mib_each_way(strangers, friends, is_open, measured):
     a, b = strangers
     since = time.monotonic()
     invited, accepted = friends(is_open)
@@ -182,11 +182,10 @@ def test_a_job_and_192_mib_each_way(strangers, friends, is_open, capsys):
     up = min(moved(b, "desk", a, "lap") for _ in range(2))
     down = min(moved(a, "lap", b, "desk") for _ in range(2))
     raw = raw_rate(b.machine, a.machine)
-    with capsys.disabled():
-        print(
-            f"\n  paired after {took:.1f} s; 192 MiB node to node: {SIZE / up / 1e6:.0f} MB/s "
-            f"b to a, {SIZE / down / 1e6:.0f} back; a raw socket {raw / 1e6:.0f} MB/s"
-        )
+    measured(
+        f"paired after {took:.1f} s; 192 MiB node to node: {SIZE / up / 1e6:.0f} MB/s "
+        f"b to a, {SIZE / down / 1e6:.0f} back; a raw socket {raw / 1e6:.0f} MB/s"
+    )
 
 
 def test_who_may_only_exchange_runs_nothing(strangers, friends):
@@ -199,7 +198,7 @@ def test_who_may_only_exchange_runs_nothing(strangers, friends):
 
 
 @pytest.mark.parametrize("under_way", ["a job", "an exchange"])
-def test_who_is_forgotten_is_out_at_once(strangers, friends, under_way, capsys):
+def test_who_is_forgotten_is_out_at_once(strangers, friends, under_way, measured):
     a, b = strangers
     friends()
     good(b, on_desk(a.port))  # a session stands
@@ -218,11 +217,10 @@ def test_who_is_forgotten_is_out_at_once(strangers, friends, under_way, capsys):
     took = time.monotonic() - since
     assert "not paired" in b.errors(entry)
     assert took < SOON
-    with capsys.disabled():
-        print(
-            f"\n  {under_way}: failed {took:.2f} s after the command was given, which itself "
-            f"took {commanded:.2f} s"
-        )
+    measured(
+        f"{under_way}: failed {took:.2f} s after the command was given, which itself "
+        f"took {commanded:.2f} s"
+    )
     for prompt in (on_desk(a.port), receives("desk")):
         error = failure(b, prompt)
         assert "not paired there with this computer" in error["exception_message"]

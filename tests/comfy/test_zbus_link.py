@@ -47,7 +47,7 @@ def cloud(tmp_path):
     made.close()
 
 
-def test_a_job_over_it(make_comfyui, cloud, capsys):
+def test_a_job_over_it(make_comfyui, cloud, measured):
     here = make_comfyui(name="here", env={"ZBUS_HOME": str(cloud.here)})
     there = make_comfyui(name="there", env={"ZBUS_HOME": str(cloud.home)})
     start_all(here, there)
@@ -77,9 +77,8 @@ def test_a_job_over_it(make_comfyui, cloud, capsys):
     linking.rest()
     assert linking.process.returncode == 0 and not cloud.processes()
     assert "connection refused" in refused(here)
-    with capsys.disabled():
-        times = " and ".join(f"{seconds:.1f}" for seconds in back)
-        print(f"\n  link up and answering after {took:.1f} s; lost, and up again in {times} s")
+    times = " and ".join(f"{seconds:.1f}" for seconds in back)
+    measured(f"link up and answering after {took:.1f} s; lost, and up again in {times} s")
 
 
 def refused(here):

@@ -89,7 +89,7 @@ def zbus_up(comfyui_dir, tmp_path, home):
             os.kill(pid, signal.SIGKILL)
 
 
-def test_three_workers(zbus_up, make_comfyui, tmp_path, home, monkeypatch, capsys):
+def test_three_workers(zbus_up, make_comfyui, tmp_path, home, monkeypatch, measured):
     monkeypatch.setenv("ZBUS_HOME", home["ZBUS_HOME"])
     began = time.monotonic()
     told, _ = json.JSONDecoder().raw_decode(whole_json(zbus_up.stdout))
@@ -132,11 +132,10 @@ def test_three_workers(zbus_up, make_comfyui, tmp_path, home, monkeypatch, capsy
     assert not processes(str(tmp_path / "up"))
     assert said.read_text().endswith("zbus-up: all ended\n")
     assert [entry.url for entry in discovery.peers()] == [client.url]
-    with capsys.disabled():
-        print(
-            f"\n  three ComfyUIs ready after {took:.1f} s; work of a killed one done elsewhere "
-            f"after {again:.1f} s; all ended in {ending:.1f} s"
-        )
+    measured(
+        f"three ComfyUIs ready after {took:.1f} s; work of a killed one done elsewhere "
+        f"after {again:.1f} s; all ended in {ending:.1f} s"
+    )
 
 
 def whole_json(stream):

@@ -135,11 +135,13 @@ class Connecting:
         if now - errand.stood <= GAP:
             patience += DEAF - PATIENCE
         problem = target.dial.problem
-        if problem is not None:
+        # One that was there a moment ago may be back as soon as its session waits for that.
+        is_waited_for = target.peering is not None and not target.dial.given_up
+        if problem is not None and not is_waited_for:
             self._fail(errand, _missing(errand.remote, problem))
         elif now >= errand.began + patience:
-            what = f"no answer in {now - errand.began:.0f} s"
-            self._fail(errand, _missing(errand.remote, Unreachable(what)))
+            silent = Unreachable(f"no answer in {now - errand.began:.0f} s")
+            self._fail(errand, _missing(errand.remote, problem or silent))
 
     def deadline(self, now: float) -> float | None:
         """When `tick` has something to do."""

@@ -151,7 +151,10 @@ class Enquiries:
                 self._tell(question, told)
             self._look(facts)
 
-        threading.Thread(target=look, name="zbus-host-facts", daemon=True).start()
+        try:
+            threading.Thread(target=look, name="zbus-host-facts", daemon=True).start()
+        except RuntimeError:  # the interpreter is ending, or has too many threads
+            looked(_LEAST)
 
     def _tell(self, question: _Question, told: str) -> None:
         if question.answered:

@@ -42,6 +42,7 @@ class Lanes:
         shm: The same-host lane.
         budget: The memory that values on their way in may take.
         post: Hands a call to the I/O thread, from any thread.
+        unsaid: Ends a session in which something that had to be said could not be.
         grant_due: Has a flow asked for its GRANT at the end of this turn.
         permit: Tells the system whom memory is lent to now.
         ended: Forgets a flow.
@@ -52,6 +53,7 @@ class Lanes:
     shm: ShmLane
     budget: Budget
     post: Callable[[Callable[[], None]], bool]
+    unsaid: Callable[[Peering, ZBusError], None]
     grant_due: Callable[[Any], None]
     permit: Callable[[], None]
     ended: Callable[[Any], None]
@@ -76,15 +78,16 @@ class Flow(Generic[D]):
 
     def do(self, actions: Actions) -> None:
         """Do what the delivery says, in order. Whatever one of them raises ends the delivery, and
-        so its client is told in any case."""
+        so its client is told in any case, and the peer: if not by words, by the session's end."""
         for action in actions:
             try:
                 self.DOING[action](self)
-            except RemoteProtocolError:
-                raise
             except BaseException as error:
                 logger.exception("a fault in zbus (%s); please report it", action.value)
-                self.failed(InternalError.of(error))
+                made = InternalError.of(error).at(peer=self.peering.name)
+                if action in (Do.STORED, Do.REFUSE):  # the peer would wait for that for ever
+                    self._lanes.unsaid(self.peering, made)
+                self.failed(made)
 
     def failed(self, error: ZBusError) -> None:
         """It cannot go on, for a reason on this side."""
@@ -98,16 +101,40 @@ class Flow(Generic[D]):
         """Its session has ended."""
         self.do(self.delivery.broken(error))
 
+    def guarded(self, call: Callable[[], T]) -> T | None:
+        """Do one thing for it: what that raises ends this transfer, and no other.
+
+        Raises:
+            RemoteProtocolError: The peer's fault: it ends the connection.
+        """
+        try:
+            return call()
+        except RemoteProtocolError:
+            raise
+        except ZBusError as error:
+            self.failed(error)
+        except BaseException as error:  # no memory, a codec, a bug
+            logger.exception("a fault in a transfer; please report it")
+            self.failed(InternalError.of(error))
+        return None
+
     def _work(
-        self, work: Callable[[], T], then: Callable[[T], None], *, at_once: bool = False
+        self,
+        work: Callable[[], T],
+        then: Callable[[T], None],
+        *,
+        at_once: bool = False,
+        failed: Callable[[ZBusError], None] | None = None,
     ) -> None:
         """Run `work` in the pool, or here, and `then` with its result here. What it raises ends
-        the delivery."""
+        the delivery; `failed` hears it first, if it was the first to do so."""
 
         def done(result: T | ZBusError) -> None:
             if self.delivery.ended:
                 return
             if isinstance(result, ZBusError):
+                if failed is not None:
+                    failed(result)
                 self.failed(result)
                 return
             try:

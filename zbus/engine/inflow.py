@@ -13,7 +13,7 @@ import xxhash
 
 from .. import codecs
 from ..codecs import CODECS, Codec
-from ..errors import RemoteProtocolError, TransferError, TransferRefused, ZBusError
+from ..errors import InternalError, RemoteProtocolError, TransferError, TransferRefused, ZBusError
 from ..net.frames import Body
 from ..net.places import Peering
 from ..operation import size_text
@@ -225,11 +225,14 @@ class Inflow(Flow[Receiving]):
             try:
                 decoded: Any = codec.decode(frame.buffer, chunk.size, layout)
                 sink.write(chunk.offset, memoryview(decoded).cast("B"))
-            except Exception as error:  # foreign code, on foreign bytes
-                what = f"a chunk could not be decoded: {error}"
+            except BaseException as error:  # foreign code, on foreign bytes
+                what = f"a chunk could not be decoded: {InternalError.of(error).what}"
                 raise TransferError(what, remedy="Send it with the quality raw") from error
 
-        self._work(work, lambda _: self._store(chunk))
+        def failed(error: ZBusError) -> None:
+            logger.warning("a chunk could not be decoded", exc_info=error.__cause__)
+
+        self._work(work, lambda _: self._store(chunk), failed=failed)
 
     def _store(self, chunk: Chunk) -> None:
         for offset, size in self.delivery.stored(chunk.offset, chunk.size):

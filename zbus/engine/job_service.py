@@ -9,9 +9,10 @@ import logging
 import time
 from collections.abc import Callable
 
-from ..errors import ZBusError
+from ..errors import InternalError, ZBusError
 from ..net.places import DialTarget, Peering
 from ..protocol import job_records as core
+from ..protocol.identity import SessionKey
 from ..protocol.job_records import RESULT, SUBMIT
 from ..protocol.jobs import Jobs
 from ..protocol.messages import (
@@ -154,8 +155,21 @@ class JobService:
             for event in events:
                 try:
                     self._do(event)
-                except BaseException:  # it ends one thing, and not what comes after it
+                except BaseException as error:  # it ends one thing, and not what comes after it
                     logger.exception("a fault in the jobs of zbus; please report it")
+                    self._undone(event, InternalError.of(error))
+
+    def _undone(self, event: core.Event, error: InternalError) -> None:
+        """Whoever waits for that hears that it will not be done."""
+        if isinstance(event, core.Deliver):
+            self.jobs.undeliverable(event.session, event.job, event.part, error, False)
+        elif isinstance(event, core.Say):
+            self._unsaid(event.session, error)
+
+    def _unsaid(self, session: SessionKey, error: ZBusError) -> None:
+        peering = self._context.peering(session)
+        if peering is not None:
+            self._context.links.unsaid(peering, error.at(peer=peering.name))
 
     def _do(self, event: core.Event) -> None:
         match event:
@@ -169,6 +183,8 @@ class JobService:
                 self._deliver(event)
             case core.Drop():
                 self.job_transfers.drop(event.job, "not wanted any more", event.session)
+            case core.Unsaid():
+                self._unsaid(event.session, event.error)
             case core.Submitted():
                 self.taking.submitted(event.taken)
             case core.Stop():
@@ -208,6 +224,8 @@ class JobService:
         needed = self.jobs.sessions
         for peering in self._context.links.peerings:
             self._hold(peering, peering.key in needed)
+            if peering.session.drained:
+                self.jobs.giving.heard(peering.key)
         self.giving.tick(now)
 
     def _hold(self, peering: Peering, busy: bool) -> None:

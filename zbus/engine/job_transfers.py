@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..errors import Cancelled, LinkLost, ZBusError
+from ..errors import Cancelled, LinkLost, RemoteProtocolError, ZBusError
 from ..net.places import Peering
 from ..protocol.fields import clip
 from ..protocol.identity import SessionKey
@@ -19,6 +19,7 @@ from ..values.payload import Flat
 from .context import Context
 from .inflow import Inflow
 from .outflow import Outflow
+from .workers import outcome
 from .wrapping import Wrapped
 
 MAX_OUT = 128  # of one session at once: a burst must not fill what the session keeps
@@ -82,8 +83,13 @@ class JobTransfers:
         peering = waiting.peering
         transfer = self._context.channels.links[peering.key].new_operation()
         part = _Sent(self, peering, waiting.job, waiting.part)
+        flow = outcome(lambda: self._context.transfers.send(peering, transfer, part))
+        if isinstance(flow, ZBusError):
+            job, name = waiting.job, waiting.part
+            self._owner.undeliverable(peering.key, job, name, flow, resumable=False)
+            return
+        part.flow = flow
         self._moving.add(part)
-        part.flow = flow = self._context.transfers.send(peering, transfer, part)
         flow.pack(waiting.flat, waiting.quality)
 
     def sent(self, part: _Part, error: ZBusError | None, resumable: bool) -> None:
@@ -115,7 +121,14 @@ class JobTransfers:
             RemoteProtocolError: Its id is that of a transfer which is under way.
         """
         part = _Got(self, peering, offer.job, offer.part, on_value, on_failed)
-        part.flow = flow = self._context.transfers.receive(peering, offer, "any", part)
+        flow = outcome(lambda: self._context.transfers.receive(peering, offer, "any", part))
+        if isinstance(flow, RemoteProtocolError):
+            raise flow
+        if isinstance(flow, ZBusError):
+            self.refuse(peering, offer, str(flow))
+            on_failed(flow, False)
+            return
+        part.flow = flow
         self._moving.add(part)
         flow.take(offer, body)
 

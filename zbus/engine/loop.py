@@ -79,7 +79,7 @@ class Engine:
         self.budget = Budget(self._memory)
         self.shm_lane = ShmLane(own, trust)
         self.transfers = Transfers(
-            self.transport, self.workers, self.post, self.shm_lane, self.budget
+            self.transport, self.workers, self.post, self.shm_lane, self.budget, self.links.unsaid
         )
         self.context = Context(
             settings, self.links, self.channels, self.transfers, self.budget, self.workers
@@ -281,8 +281,21 @@ class Engine:
             for event in events:
                 try:
                     self._do(event)
-                except BaseException:
+                except BaseException as error:
                     logger.exception(FAULT)
+                    self._undone(event, InternalError.of(error))
+
+    def _undone(self, event: ChannelEvent, error: InternalError) -> None:
+        """Whoever waits for that hears that it will not be done; also the other side."""
+        match event:
+            case Send():
+                peering = self.context.peering(event.session)
+                if peering is not None:
+                    self.links.unsaid(peering, error.at(peer=peering.name))
+            case MayOffer() | Matched():
+                named = error.at(peer=event.registration.who, stage=str(event.step))
+                fail = self.channels.matching.fail
+                fail(event.registration, event.step, named, tell=True)
 
     def _do(self, event: ChannelEvent) -> None:
         match event:
@@ -371,6 +384,7 @@ class Engine:
         return {
             "addresses": len(self.links.places),
             "sessions": len(self.links.peerings),
+            "connections": sum(p.session.is_linked for p in self.links.peerings),
             "registrations": len(self.channels.registrations),
             "operations": len(self.operations),
             "transfers": len(self.transfers),

@@ -134,15 +134,17 @@ class Operations:
     def complete(self, running: Running, value: Any) -> None:
         """The value has arrived, there or here."""
         self._forget(running)
-        self._matching.complete(running.registration, running.step)
-        running.handle.progressed(running.handle.total_bytes)
-        running.handle.succeed(value)
+        try:
+            self._matching.complete(running.registration, running.step)
+            running.handle.progressed(running.handle.total_bytes)
+        finally:
+            running.handle.succeed(value)
 
     def fail(self, running: Running, error: ZBusError) -> None:
         """It has not. The other side knows by REFUSED, or hears it by CANCEL."""
         flow = running.flow
         error = error.at(peer=flow.peering.name if flow else "", stage=str(running.step))
-        tell = isinstance(flow, Outflow) and not flow.delivery.refused_there
+        tell = not isinstance(flow, Inflow) and not (flow and flow.delivery.refused_there)
         self._matching.fail(running.registration, running.step, error, tell=tell)
 
     def _end(self, running: Running, error: ZBusError) -> None:

@@ -5,6 +5,7 @@ Runs in the I/O thread. `protocol.delivery.Sending` says what is to be done when
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from ..values.payload import Flat
 from .flow import Flow, Lanes
 from .shm_lane import digest
 from .wrapping import LinkFacts, Wrapped, wrap
+
+logger = logging.getLogger(__name__)
 
 HEAVY = 1 << 20  # bytes from which packing and building go to the worker pool
 ENCODES_AHEAD = 8  # chunks of one transfer in the pool at once
@@ -66,6 +69,13 @@ class _Encoding:
     encoded: Any = None
 
 
+@dataclass(frozen=True)
+class _Unencoded:
+    """What a codec has raised."""
+
+    error: BaseException
+
+
 class Outflow(Flow[Sending]):
     """One value on its way out.
 
@@ -81,6 +91,7 @@ class Outflow(Flow[Sending]):
         self._giver = giver
         self._source: Source | None = None
         self._codec: Codec = CODECS["raw"]
+        self._is_plain = True  # as it was offered
         self._wrapped: Wrapped | None = None
         self._hasher = xxhash.xxh3_128()
         self._hashed = 0
@@ -98,6 +109,7 @@ class Outflow(Flow[Sending]):
 
     def _packed(self, wrapped: Wrapped) -> None:
         self._wrapped, self._codec = wrapped, CODECS[wrapped.codec]
+        self._is_plain = wrapped.codec == "raw"
         if wrapped.source is None:
             self.do(self.delivery.packed())
         else:
@@ -126,7 +138,7 @@ class Outflow(Flow[Sending]):
         """The peer says that it could read the value where it lies."""
         source = self._source
         can = source is not None and 0 < len(source.pieces) <= MAX_PIECES
-        can = can and self.peering.shares and self._codec.name == "raw"
+        can = can and self.peering.shares and self._is_plain
         if can and self._lanes.shm.is_near(self.peering, message):
             self.do(self.delivery.ready())
 
@@ -158,8 +170,10 @@ class Outflow(Flow[Sending]):
             offset, size = planned
             plain = source.read(offset, size)
             left -= size
-            if self._codec.name == "raw":
+            if self._codec.name == "raw" and not self._encoding:  # chunks go in their order
                 self._put(offset, plain, None, now)
+            elif self._codec.name == "raw":
+                self._encoding.append(_Encoding(outgoing.epoch, offset, plain, is_done=True))
             else:
                 self._encode(offset, plain)
         while self._encoding and self._encoding[0].is_done:
@@ -176,12 +190,27 @@ class Outflow(Flow[Sending]):
         encoding = _Encoding(self.delivery.outgoing.epoch, offset, plain)
         self._encoding.append(encoding)
 
+        def work() -> Any:
+            try:
+                return codec.encode(plain, layout)
+            except BaseException as error:  # foreign code
+                return _Unencoded(error)
+
         def done(result: Any) -> None:
-            # A codec that fails on a chunk saves nothing on it: the plain bytes go.
-            encoding.encoded = None if isinstance(result, ZBusError) else result
+            if isinstance(result, _Unencoded):
+                self._unencoded(result.error)
+            else:
+                encoding.encoded = result
             encoding.is_done = True
 
-        self._lanes.workers.run(lambda: codec.encode(plain, layout), done)
+        self._lanes.workers.run(work, done)
+
+    def _unencoded(self, error: BaseException) -> None:
+        """A codec that fails saves nothing: this chunk goes plain, and so does what comes after."""
+        if self._codec.name != "raw":
+            name = self._codec.name
+            logger.warning("%s has failed on a chunk: plain bytes go instead", name, exc_info=error)
+            self._codec = CODECS["raw"]
 
     def _put(self, offset: int, plain: memoryview, encoded: Any, now: float) -> None:
         outgoing = self.delivery.outgoing

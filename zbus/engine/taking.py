@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..callbacks import Callbacks
-from ..errors import RemoteProtocolError
+from ..errors import ZBusError
 from ..job import JobHost, Reason, Request, Taken
 from ..net.places import Peering
 from ..protocol import job_records as core
@@ -22,6 +22,7 @@ from ..protocol.outcomes import NOBODY, NOT_YOU, PLAIN, refused
 from ..protocol.taken_jobs import TakenJobs
 from ..trust import JOBS
 from .context import Context
+from .workers import outcome
 
 PREVIEW_EVERY = 0.1  # seconds, of one job; and no more than
 PREVIEW_SHARE = 0.25  # of what the link carries
@@ -69,10 +70,9 @@ class Taking:
         record = self._core.jobs.get(job)
         if record is None or record.session != session or record.state is not TakenState.ARRIVING:
             return
-        try:
-            request = Request.read(value)
-        except RemoteProtocolError as error:
-            self._core.lost(session, job, error, resumable=False)
+        request = outcome(lambda: Request.read(value))
+        if isinstance(request, ZBusError):
+            self._core.lost(session, job, request, resumable=False)
             return
         self.taken[job] = Taken(
             job, record.client, request, lambda tell: self._post(lambda: tell(self))

@@ -6,13 +6,11 @@ for the one flow of that id; nobody else hears of it. A flow is here from its be
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
-from ..errors import InternalError, RemoteProtocolError, TransferRefused, ZBusError
+from ..errors import RemoteProtocolError, TransferRefused, ZBusError
 from ..net import memory
 from ..net.frames import Body
 from ..net.places import Peering
@@ -33,13 +31,11 @@ from ..protocol.messages import (
     Stored,
 )
 from ..values.streams import ValueSink
-from .flow import Flow, Lanes
+from .flow import Lanes
 from .inflow import Inflow, Sink, Taker
 from .outflow import Giver, Outflow
 from .shm_lane import ShmLane
 from .workers import Workers
-
-logger = logging.getLogger(__name__)
 
 
 class Transfers:
@@ -51,6 +47,7 @@ class Transfers:
         post: Hands a call to the I/O thread, from any thread.
         shm: The same-host lane.
         budget: The memory that values on their way in may take.
+        unsaid: Ends a session in which something that had to be said could not be.
     """
 
     def __init__(
@@ -60,10 +57,10 @@ class Transfers:
         post: Callable[[Callable[[], None]], bool],
         shm: ShmLane,
         budget: Budget,
+        unsaid: Callable[[Peering, ZBusError], None],
     ) -> None:
-        self._lanes = Lanes(
-            transport, workers, shm, budget, post, self._grant_due, self._permit, self._ended
-        )
+        mine = self._grant_due, self._permit, self._ended
+        self._lanes = Lanes(transport, workers, shm, budget, post, unsaid, *mine)
         self._flows: dict[tuple[SessionKey, int], Outflow | Inflow] = {}
         self._due: dict[Inflow, None] = {}  # those that may have a GRANT to say
 
@@ -158,27 +155,28 @@ class Transfers:
     def grant(self, peering: Peering, message: Grant, _: Body | None) -> None:
         flow = self._out(peering, message.transfer)
         if flow is not None:
-            flow.granted(message, time.monotonic())
+            flow.guarded(lambda: flow.granted(message, time.monotonic()))
 
     def shm_ready(self, peering: Peering, message: ShmReady, _: Body | None) -> None:
         flow = self._out(peering, message.transfer)
         if flow is not None:
-            flow.ready(message)
+            flow.guarded(lambda: flow.ready(message))
 
     def shm_decline(self, peering: Peering, message: ShmDecline, _: Body | None) -> None:
         flow = self._out(peering, message.transfer)
         if flow is not None:
-            flow.declined(message.for_good)
+            flow.guarded(lambda: flow.declined(message.for_good))
 
     def stored(self, peering: Peering, message: Stored, _: Body | None) -> None:
         flow = self._out(peering, message.transfer)
         if flow is not None:
-            flow.stored()
+            flow.guarded(lambda: flow.stored())
 
     def refused(self, peering: Peering, message: Refused, _: Body | None) -> None:
         flow = self._out(peering, message.transfer)
         if flow is not None:
-            flow.refused(TransferRefused(message.why, peer=peering.name))
+            error = TransferRefused(message.why, peer=peering.name)
+            flow.guarded(lambda: flow.refused(error))
 
     def chunk(self, peering: Peering, message: Chunk, body: Body | None) -> None:
         flow = self._flows.get((peering.key, message.transfer))
@@ -186,23 +184,17 @@ class Transfers:
             return  # of a cancelled transfer
         if body is None or not isinstance(flow, Inflow):
             raise RemoteProtocolError("a CHUNK without a body, or of what this side sends")
-        try:
-            flow.chunk(message, body)
-        except ZBusError:
-            raise
-        except BaseException as error:  # no memory, a codec: it ends this transfer
-            logger.exception("a chunk could not be taken")
-            flow.failed(InternalError.of(error))
+        flow.guarded(lambda: flow.chunk(message, body))
 
     def finish(self, peering: Peering, message: Finish, _: Body | None) -> None:
         flow = self._in(peering, message.transfer)
         if flow is not None:
-            flow.finish(message.digest)
+            flow.guarded(lambda: flow.finish(message.digest))
 
     def shm_offer(self, peering: Peering, message: ShmOffer, _: Body | None) -> None:
         flow = self._in(peering, message.transfer)
         if flow is not None:
-            flow.lent(message)
+            flow.guarded(lambda: flow.lent(message))
 
     def _out(self, peering: Peering, transfer: int) -> Outflow | None:
         flow = self._flows.get((peering.key, transfer))
@@ -219,23 +211,14 @@ class Transfers:
         more = False
         for flow in list(self._outflows()):
             if flow.peering.connection is not None:
-                more = self._guarded(flow, partial(flow.pump, now)) or more
+                more = flow.guarded(partial(flow.pump, now)) or more
         return more
 
     def grants(self) -> None:
         """Say the GRANTs that are due: once after each batch of input."""
         due, self._due = self._due, {}
         for flow in due:
-            self._guarded(flow, flow.grant)
-
-    def _guarded(self, flow: Flow[Any], call: Callable[[], Any]) -> Any:
-        """What one transfer raises ends it, and no other."""
-        try:
-            return call()
-        except BaseException as error:
-            logger.exception("a fault in a transfer; please report it")
-            flow.failed(InternalError.of(error))
-            return False
+            flow.guarded(flow.grant)
 
     def _outflows(self) -> Iterator[Outflow]:
         return (flow for flow in self._flows.values() if isinstance(flow, Outflow))

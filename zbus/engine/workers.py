@@ -55,8 +55,7 @@ def outcome(work: Callable[[], T]) -> T | ZBusError:
         return work()
     except ZBusError as error:
         return error
-    except MemoryError as error:
-        return InternalError.of(error, remedy="Free memory on this side, or send less at once")
-    except BaseException as error:
-        logger.exception("a fault in zbus, in a worker thread; please report it")
-        return InternalError.of(error)
+    except BaseException as error:  # also an interrupt of ComfyUI's, or sys.exit in foreign code
+        made = InternalError.of(error)
+        logger.exception("a fault in zbus: %s. %s", made.what, made.remedy)
+        return made

@@ -200,9 +200,8 @@ class Addresses:
         drained = all(p.session.drained and not p.transfers for p in place.peerings)
         if isinstance(place, ListenedAddress) and self._is_dialled(place.address):
             return drained or unused >= CHANGE_MODES
-        if not drained:
-            return unused >= self._settings.reconnect_wait
-        return unused >= self._settings.linger
+        linger = self._settings.linger
+        return unused >= (linger if drained else max(linger, self._settings.reconnect_wait))
 
     def explain(self, place: Place, now: float) -> str:
         """One line for people: why nobody is there yet."""

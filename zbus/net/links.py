@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import PeerGone, RemoteProtocolError, ZBusError
+from ..errors import InternalError, PeerGone, RemoteProtocolError, ZBusError
 from ..protocol import dial
 from ..protocol.fields import clip
 from ..protocol.identity import SessionKey
@@ -95,6 +95,7 @@ class Links:
             Ping: self._taken_note_of,
         }
         self.refused = 0
+        self._unsaid: dict[Peering, ZBusError] = {}  # sessions that are to end, and why
         self._logged_at = 0.0
         self._unlogged = 0
 
@@ -142,6 +143,17 @@ class Links:
         for place in list(self.places):
             self._close_place(place, why, time.monotonic())
 
+    def unsaid(self, peering: Peering, error: ZBusError) -> None:
+        """Something that the peer waits for could not be said to it, or what it said could not be
+        taken: nothing can be relied on any more, so the session ends, on both sides. In the next
+        `tick`: whoever says so may be in the midst of beginning it."""
+        self._unsaid.setdefault(peering, error)
+
+    def _end_unsaid(self) -> None:
+        unsaid, self._unsaid = self._unsaid, {}
+        for peering, error in unsaid.items():
+            self._peerings.end(peering, error, say=f"a fault of its own: {error.what}")
+
     def flush(self, peering: Peering) -> None:
         """Put what the session has to say on its connection."""
         self._peerings.flush(peering)
@@ -183,6 +195,13 @@ class Links:
                 self._take(peering, seq, message, event.body, now)
         except RemoteProtocolError as error:
             self._fault(connection, error, now)
+        except BaseException as error:
+            peering = self._peerings.on(connection)
+            if peering is None:
+                raise
+            # It is not said again.
+            logger.exception("a fault in zbus itself; please report it")
+            self.unsaid(peering, InternalError.of(error).at(peer=peering.name))
 
     def _take(
         self, peering: Peering, seq: int, message: Message, body: Body | None, now: float
@@ -298,6 +317,7 @@ class Links:
 
     def tick(self, now: float, late: float) -> None:
         """Do what is due. Call it after all input that had come was handed in."""
+        self._end_unsaid()
         self.admission.tick(now)
         self.addresses.tick(now)
         for place in list(self.places):
@@ -319,6 +339,7 @@ class Links:
     def deadline(self, now: float) -> float | None:
         """When `tick` has something to do."""
         times = [self._greetings.deadline(), self.addresses.deadline()]
+        times += [now] if self._unsaid else []
         if any(p.principal not in (b"", self._transport.key) for p in self.peerings):
             times.append(self.admission.deadline)  # of this user's own peers none can be sent away
         for place in self.places:

@@ -12,6 +12,7 @@ import time
 from ..errors import LinkLost, PeerGone, PeerRestarted, RemoteProtocolError, ZBusError
 from ..machine import process_start
 from ..protocol import dial
+from ..protocol.fields import clip
 from ..protocol.identity import SessionKey
 from ..protocol.messages import Bye, Hello
 from ..protocol.session import Ended, Redial, Session, Silent
@@ -211,8 +212,11 @@ class Peerings:
         peering.place.peerings.remove(peering)
         self._by_key.pop(peering.key, None)
         if say:
-            peering.session.send(Bye(say))
-            self.flush(peering)
+            try:
+                peering.session.send(Bye(clip(say)))
+                self.flush(peering)
+            except BaseException:  # it ends in any case, and the peer misses the words
+                logger.exception("no goodbye could be said")
         peering.session.end(error)
         logger.info("session with %s ended: %s", peering.name, error)
         connection, peering.connection = peering.connection, None

@@ -77,6 +77,8 @@ class GivenJobs:
         self.jobs: dict[str, GivenJob] = {}
         self.waits_changed = False  # what is waited for, here or there
         self._untold: dict[str, tuple[Identity, str, float]] = {}  # cancels: whom, why, until
+        # Cancels that were said on a session, and perhaps not heard before that breaks: job, why.
+        self._said: dict[SessionKey, list[tuple[GivenJob, str]]] = {}
 
     def _moved(self, given: GivenJob, event: str) -> bool:
         before, given.state = given.state, TABLE.get((given.state, event), given.state)
@@ -103,6 +105,7 @@ class GivenJobs:
         why = clip(str(error) if error is not None else "cancelled there")
         if session is not None:
             self._out.append(Say(session, JobCancel(given.id, why)))
+            self._said.setdefault(session, []).append((given, why))
         else:
             self._tell_later(given, why)
         self._end(given, error or Cancelled("cancelled here", peer=given.peer, stage=stage(given)))
@@ -110,6 +113,10 @@ class GivenJobs:
     def _tell_later(self, given: GivenJob, why: str) -> None:
         until = given.lost_at + self.reconnect_wait + TELL_CANCEL
         self._untold[given.id] = (given.runner, why, until)
+
+    def heard(self, session: SessionKey) -> None:
+        """The peer has acknowledged all that was said on that session."""
+        self._said.pop(session, None)
 
     def awaits(self, given: GivenJob, who: str) -> None:
         """A running prompt, `who` in words, waits for that job: it goes on only after it."""
@@ -196,7 +203,7 @@ class GivenJobs:
             return
         given.coming.discard(part)
         if not resumable:  # else its runner keeps it until it is met again
-            self.cancel(given, error)
+            self.cancel(given, error.at(peer=given.peer, stage=stage(given)))
 
     def undeliverable(
         self, session: SessionKey, job: str, error: ZBusError, resumable: bool
@@ -221,6 +228,10 @@ class GivenJobs:
     def session_down(self, session: SessionKey, error: ZBusError, now: float) -> None:
         """The session has ended. A peer whose link was lost may come back with another."""
         event = "session lost" if isinstance(error, LinkLost) else "runner gone"
+        for given, why in self._said.pop(session, []):
+            if isinstance(error, LinkLost):
+                given.lost_at = now
+                self._tell_later(given, why)
         for given in [given for given in self.jobs.values() if given.session == session]:
             given.session, given.lost_at, given.waits = None, now, ()
             given.coming.clear()

@@ -94,6 +94,7 @@ class TakenJob:
     unwanted: bool = False  # its client has cancelled it, or is gone
     why: str = ""  # it was stopped
     spoiled: dict[str, Any] | None = None  # how it ends, whatever its host says of it
+    is_end_plain: bool = False  # the end as it was could not travel
     kept_until: float | None = None  # while its session is gone
     token: str = field(init=False)
 
@@ -115,6 +116,14 @@ class Say:
 
     session: SessionKey
     message: Message
+
+
+@dataclass(frozen=True)
+class Unsaid:
+    """What the peer waits for on that session cannot be told to it: the session is to end."""
+
+    session: SessionKey
+    error: ZBusError
 
 
 @dataclass(frozen=True)
@@ -173,4 +182,4 @@ class Ended:
     error: ZBusError | None
 
 
-Event = Say | Deliver | Drop | Submitted | Stop | Forget | Changed | Ended
+Event = Say | Deliver | Drop | Unsaid | Submitted | Stop | Forget | Changed | Ended

@@ -52,12 +52,12 @@ def deadlock(title: str) -> dict[str, Any]:
 
 
 def unsendable(result: str, error: ZBusError) -> dict[str, Any]:
-    """How a job ends of which a result cannot travel."""
+    """How a job ends of which a result cannot travel, or with "" its own end."""
     return {
         "outcome": "failed",
-        "title": "sending the result",
+        "title": "sending the result" if result else "sending the end",
         "exception_type": type(error).__name__,
-        "message": f"its result {result} cannot be sent: {error}",
+        "message": f"its {f'result {result}' if result else 'end'} cannot be sent: {error}",
     }
 
 

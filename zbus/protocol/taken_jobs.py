@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import LinkLost, ZBusError
+from ..errors import LinkLost, TransferRefused, ZBusError
 from .identity import Identity, SessionKey
 from .job_records import (
     END,
@@ -27,6 +27,7 @@ from .job_records import (
     Submitted,
     TakenJob,
     TakenState,
+    Unsaid,
 )
 from .job_room import MAX_TAKEN, Forgotten, is_full
 from .messages import JobCancel, JobState
@@ -222,6 +223,12 @@ class TakenJobs:
         if part != END:  # whoever waits for that result has to hear it
             end = unsendable(part[len(RESULT) :], error)
             self.spoil(taken, end, end["message"])
+        elif not isinstance(error, TransferRefused):  # it is waited for, and was not refused there
+            if not taken.is_end_plain:
+                taken.is_end_plain, taken.spoiled = True, unsendable("", error)
+                self._give(taken, END, taken.spoiled)
+                return
+            self._out.append(Unsaid(session, error))
         self.delivered(session, job, part)
 
     def spoil(self, taken: TakenJob, end: dict[str, Any], why: str) -> None:

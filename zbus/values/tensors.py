@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import NotTransferable, RemoteProtocolError, TransferRefused
+from ..errors import MAX_QUOTED, NotTransferable, RemoteProtocolError, TransferRefused
 from .recycling import LARGE, RECYCLER
 
 if TYPE_CHECKING:
@@ -95,9 +95,19 @@ def torch_module() -> Any:
     """The torch module, imported now if need be.
 
     Raises:
-        ImportError: There is none in this process.
+        ModuleNotFoundError: There is none in this process.
+        TransferRefused: There is one, and it cannot be loaded.
     """
-    return importlib.import_module("torch")
+    try:
+        return importlib.import_module("torch")
+    except Exception as error:  # a library that it lacks (OSError), or half of it is there
+        if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+            raise
+        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise TransferRefused(
+            f"torch cannot be loaded here: {said[:MAX_QUOTED]}",
+            remedy="Repair that ComfyUI's torch: python -c 'import torch' must work",
+        ) from error
 
 
 def is_tensor(value: object) -> bool:
@@ -147,6 +157,7 @@ def find_dtype(name: str) -> torch.dtype:
 
     Raises:
         RemoteProtocolError: The name is in no table, or this torch has no such dtype.
+        TransferRefused: This side's torch cannot be loaded.
     """
     if name not in TENSOR_ITEMSIZE:
         raise RemoteProtocolError(f"the value holds a tensor of unknown dtype {name[:40]!r}")
