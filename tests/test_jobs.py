@@ -385,8 +385,8 @@ def test_an_end_that_cannot_travel_is_told_plainly_and_else_the_session_ends() -
     (end,) = worker.packing
     worker.packed(end, InternalError("out of memory"))
     (plain,) = worker.packing
-    assert "its end cannot be sent: out of memory" in plain.value["message"]
-    worker.packing.remove(plain)
+    told = pickle.loads(plain.body.removeprefix(SPEC))
+    assert "its end cannot be sent: out of memory" in told["message"]
     worker.jobs.undeliverable(key, "j", END, InternalError("out of memory"), False)
     assert Unsaid(key, InternalError) in [
         Unsaid(e.session, type(e.error)) for e in worker.jobs.drain() if isinstance(e, Unsaid)
