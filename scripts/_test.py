@@ -19,12 +19,13 @@ USAGE = """usage: scripts/test [--fast] [--no-lint] [--stress] [pytest's own arg
   --no-lint   leave out ruff and mypy
   --stress    what takes long, and nothing else (ZBUS_STRESS_SEED=N repeats a stress)
 
-The whole suite runs in three processes, one of which has all the tests on ComfyUIs; a part of it,
-or what pytest is to show as it goes (-s, --pdb), in one; with "-n 0" everything does.
+The whole suite runs in two processes, one of which has all the tests on ComfyUIs; with --fast in
+three. A part of it, or what pytest is to show as it goes (-s, --pdb), runs in one, and with "-n 0"
+everything does.
 
 examples:  scripts/test -k session      scripts/test tests/test_links.py -x
 """
-PROCESSES = 3  # most of the time a test waits for something
+PROCESSES = {False: 2, True: 3}  # fast? Most of the time a test waits; ComfyUIs need much of a core
 IN_ONE = ("--stress", "-s", "--capture=no", "--pdb", "--trace", "--collect-only", "--co")
 
 
@@ -67,7 +68,7 @@ def _pytest(env: Env, fast: bool, arguments: Sequence[str]) -> int:
     if not any(_names_tests(a) for a in arguments):
         command.append("tests")
         if not any(_wants_one_process(a) for a in arguments):
-            command += ["-n", str(PROCESSES)]
+            command += ["-n", str(PROCESSES[fast])]
     return _step(env, [*command, *arguments])
 
 

@@ -569,6 +569,48 @@ def test_more_runs_than_a_session_keeps_wait_for_their_turn() -> None:
     assert len(cloud.channels.links[key].remote) == MAX_REMOTE_RUNS - 1
 
 
+@pytest.mark.parametrize("close_first", [True, False])
+def test_two_places_of_one_run_both_meet(close_first: bool) -> None:
+    """One run has two places that cover one session on one channel: each has its own partner."""
+    world = World("desk", "cloud")
+    world.connect("desk", "cloud")
+    desk, cloud = world.sides["desk"], world.sides["cloud"]
+    one, two = cloud.open("r", LISTEN, "main"), cloud.open("r", ANY, "main")
+    first = desk.open("a", DIAL, "main")
+    world.run()
+    assert first.state is one.state is c.State.BOUND
+    if close_first:
+        desk.close(first)
+        cloud.close(one)
+        world.run()
+    second = desk.open("b", DIAL, "main")
+    world.run()
+    assert second.state is two.state is c.State.BOUND
+
+
+def test_a_run_that_is_held_back_meets_when_its_turn_comes() -> None:
+    """On the side that proposes: it may not propose what the other side has not heard of."""
+    world = World("desk", "cloud")
+    world.connect("desk", "cloud")
+    desk, cloud = world.sides["desk"], world.sides["cloud"]
+    runs = [cloud.open(f"r{i}", LISTEN, f"c{i}") for i in range(MAX_REMOTE_RUNS + 1)]
+    other = desk.open("late", DIAL, f"c{MAX_REMOTE_RUNS}")
+    world.run()
+    assert other.state is c.State.WAITING
+    cloud.close(runs[0])
+    world.run()
+    assert other.state is runs[-1].state is c.State.BOUND
+
+
+def test_a_run_that_is_announced_again_takes_its_own_room() -> None:
+    world = World("desk", "cloud")
+    key = world.connect("desk", "cloud")
+    side = world.sides["cloud"]
+    for run in [*range(MAX_REMOTE_RUNS), 3]:
+        side.channels.receive(key, Announce(str(run), "main", "", ("main",)))
+    assert len(side.channels.links[key].remote) == MAX_REMOTE_RUNS
+
+
 class Meeting(RuleBasedStateMachine):
     """Runs open, operate, cancel and close on two sides at once; sessions end and come again.
     Every operation ends in one outcome, values are those of the run that is bound, and nothing

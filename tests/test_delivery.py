@@ -527,6 +527,12 @@ def test_a_value_that_waits_for_memory_there_says_so() -> None:
     assert inline.stored() == (Do.RELEASE, Do.TELL)
 
 
+def test_a_block_of_no_bytes_is_granted_and_not_held() -> None:
+    made = sending(0)
+    assert made.grant(Grant(7, 0, 0), 0.0) == () and not made.held
+    assert made.state is SendState.MOVING
+
+
 def test_how_a_lent_value_is_read_and_reclaimed() -> None:
     made = sending()
     assert made.received == 0

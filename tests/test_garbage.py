@@ -461,7 +461,7 @@ def test_rules_broken(target: Target, said: tuple[Message, int, bytes | None]) -
         BoundOk(5),
         NotBound(5, "x"),
         Withdraw("r", "main", "x"),
-        Await(1 << 60, 5, 0, "any", "n"),
+        Await(1 << 60, 6, 0, "any", "n"),
     ],
     ids=lambda message: type(message).__name__,
 )

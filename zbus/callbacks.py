@@ -8,7 +8,9 @@ calls with the same key that both still wait only the later one runs.
 from __future__ import annotations
 
 import logging
+import os
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,7 @@ logger = logging.getLogger(__name__)
 IDLE = 5.0  # seconds that the thread waits for more before it ends
 
 _here = threading.local()
+_ALL: weakref.WeakSet[Callbacks] = weakref.WeakSet()
 
 
 def forbid_waiting() -> None:
@@ -41,10 +44,15 @@ def check_waiting() -> None:
 
 
 class Callbacks:
-    """One thread for the callbacks of one peer; it exists while there are any."""
+    """One thread for callbacks, one after the other; it exists while there are any."""
 
     def __init__(self, name: str = "zbus-callbacks") -> None:
         self._name = name
+        self.reset()
+        _ALL.add(self)
+
+    def reset(self) -> None:
+        """Forget what is due, and the thread."""
         self._condition = threading.Condition()
         self._due: dict[object, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
         self._thread: threading.Thread | None = None
@@ -99,4 +107,14 @@ def guarded(call: Callable[..., Any], *args: Any) -> None:
 
 
 CALLBACKS = Callbacks()
-"""Those of this process."""
+"""Those that are of no certain peer. Each peer has its own: what blocks one holds up no other's."""
+
+
+def _forked() -> None:
+    """A child has none of its parent's threads."""
+    for callbacks in _ALL:
+        callbacks.reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

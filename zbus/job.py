@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from . import codecs, given
+from .callbacks import CALLBACKS, Callbacks
 from .errors import InputError, NotTransferable, RemoteProtocolError, UnknownCodec
 from .operation import Operation
 from .printable import shown
@@ -188,8 +189,9 @@ class Job(Operation[dict[str, Any]]):
         request: Request,
         cancel: Callable[[Operation[Any]], None],
         awaits: Callable[[str], None],
+        callbacks: Callbacks = CALLBACKS,
     ) -> None:
-        super().__init__(cancel, None)
+        super().__init__(cancel, None, callbacks)
         self.id, self.remote, self.request = id, remote, request
         self.peer = str(remote)
         self.progress = Progress()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
-from .callbacks import CALLBACKS, check_waiting
+from .callbacks import CALLBACKS, Callbacks, check_waiting
 from .errors import ZBusError
 
 T = TypeVar("T")
@@ -30,13 +30,18 @@ class Operation(Generic[T]):
         notes: What the user should know of the value ("values outside 0..1 were clipped").
     """
 
-    def __init__(self, cancel: Callable[[Operation[T]], None], progress: Progress | None) -> None:
+    def __init__(
+        self,
+        cancel: Callable[[Operation[T]], None],
+        progress: Progress | None,
+        callbacks: Callbacks = CALLBACKS,
+    ) -> None:
         self.note = ""
         self.notes: tuple[str, ...] = ()
         self.done_bytes = self.total_bytes = 0
         self.codec = ""
         self.seconds = 0.0
-        self._cancel, self._progress = cancel, progress
+        self._cancel, self._progress, self.callbacks = cancel, progress, callbacks
         self._future: Future[T] = Future()
         self._future.set_running_or_notify_cancel()  # only `cancel` below ends it
         self._began = self._told = 0.0
@@ -69,7 +74,7 @@ class Operation(Generic[T]):
     def add_done_callback(self, call: Callable[[Operation[T]], None]) -> None:
         """Call `call` with this operation when it has ended, in a thread of its own, after the
         callbacks that were due before. What it raises is logged."""
-        self._future.add_done_callback(lambda _: CALLBACKS.call(call, self))
+        self._future.add_done_callback(lambda _: self.callbacks.call(call, self))
 
     def __await__(self) -> Generator[Any, None, T]:
         return self._wait().__await__()
@@ -96,7 +101,7 @@ class Operation(Generic[T]):
         self._told = now
         self.note = self._rate(now)
         if self._progress is not None:  # the latest word counts, and the last one comes in any case
-            CALLBACKS.call(self._progress, done, self.total_bytes, key=(self, "progress"))
+            self.callbacks.call(self._progress, done, self.total_bytes, key=(self, "progress"))
 
     def _rate(self, now: float) -> str:
         took = max(now - self._began, 1e-9)

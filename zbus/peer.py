@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from . import codecs, given
 from .address import Address, parse_dial, parse_listen
@@ -44,6 +44,9 @@ DEFAULT = "127.0.0.1:8282"  # ComfyUI-Jumper's
 MAX_ACTIVITY = 300  # characters
 MAX_BLOCK = 1 << 40  # bytes that are measured at a time
 MAX_NAME = 80  # characters of a peer's name and of a channel's
+
+
+T = TypeVar("T")
 
 
 class Peer:
@@ -264,7 +267,7 @@ class Peer:
         def awaits(who: str) -> None:
             engine.post(lambda: engine.job_service.giving.awaits(job, who))
 
-        job = Job(str(uuid.uuid4()), self._keyed(remote), request, cancel, awaits)
+        job = Job(str(uuid.uuid4()), self._keyed(remote), request, cancel, awaits, engine.callbacks)
         job.on_change, job.on_preview = on_change, on_preview
         if not engine.post(lambda: engine.job_service.giving.submit(job, flat)):
             raise PeerClosed("this Peer is closed")
@@ -334,6 +337,7 @@ class Probe:
     def __init__(self, engine: Engine, lease: Lease[DialTarget]) -> None:
         self._engine, self._lease = engine, lease
         self._closed = False
+        self._asked: list[Future[Any]] = []
 
     def _target(self) -> DialTarget:
         if self._closed:
@@ -348,22 +352,34 @@ class Probe:
             TimeoutError: None has come in `timeout` seconds.
         """
         given.seconds("timeout", timeout)
-        return self._engine.ask(lambda: self._engine.measuring.meet(self._target())).result(timeout)
+        return self._wait(lambda: self._engine.measuring.meet(self._target()), timeout)
 
     def ping(self, timeout: float) -> float:
-        """One round trip, in seconds."""
+        """One round trip, in seconds. Raises as `hello` does."""
         given.seconds("timeout", timeout)
-        return self._engine.ask(lambda: self._engine.measuring.ping(self._target())).result(timeout)
+        return self._wait(lambda: self._engine.measuring.ping(self._target()), timeout)
 
     def block(self, direction: str, size: int, timeout: float | None) -> float:
-        """The seconds that a verified block of `size` bytes takes, "up" or "down"."""
+        """The seconds that a verified block of `size` bytes takes, "up" or "down". Raises as
+        `hello` does; what is still on its way then is dropped."""
         given.one_of("direction", direction, ("up", "down"))
         given.whole("size", size, 0, MAX_BLOCK)
-        given.time_limit("timeout", timeout)
+        limit = given.time_limit("timeout", timeout)
         measuring = self._engine.measuring
-        return self._engine.ask(lambda: measuring.block(self._target(), direction, size)).result(
-            timeout
-        )
+        return self._wait(lambda: measuring.block(self._target(), direction, size), limit)
+
+    def _wait(self, ask: Callable[[], Future[T]], timeout: float | None) -> T:
+        future = self._engine.ask(ask)
+        self._asked.append(future)
+        try:
+            return future.result(timeout)
+        finally:
+            self._asked.remove(future)
+            if not future.done():
+                self._give_up(future, "its time is over")
+
+    def _give_up(self, future: Future[Any], why: str) -> None:
+        self._engine.post(lambda: self._engine.measuring.give_up(future, why))
 
     def problem(self) -> str:
         """Why there is no link, in words."""
@@ -373,6 +389,8 @@ class Probe:
     def close(self) -> None:
         """Done with it; to call it again does no harm."""
         self._closed = True
+        for future in list(self._asked):
+            self._give_up(future, "the measurement was closed")
         self._engine.post(self._lease.release)
 
 

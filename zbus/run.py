@@ -187,7 +187,7 @@ class Channel:
         def cancel(operation: Operation[Any]) -> None:
             engine.post(lambda: engine.operations.cancel(operation))
 
-        operation: Operation[Any] = Operation(cancel, progress)
+        operation: Operation[Any] = Operation(cancel, progress, engine.callbacks)
         running = Running(operation, self._registration, step, self._place, deadline, flat, quality)
         if not engine.post(lambda: engine.operations.begin(running)):
             operation.fail(PeerClosed("this Peer is closed"))

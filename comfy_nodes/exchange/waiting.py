@@ -67,7 +67,7 @@ async def _operate(meeting: Meeting, start: str, *args: Any, **more: Any) -> Any
 async def _finish(operation: Operation[Any], run: Run, node_id: str) -> Any:
     view = _View(operation, run, node_id)
     try:
-        await until(_when_done(operation), view.refresh)
+        await until(_when_done(operation), view.refresh, operation.done)
         return operation.result()
     except host.Interrupted:
         # The other side is told now, and not when this prompt has come to its end.
@@ -78,9 +78,14 @@ async def _finish(operation: Operation[Any], run: Run, node_id: str) -> Any:
     # On CancelledError another node has failed: the end of the run tells the other side why.
 
 
-async def until(ended: asyncio.Future[Any], refresh: Callable[[], None]) -> None:
-    """Wait for that end, or the interrupt; `refresh` shows meanwhile how it goes."""
-    while not (await asyncio.wait((ended,), timeout=POLL))[0]:
+async def until(
+    ended: asyncio.Future[Any],
+    refresh: Callable[[], None],
+    is_done: Callable[[], bool] = lambda: False,
+) -> None:
+    """Wait for that end, or the interrupt; `refresh` shows meanwhile how it goes. `is_done` is
+    asked too: the word of the end comes behind the callbacks of others, which may take long."""
+    while not (await asyncio.wait((ended,), timeout=POLL))[0] and not is_done():
         host.check_interrupt()
         refresh()
 

@@ -5,6 +5,7 @@ Runs in the I/O thread.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,6 +82,17 @@ class Connecting:
         met = lease.place.peering
         if met is not None and met.connection is not None:
             self._met(errand, met)
+
+    def again(self, errand: SessionRequest) -> None:
+        """Its session is lost. Where the other side had dialled it, that may have no reason to do
+        so again: this side dials now."""
+        remote, lease = errand.remote, errand.lease
+        routes = remote.routes()
+        if routes and lease is not None and not isinstance(lease.place, DialTarget):
+            dial, now = self._context.links.addresses.dial_own, time.monotonic()
+            with contextlib.suppress(ZBusError):
+                errand.lease = dial(routes, remote.key, now, remote.hinted())
+                lease.release()
 
     def done(self, errand: SessionRequest) -> None:
         """It is over: the place may go, after a while."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import RemoteProtocolError
 from ..net.frames import Body
 from ..net.places import Peering
 from ..protocol.channel import Channels
 from ..protocol.messages import (
+    Await,
     Chunk,
     Enquire,
     Facts,
@@ -21,6 +23,7 @@ from ..protocol.messages import (
     JobState,
     Measure,
     Message,
+    Offer,
     Pong,
     Refused,
     ShmDecline,
@@ -40,6 +43,24 @@ def handlers(
 ) -> dict[type[Message], Handler]:
     """The table. A handler may raise RemoteProtocolError: the message breaks the protocol."""
 
+    def check_id(peering: Peering, message: Message, operation: int) -> None:
+        # One that is ours to give would keep what this side sends next from being sent.
+        link = channels.links.get(peering.key)
+        if link is not None and not link.may_be_theirs(operation):
+            raise RemoteProtocolError(f"{type(message).__name__.upper()} with an id of this side")
+
+    def measure(peering: Peering, message: Measure, body: Body | None) -> None:
+        check_id(peering, message, message.transfer)
+        measuring.asked(peering, message, body)
+
+    def operation(peering: Peering, message: Offer | Await, body: Body | None) -> None:
+        check_id(peering, message, message.operation)
+        channel(peering, message, body)
+
+    def job_offer(peering: Peering, message: JobOffer, body: Body | None) -> None:
+        check_id(peering, message, message.operation)
+        job(peering, message, body)
+
     def channel(peering: Peering, message: Message, body: Body | None) -> None:
         channels.receive(peering.key, message, body.take() if body is not None else b"")
 
@@ -56,9 +77,11 @@ def handlers(
         ShmOffer: transfers.shm_offer,
         ShmDecline: transfers.shm_decline,
         **dict.fromkeys(channels.kinds, channel),
+        Offer: operation,
+        Await: operation,
         Pong: measuring.pong,
-        Measure: measuring.asked,
-        JobOffer: job,
+        Measure: measure,
+        JobOffer: job_offer,
         JobState: job,
         JobProgress: job,
         JobPreview: job,

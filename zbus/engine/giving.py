@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..callbacks import CALLBACKS
 from ..errors import ZBusError
 from ..job import Job, Progress
 from ..net.places import Peering
@@ -80,6 +79,12 @@ class Giving:
         elif given is not None:
             given.awaited = who
 
+    def look_for_lost(self) -> None:
+        """A session has ended: see that those jobs which go on can meet their runners again."""
+        for given in self.given.values():
+            if given.record is not None and given.record.state is GivenState.LOST:
+                self._connecting.again(given.errand)
+
     # --- from their runners -------------------------------------------------------------------
 
     def progress(self, peering: Peering, message: JobProgress) -> None:
@@ -101,7 +106,7 @@ class Giving:
         given = self._mine(peering, message.job)
         if given is not None and given.job.on_preview is not None:
             told = given.job.on_preview, message.node, message.format, body
-            CALLBACKS.call(*told, key=(given.job, "preview"))
+            given.job.callbacks.call(*told, key=(given.job, "preview"))
 
     def _mine(self, peering: Peering, job: str) -> _Given | None:
         """The job, if that is the session on which its runner speaks."""
@@ -161,7 +166,9 @@ class Giving:
             record = given.record
             session = record.session if record is not None else None
             through = self._context.peering(session) if session else None
-            note = explain_job(self._context, given.job, through, now)
+            is_lost = record is not None and record.state is GivenState.LOST
+            lost_at = record.lost_at if record is not None and is_lost else None
+            note = explain_job(self._context, given.job, through, lost_at, now)
             if note != given.job.note:
                 given.job.note = note
                 _changed(given.job)
@@ -173,4 +180,4 @@ class Giving:
 
 def _changed(job: Job) -> None:
     if job.on_change is not None:
-        CALLBACKS.call(job.on_change, job, key=(job, "change"))  # the latest word counts
+        job.callbacks.call(job.on_change, job, key=(job, "change"))  # the latest word counts

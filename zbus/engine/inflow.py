@@ -39,6 +39,8 @@ from .shm_lane import LEAST, Unreadable
 
 logger = logging.getLogger(__name__)
 
+SMALL = 64 * 1024  # bytes of memory that nobody waits for
+
 
 class Sink(Protocol):
     """Where the plain bytes of a value go, and what becomes of them."""
@@ -124,8 +126,10 @@ class Inflow(Flow[Receiving]):
             self._read_spec(offer.spec)
 
     def _read_spec(self, spec: bytes | None) -> None:
+        sink = self._sink  # which is another one here as soon as this has ended
+
         def work() -> None:
-            if self._sink.read_spec(spec) + self.delivery.head != self.delivery.total:
+            if sink.read_spec(spec) + self.delivery.head != self.delivery.total:
                 raise RemoteProtocolError("an OFFER whose total is not what its spec says")
 
         def then(_: None) -> None:
@@ -138,6 +142,9 @@ class Inflow(Flow[Receiving]):
 
     def _ask_memory(self) -> None:
         budget, memory = self._lanes.budget, self._sink.memory
+        if memory <= SMALL:  # it takes less than saying that it waits
+            self.do(self.delivery.given())
+            return
         if not budget.fits(memory):
             self.failed(
                 TransferRefused(
@@ -162,10 +169,12 @@ class Inflow(Flow[Receiving]):
         return self._ticket is not None and self._ticket.is_given
 
     def _allocate(self) -> None:
+        sink, body = self._sink, self._body
+
         def work() -> None:
-            self._sink.allocate()
-            if self._body is not None:
-                self._sink.fill(self._body)
+            sink.allocate()
+            if body is not None:
+                sink.fill(body)
 
         def then(_: None) -> None:
             is_here = self._body is not None

@@ -126,6 +126,7 @@ class JobService:
         self._hold(peering, False)
         self.enquiries.session_down(peering, error)
         self._go_on(peering)
+        self.giving.look_for_lost()
         self.taking.session_down(peering.key)
 
     def _go_on(self, ended: Peering) -> None:

@@ -11,15 +11,17 @@ then ends with one and the same error, and what is handed in later is refused by
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
-from ..callbacks import CALLBACKS, check_waiting, forbid_waiting, guarded
+from ..callbacks import Callbacks, check_waiting, forbid_waiting, guarded
 from ..errors import InternalError, LocalProtocolError, PeerClosed, ZBusError
 from ..machine import free_memory
 from ..net.frames import Closed, Connected, Received
@@ -63,6 +65,9 @@ MEMORY_LOOK = 1.0  # seconds that what was free is taken to be so
 GOODBYE = 0.3  # seconds that the peers have to hang up, once they are told to
 
 
+_ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
 class Engine:
     """One peer's I/O thread and all that runs in it."""
 
@@ -92,12 +97,16 @@ class Engine:
             handlers(self.transfers, self.channels, self.measuring, self.job_service)
         )
         self.activity = ""
+        self.callbacks = Callbacks()
+        # A prompt is stopped by it: that may not wait behind somebody's progress.
+        self.on_broken_callbacks = Callbacks("zbus-on-broken")
         self.on_broken: dict[Registration, Callable[[ZBusError], None]] = {}
         self._free, self._free_until = 0, 0.0
         self._sweep_at: float | None = None
         self._more = False  # bulk that could go at once
         self._thread = threading.Thread(target=self._run, name="zbus-io", daemon=True)
         self._thread.start()
+        _ENGINES.add(self)
 
     def _memory(self) -> int:
         if self.settings.memory is not None:
@@ -316,7 +325,7 @@ class Engine:
         tell = self.on_broken.get(event.registration)
         logger.warning("run %s is stopped: %s", event.registration.run, event.error)
         if tell is not None:
-            CALLBACKS.call(tell, event.error)
+            self.on_broken_callbacks.call(tell, event.error)
 
     # --- told by the links --------------------------------------------------------------------
 
@@ -406,3 +415,21 @@ class Engine:
     def _tell_activity(self, peering: Peering) -> None:
         if peering.permissions:  # who may do nothing here need not know what is done
             peering.session.send(Status(clip(self.activity, 300)))
+
+    def forked(self) -> None:
+        """This is a child of the process that made it: its thread and its sockets are not here."""
+        self._lock = threading.Lock()
+        self._calls.clear()
+        self._ended = PeerClosed(
+            "this Peer belongs to the process that forked this one",
+            remedy="Make a Peer in the child",
+        )
+
+
+def _forked() -> None:
+    for engine in _ENGINES:
+        engine.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -13,13 +13,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import LinkLost, RemoteProtocolError, TransferRefused, ZBusError
+from ..errors import Cancelled, LinkLost, RemoteProtocolError, TransferRefused, ZBusError
 from ..net.frames import Body
 from ..net.places import DialTarget, Peering
+from ..protocol.fields import clip
 from ..protocol.identity import SessionKey
-from ..protocol.messages import Hello, Measure, Pong
+from ..protocol.messages import Hello, Measure, Pong, Refused
 from ..values.streams import DropSink, PatternSource
 from .context import Context
+from .inflow import Inflow
+from .outflow import Outflow
 from .wrapping import Wrapped
 
 WINDOW = 64 << 20  # bytes granted ahead; nothing is held
@@ -33,6 +36,7 @@ class _Ask:
     target: DialTarget
     peering: Peering | None
     future: Future[float]
+    flow: Outflow | Inflow | None = None  # of a block
 
 
 class Measuring:
@@ -87,11 +91,22 @@ class Measuring:
             _count_down(self._blocks, key)
             self._end(ask, error or time.monotonic() - began)
 
-        if direction == "up":
-            self._send(peering, transfer, size, end)
-        else:
-            self._receive(peering, transfer, size, end)
+        give = self._send if direction == "up" else self._receive
+        ask.flow = give(peering, transfer, size, end)
         return ask.future
+
+    def give_up(self, future: Future[Any], why: str) -> None:
+        """Nobody waits for that any more: what moves for it is dropped, on both sides."""
+        error = Cancelled(why)
+        for ask in [ask for ask in self._asks if ask.future is future]:
+            if ask.flow is None or ask.peering is None:
+                self._end(ask, error)
+            else:
+                ask.peering.session.send(Refused(ask.flow.delivery.id, clip(why)))
+                ask.flow.drop(error)
+        for meeting in [meeting for meeting in self._meetings if meeting[1] is future]:
+            self._meetings.remove(meeting)
+            future.set_exception(error)
 
     def _ask(self, target: DialTarget) -> tuple[_Ask, Peering | None]:
         peering = target.peering
@@ -135,12 +150,14 @@ class Measuring:
         else:
             self._receive(peering, message.transfer, message.size, end)
 
-    def _send(self, peering: Peering, transfer: int, size: int, end: _End) -> None:
+    def _send(self, peering: Peering, transfer: int, size: int, end: _End) -> Outflow:
         flow = self._context.transfers.send(peering, transfer, _Block(end))
         flow.stream(PatternSource(size))
+        return flow
 
-    def _receive(self, peering: Peering, transfer: int, size: int, end: _End) -> None:
-        self._context.transfers.absorb(peering, transfer, size, WINDOW, DropSink(), _Block(end))
+    def _receive(self, peering: Peering, transfer: int, size: int, end: _End) -> Inflow:
+        sink, block = DropSink(), _Block(end)
+        return self._context.transfers.absorb(peering, transfer, size, WINDOW, sink, block)
 
     # --- told by the engine -------------------------------------------------------------------
 

@@ -96,7 +96,11 @@ class Operations:
             return
         if running.flat.nbytes >= HEAVY:
             running.handle.note = f"packing {size_text(running.flat.nbytes)}"
-        flow = self._context.transfers.send(peering, running.step.id, _Client(self, running))
+        try:
+            flow = self._context.transfers.send(peering, running.step.id, _Client(self, running))
+        except ZBusError as error:
+            self.fail(running, error)
+            return
         running.flow = flow
         flow.pack(running.flat, running.quality)
 

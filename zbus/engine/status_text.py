@@ -62,6 +62,8 @@ def _bound(context: Context, running: Running, peering: Peering, now: float) -> 
     troubled = _trouble(context, peering, now)
     if troubled:
         return troubled
+    if running.registration.cancelling is not None:
+        return f"{peering.name} has not answered yet that the operation before was cancelled"
     of_value = _of_value(context, running.flow, peering)
     if of_value is not None:
         return of_value
@@ -88,8 +90,12 @@ def _of_value(context: Context, flow: Outflow | Inflow | None, peering: Peering)
     return "" if flow.delivery.incoming.received or flow.delivery.is_whole else None
 
 
-def explain_job(context: Context, job: Job, peering: Peering | None, now: float) -> str:
-    """Where a job of this side is."""
+def explain_job(
+    context: Context, job: Job, peering: Peering | None, lost_at: float | None, now: float
+) -> str:
+    """Where a job of this side is; `lost_at`: when its session broke, while another may come."""
+    if peering is None and lost_at is not None:
+        return _lost(context, job.peer, now - lost_at)
     if peering is None:
         return f"connecting to {job.remote}"
     troubled = _trouble(context, peering, now)
@@ -112,9 +118,10 @@ def explain_job(context: Context, job: Job, peering: Peering | None, now: float)
 def _trouble(context: Context, peering: Peering, now: float) -> str:
     lost = peering.session.lost_for(now)
     if lost > 0:
-        minutes, seconds = divmod(int(context.settings.reconnect_wait), 60)
-        return (
-            f"link to {peering.name} lost {lost:.0f} s ago, trying, "
-            f"gives up at {minutes}:{seconds:02d}"
-        )
+        return _lost(context, peering.name, lost)
     return f"{peering.name} is not answering for {peering.silent:.0f} s" if peering.silent else ""
+
+
+def _lost(context: Context, name: str, seconds: float) -> str:
+    minutes, rest = divmod(int(context.settings.reconnect_wait), 60)
+    return f"link to {name} lost {seconds:.0f} s ago, trying, gives up at {minutes}:{rest:02d}"

@@ -173,10 +173,12 @@ class Transfers:
             flow.guarded(lambda: flow.stored())
 
     def refused(self, peering: Peering, message: Refused, _: Body | None) -> None:
-        flow = self._out(peering, message.transfer)
-        if flow is not None:
-            error = TransferRefused(message.why, peer=peering.name)
-            flow.guarded(lambda: flow.refused(error))
+        flow = self._flows.get((peering.key, message.transfer))
+        error = TransferRefused(message.why, peer=peering.name)
+        if isinstance(flow, Outflow):
+            flow.guarded(partial(flow.refused, error))
+        elif flow is not None:  # whoever sends it gives it up
+            flow.drop(error)
 
     def chunk(self, peering: Peering, message: Chunk, body: Body | None) -> None:
         flow = self._flows.get((peering.key, message.transfer))

@@ -168,10 +168,17 @@ class Channels:
                 self._not_announced(registration, link)
 
     def _not_announced(self, registration: Registration, link: Link) -> None:
-        """The other side does not keep it any more: there is room for one that waits for that."""
+        """The other side does not keep it any more: there is room for one that waits for that. A
+        run may have two places that lead there: of the other one it has to hear anew."""
         link.announced.discard((registration.run, registration.channel))
+        for twin in self.registrations:
+            is_of_it = twin.run == registration.run and twin is not registration
+            if is_of_it and _waits(twin, link, registration.channel):
+                self._announce(twin, link)
+                break
         while link.held and len(link.announced) < MAX_REMOTE_RUNS:
             self._announce(link.held.pop(0), link)
+        self._bind(link)
 
     def _settle_ambiguity(self, registration: Registration) -> None:
         kind = registration.endpoint.kind
@@ -243,10 +250,10 @@ class Channels:
         return tuple(self._handlers)
 
     def _announced(self, link: Link, message: Announce, _: bytes) -> None:
-        if len(link.remote) >= MAX_REMOTE_RUNS:
-            raise RemoteProtocolError("too many runs announced")
         # A run announced again waits anew, at the end of the row.
         link.remote.pop((message.run, message.channel), None)
+        if len(link.remote) >= MAX_REMOTE_RUNS:
+            raise RemoteProtocolError("too many runs announced")
         link.remote[message.run, message.channel] = message
         link.busy.pop(message.channel, None)
         self._refuse_other_nodes(link, message)
@@ -303,8 +310,16 @@ class Channels:
         if not link.binds:
             return
         for (run, channel), announced in list(link.remote.items()):
-            registration = next((s for s in self.registrations if _waits(s, link, channel)), None)
-            if registration is None:
+            # Only one that the other side knows of: else it says NOT_BOUND, and both wait.
+            registration = next(
+                (
+                    s
+                    for s in self.registrations
+                    if _waits(s, link, channel) and (s.run, channel) in link.announced
+                ),
+                None,
+            )
+            if registration is None or (run, channel) not in link.remote:
                 continue
             del link.remote[run, channel]
             link.bindings += 1

@@ -287,8 +287,9 @@ class Sending(Delivery[SendState, SendEvent]):
         total = self.outgoing.total if self.outgoing is not None else 0
         if grant.limit > total or grant.received > grant.limit:
             raise RemoteProtocolError("a GRANT beyond the value")
-        self.held = grant.limit == 0
-        if self.held or self.outgoing is None:  # which rode inside its offer, and waits there
+        is_inline = self.outgoing is None  # it rode inside its offer, and waits there
+        self.held = grant.limit == 0 and (total > 0 or is_inline)
+        if self.held or self.outgoing is None:
             return self._on(SendEvent.HELD)
         if self.state is SendState.LENT:  # how far the peer has read
             self.received = grant.received

@@ -77,8 +77,9 @@ class GivenJobs:
         self.jobs: dict[str, GivenJob] = {}
         self.waits_changed = False  # what is waited for, here or there
         self._untold: dict[str, tuple[Identity, str, float]] = {}  # cancels: whom, why, until
-        # Cancels that were said on a session, and perhaps not heard before that breaks: job, why.
-        self._said: dict[SessionKey, list[tuple[GivenJob, str]]] = {}
+        # Jobs that have ended on a session, whose last words (STORED, JOB_CANCEL) are perhaps not
+        # heard before that breaks: then their runner would keep what nobody comes for.
+        self._said: dict[SessionKey, list[tuple[str, Identity, str]]] = {}
 
     def _moved(self, given: GivenJob, event: str) -> bool:
         before, given.state = given.state, TABLE.get((given.state, event), given.state)
@@ -105,14 +106,12 @@ class GivenJobs:
         why = clip(str(error) if error is not None else "cancelled there")
         if session is not None:
             self._out.append(Say(session, JobCancel(given.id, why)))
-            self._said.setdefault(session, []).append((given, why))
         else:
-            self._tell_later(given, why)
+            self._tell_later(given.id, given.runner, why, given.lost_at)
         self._end(given, error or Cancelled("cancelled here", peer=given.peer, stage=stage(given)))
 
-    def _tell_later(self, given: GivenJob, why: str) -> None:
-        until = given.lost_at + self.reconnect_wait + TELL_CANCEL
-        self._untold[given.id] = (given.runner, why, until)
+    def _tell_later(self, job: str, runner: Identity, why: str, lost_at: float) -> None:
+        self._untold[job] = (runner, why, lost_at + self.reconnect_wait + TELL_CANCEL)
 
     def heard(self, session: SessionKey) -> None:
         """The peer has acknowledged all that was said on that session."""
@@ -126,6 +125,9 @@ class GivenJobs:
     def _end(self, given: GivenJob, error: ZBusError | None) -> None:
         """What follows when its state has become ENDED."""
         self.jobs.pop(given.id, None)
+        if given.session is not None:
+            why = clip(str(error)) if error is not None else "it is done"
+            self._said.setdefault(given.session, []).append((given.id, given.runner, why))
         given.what, given.session = None, None
         given.coming.clear()
         self._out += [Drop(given.id), Ended(given, error)]
@@ -228,10 +230,9 @@ class GivenJobs:
     def session_down(self, session: SessionKey, error: ZBusError, now: float) -> None:
         """The session has ended. A peer whose link was lost may come back with another."""
         event = "session lost" if isinstance(error, LinkLost) else "runner gone"
-        for given, why in self._said.pop(session, []):
+        for ended in self._said.pop(session, []):
             if isinstance(error, LinkLost):
-                given.lost_at = now
-                self._tell_later(given, why)
+                self._tell_later(*ended, now)
         for given in [given for given in self.jobs.values() if given.session == session]:
             given.session, given.lost_at, given.waits = None, now, ()
             given.coming.clear()
@@ -246,7 +247,7 @@ class GivenJobs:
             if is_over and self._moved(given, "not met again"):
                 what = "the link was lost and is not back"
                 remedy = "Look at the network or the tunnel, then run it again"
-                self._tell_later(given, what)
+                self._tell_later(given.id, given.runner, what, given.lost_at)
                 self._end(given, LinkLost(what, peer=given.peer, stage=stage(given), remedy=remedy))
         self._untold = {job: told for job, told in self._untold.items() if now < told[2]}
 

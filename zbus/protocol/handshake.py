@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from ..errors import ConnectError, DialledSelf, RemoteProtocolError, VersionMismatch, ZBusError
+from ..errors import DialledSelf, RemoteProtocolError, VersionMismatch, ZBusError
 from .fields import clip
 from .messages import VERSION, Hello, Message, Ready, Reject
 
@@ -126,6 +126,4 @@ def _rejected(message: Reject) -> ZBusError:
         return DialledSelf(message.why)
     if message.code == "version":
         return VersionMismatch(message.why)
-    if message.code == "protocol":
-        return RemoteProtocolError(f"the peer ended the connection: {message.why}")
-    return ConnectError(message.why)
+    return RemoteProtocolError(f"the peer ended the connection: {message.why}")

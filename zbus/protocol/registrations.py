@@ -79,6 +79,10 @@ class Link:
         self.operations += 1
         return self.operations * 2 + self.binds
 
+    def may_be_theirs(self, operation: int) -> bool:
+        """Whether the other side may give that id to something of its own."""
+        return operation % 2 != self.binds
+
 
 class State(Enum):
     WAITING = "waiting"

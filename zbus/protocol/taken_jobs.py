@@ -10,10 +10,11 @@ the queue is kept for `reconnect_wait`, and one that runs goes on, its results k
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import LinkLost, TransferRefused, ZBusError
+from ..errors import LinkLost, RemoteProtocolError, TransferRefused, ZBusError
 from .identity import Identity, SessionKey
 from .job_records import (
     END,
@@ -33,6 +34,7 @@ from .job_room import MAX_TAKEN, Forgotten, is_full
 from .messages import JobCancel, JobState
 from .outcomes import not_permitted, refused_for, unsendable
 
+MAX_ANSWERS = 2048  # of one session, not stored yet
 KEPT = 600.0  # seconds that the results for a client whose link is lost are kept
 
 TABLE: dict[tuple[TakenState, str], TakenState] = {
@@ -72,6 +74,7 @@ class TakenJobs:
         self.queue_changed = False  # perhaps a ring of waits is closed now
         self.waits: tuple[str, ...] = ()  # what the prompt that runs here waits for, as tokens
         self._gone = Forgotten()
+        self._answers: Counter[SessionKey] = Counter()  # on their way, of jobs that are not kept
 
     def _moved(self, taken: TakenJob, event: str) -> bool:
         before, taken.state = taken.state, TABLE.get((taken.state, event), taken.state)
@@ -105,7 +108,21 @@ class TakenJobs:
         self._answer(session, job, not_permitted(why))
 
     def _answer(self, session: SessionKey, job: str, end: dict[str, Any]) -> None:
+        """Of a job that is not kept here.
+
+        Raises:
+            RemoteProtocolError: The peer offers and offers, and takes no answers.
+        """
+        if self._answers[session] >= MAX_ANSWERS:
+            raise RemoteProtocolError("too many jobs offered whose refusals were not taken")
+        self._answers[session] += 1
         self._out.append(Deliver(session, job, END, end))
+
+    def _answered(self, session: SessionKey) -> None:
+        if self._answers[session] > 1:
+            self._answers[session] -= 1
+        else:
+            del self._answers[session]
 
     def _adopt(self, taken: TakenJob, session: SessionKey) -> None:
         """The client has come back: what it has not said to have goes to it once more."""
@@ -205,6 +222,7 @@ class TakenJobs:
         """The owner has a parcel of ours."""
         taken = self._of(session, job)
         if taken is None:
+            self._answered(session)
             return
         if part == END and taken.end_is_new:
             taken.end_is_new = False
@@ -218,6 +236,8 @@ class TakenJobs:
     ) -> None:
         """A parcel of ours cannot travel; `resumable`: not on this session, which broke."""
         taken = self._of(session, job)
+        if taken is None:
+            self._answered(session)
         if taken is None or resumable:  # it stays in `parts`, for the owner to come back
             return
         if part != END:  # whoever waits for that result has to hear it
@@ -277,6 +297,7 @@ class TakenJobs:
 
     def session_down(self, session: SessionKey, error: ZBusError, now: float) -> None:
         """The session has ended. An owner whose link was lost may come back with another."""
+        self._answers.pop(session, None)
         of_it = [taken for taken in self.jobs.values() if taken.session == session]
         for taken in of_it:
             taken.session = None
