@@ -478,6 +478,8 @@ class Side(Moving):
                 if taken.id in self.hosted:
                     self.hosted[taken.id].forgotten += 1
                     assert self.hosted[taken.id].forgotten == 1
+            case core.Unsaid(session, error):
+                self.world.cut(session, error, error)
             case core.Changed(given):
                 assert given.id not in self.ended
             case core.Ended(given, error):

@@ -535,6 +535,7 @@ def test_a_block_of_no_bytes_is_granted_and_not_held() -> None:
 
 def test_how_a_lent_value_is_read_and_reclaimed() -> None:
     made = sending()
+    assert made.received == 0
     assert made.ready() == () and made.state is SendState.LENDABLE
     assert made.grant(Grant(7, 0, CHUNKS), 0.0) == (Do.LEND,)
     made.grant(Grant(7, 2, CHUNKS), 0.0)

@@ -394,6 +394,20 @@ def test_a_problem_is_told_when_all_was_tried() -> None:
     assert world.dial.problem is REFUSED
 
 
+@pytest.mark.parametrize("found", [(OTHER, REFUSED), (REFUSED, OTHER)], ids=str)
+def test_an_address_that_may_answer_yet_counts_before_one_that_never_will(
+    found: tuple[ZBusError, ZBusError],
+) -> None:
+    world = World()
+    world.use()
+    world.found(spots=SPOTS[A])
+    for error in found:
+        world.closed()
+        assert world.diagnosed(error) == []
+        world.wait()
+    assert world.dial.problem is REFUSED and world.state is State.CONNECTING
+
+
 # --- what ends, and what does not -----------------------------------------------------------------
 
 

@@ -243,7 +243,8 @@ class TakenJobs:
         if part != END:  # whoever waits for that result has to hear it
             end = unsendable(part[len(RESULT) :], error)
             self.spoil(taken, end, end["message"])
-        elif not isinstance(error, TransferRefused):  # it is waited for, and was not refused there
+        elif not (isinstance(error, TransferRefused) or taken.end_is_new):
+            # It is waited for, and was not refused there; and no other one goes after it.
             if not taken.is_end_plain:
                 taken.is_end_plain, taken.spoiled = True, unsendable("", error)
                 self._give(taken, END, taken.spoiled)
