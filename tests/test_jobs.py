@@ -374,12 +374,7 @@ def test_a_runner_that_has_not_heard_of_the_end_keeps_nothing() -> None:
     world, client, worker, key = running()
     worker.give("j", "a")
     worker.end("j")
-    for parcel in list(worker.packing):
-        worker.packed(parcel)
-    while queue := world.queues[key, client]:
-        client.receive(key, queue.popleft())
-        for arriving in [p for p in world.moving if p.arriving]:
-            client.arrived(arriving)
+    world.run_until(lambda: not client.jobs.given)
     assert client.outcome("j") is None and worker.jobs.taken
     world.cut(key, LinkLost("lost"), LinkLost("lost"))
     world.connect(client, worker)
