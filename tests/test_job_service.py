@@ -1154,7 +1154,7 @@ class Bad:
             peer.own,
             name="bad",
             incarnation=os.urandom(16),
-            instance=os.urandom(16),
+            instance=b"\xff" * 16,  # the other side's is lower: the even ids are this one's
             nonce=os.urandom(16),
             session=os.urandom(16),
             pid=0,
