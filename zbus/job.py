@@ -259,7 +259,7 @@ class Taken:
 
     def refuse(self, reasons: Sequence[Reason]) -> None:
         """It cannot run: everything that is wrong."""
-        self._tell(lambda desk: desk.refuse(self.id, reasons))
+        self._tell(lambda teller: teller.refuse(self.id, reasons))
 
     def passed(self) -> None:
         """It could run: the end of a job that only asked."""
@@ -268,25 +268,25 @@ class Taken:
     def queued(self, place: int) -> None:
         """It is in the queue, behind `place` others. Again when that changes."""
         at = max(0, given.whole("place", place, -MAX_COUNT, MAX_COUNT))
-        self._tell(lambda desk: desk.queued(self.id, at))
+        self._tell(lambda teller: teller.queued(self.id, at))
 
     def started(self) -> None:
         """It runs."""
-        self._tell(lambda desk: desk.started(self.id))
+        self._tell(lambda teller: teller.started(self.id))
 
     def progress(self, node: str, title: str, value: int, maximum: int) -> None:
         """Which node is at which step. What nodes tell of their steps is their own: where that is
         no number that can be counted to, it is 0."""
         told = given.text("node", node), given.text("title", title)
         at, most = _counted(value), _counted(maximum)
-        self._tell(lambda desk: desk.progressed(self.id, *told, at, most))
+        self._tell(lambda teller: teller.progressed(self.id, *told, at, most))
 
     def preview(self, node: str, kind: str, data: bytes) -> None:
         """A picture of what that node computes: "image/jpeg" or "image/png", at most 1 MiB. What is
         something else is left out: it is the nodes' own, and no job fails for want of a preview."""
         if kind not in PREVIEWS or not isinstance(data, bytes) or not isinstance(node, str):
             return
-        self._tell(lambda desk: desk.preview(self.id, node, kind, data))
+        self._tell(lambda teller: teller.preview(self.id, node, kind, data))
 
     def result(self, name: str, value: Any) -> None:
         """One of the outputs. It must not change any more.
@@ -299,18 +299,18 @@ class Taken:
         except InputError as error:
             raise NotTransferable(f"a result's {error.what}") from None
         flat = flatten(value)
-        self._tell(lambda desk: desk.result(self.id, name, flat))
+        self._tell(lambda teller: teller.result(self.id, name, flat))
 
     def done(self) -> None:
         """It has ended well, and all its results are told."""
-        self._tell(lambda desk: desk.ended(self.id, {"outcome": "done"}))
+        self._tell(lambda teller: teller.ended(self.id, {"outcome": "done"}))
 
     def failed(self, detail: dict[str, str]) -> None:
         """A node failed: node_id, title, class_type, exception_type, message, traceback."""
         told = {name: clip(str(text), MAX_DETAIL) for name, text in detail.items()}
-        self._tell(lambda desk: desk.ended(self.id, told | {"outcome": "failed"}))
+        self._tell(lambda teller: teller.ended(self.id, told | {"outcome": "failed"}))
 
     def stopped(self, why: str) -> None:
         """It was stopped, and why."""
         given.text("why", why)
-        self._tell(lambda desk: desk.ended(self.id, {"outcome": "cancelled", "why": clip(why)}))
+        self._tell(lambda teller: teller.ended(self.id, {"outcome": "cancelled", "why": clip(why)}))

@@ -371,6 +371,8 @@ class Probe:
     def _wait(self, ask: Callable[[], Future[T]], timeout: float | None) -> T:
         future = self._engine.ask(ask)
         self._asked.append(future)
+        if self._closed:  # meanwhile, by another thread
+            self._give_up(future, "the measurement was closed")
         try:
             return future.result(timeout)
         finally:

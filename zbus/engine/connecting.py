@@ -50,23 +50,23 @@ class SessionRequest:
 
 
 class Connecting:
-    """All errands of one peer."""
+    """All requests of one peer."""
 
     def __init__(self, context: Context, instance: bytes) -> None:
         self._context, self._instance = context, instance
         self._open: list[SessionRequest] = []
 
-    def begin(self, errand: SessionRequest) -> None:
+    def begin(self, session_request: SessionRequest) -> None:
         """Call `then` with the session, at once if there is one, or `failed`."""
-        self._open.append(errand)
-        remote, now = errand.remote, time.monotonic()
+        self._open.append(session_request)
+        remote, now = session_request.remote, time.monotonic()
         if remote.instance == self._instance.hex():
-            self._fail(errand, _self(remote))
+            self._fail(session_request, _self(remote))
             return
         peering = self._peering(remote)
         if peering is not None:
-            errand.lease = self._context.links.addresses.use(peering.place)
-            self._met(errand, peering)
+            session_request.lease = self._context.links.addresses.use(peering.place)
+            self._met(session_request, peering)
             return
         try:
             routes = remote.routes()
@@ -76,31 +76,31 @@ class Connecting:
                 raise _own(remote)
             lease = self._context.links.addresses.dial_own(routes, remote.key, now, remote.hinted())
         except ZBusError as error:
-            self._fail(errand, error)
+            self._fail(session_request, error)
             return
-        errand.began, errand.lease = now, lease
+        session_request.began, session_request.lease = now, lease
         met = lease.place.peering
         if met is not None and met.connection is not None:
-            self._met(errand, met)
+            self._met(session_request, met)
 
-    def again(self, errand: SessionRequest) -> None:
+    def again(self, session_request: SessionRequest) -> None:
         """Its session is lost. Where the other side had dialled it, that may have no reason to do
         so again: this side dials now."""
-        remote, lease = errand.remote, errand.lease
+        remote, lease = session_request.remote, session_request.lease
         routes = remote.routes()
         if routes and lease is not None and not isinstance(lease.place, DialTarget):
             dial, now = self._context.links.addresses.dial_own, time.monotonic()
             with contextlib.suppress(ZBusError):
-                errand.lease = dial(routes, remote.key, now, remote.hinted())
+                session_request.lease = dial(routes, remote.key, now, remote.hinted())
                 lease.release()
 
-    def done(self, errand: SessionRequest) -> None:
+    def done(self, session_request: SessionRequest) -> None:
         """It is over: the place may go, after a while."""
-        if errand in self._open:
-            self._open.remove(errand)
-            errand.waiting = False
-            if errand.lease is not None:
-                errand.lease.release()
+        if session_request in self._open:
+            self._open.remove(session_request)
+            session_request.waiting = False
+            if session_request.lease is not None:
+                session_request.lease.release()
 
     def _peering(self, remote: Remote) -> Peering | None:
         """A session that stands with that very peer, whichever side dialled."""
@@ -109,51 +109,58 @@ class Connecting:
                 return peering
         return None
 
-    def _met(self, errand: SessionRequest, peering: Peering) -> None:
-        errand.waiting = False
-        if _is_met(errand.remote, peering):
-            errand.then(peering)
+    def _met(self, session_request: SessionRequest, peering: Peering) -> None:
+        session_request.waiting = False
+        if _is_met(session_request.remote, peering):
+            session_request.then(peering)
         else:
-            self._fail(errand, wrong_peer(errand.remote, peering.session.peer.name))
+            self._fail(
+                session_request, wrong_peer(session_request.remote, peering.session.peer.name)
+            )
 
-    def _fail(self, errand: SessionRequest, error: ZBusError) -> None:
-        self.done(errand)
-        errand.failed(error)
+    def _fail(self, session_request: SessionRequest, error: ZBusError) -> None:
+        self.done(session_request)
+        session_request.failed(error)
 
     # --- told by the engine -------------------------------------------------------------------
 
     def linked(self, peering: Peering) -> None:
         """A connection stands."""
-        for errand in [e for e in self._open if e.waiting and e.place is peering.place]:
-            self._met(errand, peering)
+        for session_request in [e for e in self._open if e.waiting and e.place is peering.place]:
+            self._met(session_request, peering)
 
     def place_failed(self, place: DialTarget, error: ZBusError) -> None:
         """Dialling there cannot help."""
-        for errand in [e for e in self._open if e.waiting and e.place is place]:
+        for session_request in [e for e in self._open if e.waiting and e.place is place]:
             is_self = isinstance(error, DialledSelf)
-            self._fail(errand, _own(errand.remote) if is_self else _missing(errand.remote, error))
+            self._fail(
+                session_request,
+                _own(session_request.remote)
+                if is_self
+                else _missing(session_request.remote, error),
+            )
 
     def tick(self, now: float) -> None:
         """Give up what is unreachable."""
-        for errand in [e for e in self._open if e.waiting]:
-            if isinstance(errand.place, DialTarget):
-                self._look(errand, errand.place, now)
+        for session_request in [e for e in self._open if e.waiting]:
+            if isinstance(session_request.place, DialTarget):
+                self._look(session_request, session_request.place, now)
 
-    def _look(self, errand: SessionRequest, target: DialTarget, now: float) -> None:
+    def _look(self, session_request: SessionRequest, target: DialTarget, now: float) -> None:
         if target.connection is not None and target.connection.connected:
-            errand.stood = now  # TCP stands, on which no peer has answered yet
+            session_request.stood = now  # TCP stands, on which no peer has answered yet
         # Each address may take its time; the last one more, where somebody is there and is deaf.
         patience = PATIENCE * target.dial.ways.count
-        if now - errand.stood <= GAP:
+        if now - session_request.stood <= GAP:
             patience += DEAF - PATIENCE
         problem = target.dial.problem
         # One that was there a moment ago may be back as soon as its session waits for that.
         is_waited_for = target.peering is not None and not target.dial.given_up
         if problem is not None and not is_waited_for:
-            self._fail(errand, _missing(errand.remote, problem))
-        elif now >= errand.began + patience:
-            silent = Unreachable(f"no answer in {now - errand.began:.0f} s")
-            self._fail(errand, _missing(errand.remote, problem or silent))
+            self._fail(session_request, _missing(session_request.remote, problem))
+        elif now >= session_request.began + patience:
+            silent = Unreachable(f"no answer in {now - session_request.began:.0f} s")
+            self._fail(session_request, _missing(session_request.remote, problem or silent))
 
     def deadline(self, now: float) -> float | None:
         """When `tick` has something to do."""
@@ -161,8 +168,8 @@ class Connecting:
 
     def close(self, error: ZBusError) -> None:
         """The peer is closed."""
-        for errand in [e for e in self._open if e.waiting]:
-            self._fail(errand, error)
+        for session_request in [e for e in self._open if e.waiting]:
+            self._fail(session_request, error)
 
 
 def _is_own(place: Place) -> bool:

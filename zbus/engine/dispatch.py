@@ -12,15 +12,9 @@ from ..protocol.channel import Channels
 from ..protocol.messages import (
     Await,
     Chunk,
-    Enquire,
-    Facts,
     Finish,
     Grant,
-    JobCancel,
     JobOffer,
-    JobPreview,
-    JobProgress,
-    JobState,
     Measure,
     Message,
     Offer,
@@ -65,7 +59,7 @@ def handlers(
         channels.receive(peering.key, message, body.take() if body is not None else b"")
 
     def job(peering: Peering, message: Message, body: Body | None) -> None:
-        jobs.message(peering, message, body.take() if body is not None else b"")
+        jobs.receive(peering, message, body.take() if body is not None else b"")
 
     return {
         Chunk: transfers.chunk,
@@ -81,11 +75,6 @@ def handlers(
         Await: operation,
         Pong: measuring.pong,
         Measure: measure,
+        **dict.fromkeys(jobs.kinds, job),
         JobOffer: job_offer,
-        JobState: job,
-        JobProgress: job,
-        JobPreview: job,
-        JobCancel: job,
-        Enquire: job,
-        Facts: job,
     }

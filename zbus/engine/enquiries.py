@@ -85,14 +85,14 @@ class Enquiries:
             peering.session.send(Enquire(self._numbered))
 
         def answered(result: dict[str, Any] | ZBusError) -> None:
-            self._connecting.done(errand)
+            self._connecting.done(session_request)
             if isinstance(result, ZBusError):
                 future.set_exception(result)
             else:
                 future.set_result(result)
 
-        errand = SessionRequest(remote, then, future.set_exception)
-        self._connecting.begin(errand)
+        session_request = SessionRequest(remote, then, future.set_exception)
+        self._connecting.begin(session_request)
         return future
 
     def told(self, peering: Peering, message: Facts) -> None:

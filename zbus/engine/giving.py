@@ -28,7 +28,7 @@ class _Given:
 
     job: Job
     flat: Flat
-    errand: SessionRequest
+    session_request: SessionRequest
     record: GivenJob | None = None
     awaited: str = ""  # by whom, told before there was a link
 
@@ -59,7 +59,7 @@ class Giving:
             job.fail(error)
 
         given = self.given[job.id] = _Given(job, flat, SessionRequest(job.remote, then, failed))
-        self._connecting.begin(given.errand)
+        self._connecting.begin(given.session_request)
 
     def cancel(self, job: Job, error: ZBusError) -> None:
         """This side does not want it any more."""
@@ -68,7 +68,7 @@ class Giving:
             self._core.cancel(given.record, error)
         elif given is not None:
             del self.given[job.id]
-            self._connecting.done(given.errand)
+            self._connecting.done(given.session_request)
             job.fail(error)
 
     def awaits(self, job: Job, who: str) -> None:
@@ -83,7 +83,7 @@ class Giving:
         """A session has ended: see that those jobs which go on can meet their runners again."""
         for given in self.given.values():
             if given.record is not None and given.record.state is GivenState.LOST:
-                self._connecting.again(given.errand)
+                self._connecting.again(given.session_request)
 
     # --- from their runners -------------------------------------------------------------------
 
@@ -145,7 +145,7 @@ class Giving:
         if given is None:
             return
         job = given.job
-        self._connecting.done(given.errand)
+        self._connecting.done(given.session_request)
         job.progress = Progress("ended")
         job.request = replace(job.request, values={})  # the handle may be kept for long
         job.results = event.given.results

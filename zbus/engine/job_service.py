@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 from ..errors import InternalError, ZBusError
 from ..net.places import DialTarget, Peering
@@ -54,35 +55,50 @@ class JobService:
         self.giving = Giving(context, self.jobs.giving, self.connecting)
         self.taking = Taking(context, self.jobs.taking, post)
         self.job_transfers = JobTransfers(context, self.jobs, self.giving.moved)
+        self._handlers: dict[type[Message], Callable[[Peering, Any, bytes], None]] = {
+            JobOffer: self._parcel,
+            JobState: self._state,
+            JobProgress: self._progress,
+            JobPreview: self._preview,
+            JobCancel: self._cancelled,
+            Enquire: self._asked,
+            Facts: self._answered,
+        }
 
     # --- messages -----------------------------------------------------------------------------
 
-    def message(self, peering: Peering, message: Message, body: bytes) -> bool:
-        """Take one message; False if it is not for jobs.
+    def receive(self, peering: Peering, message: Message, body: bytes) -> None:
+        """Take one message, of one of `kinds`.
 
         Raises:
             RemoteProtocolError: It breaks the rules.
         """
-        match message:
-            case JobOffer():
-                self._parcel(peering, message, body)
-            case JobState():
-                self.jobs.giving.state(peering.key, message)
-            case JobProgress():
-                self.giving.progress(peering, message)
-            case JobPreview():
-                self.giving.preview(peering, message, body)
-            case JobCancel():
-                if peering.identity is not None:
-                    self.jobs.taking.cancelled(peering.identity, message)
-            case Enquire():
-                permitted = not self.taking.denial(peering)
-                self.enquiries.asked(peering, message, permitted, self.taking.facts)
-            case Facts():
-                self.enquiries.told(peering, message)
-            case _:
-                return False
-        return True
+        self._handlers[type(message)](peering, message, body)
+
+    @property
+    def kinds(self) -> tuple[type[Message], ...]:
+        """The kinds of messages that are for jobs."""
+        return tuple(self._handlers)
+
+    def _state(self, peering: Peering, message: JobState, _: bytes) -> None:
+        self.jobs.giving.state(peering.key, message)
+
+    def _progress(self, peering: Peering, message: JobProgress, _: bytes) -> None:
+        self.giving.progress(peering, message)
+
+    def _preview(self, peering: Peering, message: JobPreview, body: bytes) -> None:
+        self.giving.preview(peering, message, body)
+
+    def _cancelled(self, peering: Peering, message: JobCancel, _: bytes) -> None:
+        if peering.identity is not None:
+            self.jobs.taking.cancelled(peering.identity, message)
+
+    def _asked(self, peering: Peering, message: Enquire, _: bytes) -> None:
+        permitted = not self.taking.denial(peering)
+        self.enquiries.asked(peering, message, permitted, self.taking.facts)
+
+    def _answered(self, peering: Peering, message: Facts, _: bytes) -> None:
+        self.enquiries.told(peering, message)
 
     def _parcel(self, peering: Peering, parcel: JobOffer, body: bytes) -> None:
         """A value of a job is offered: take it, or say that it is here, or not wanted."""

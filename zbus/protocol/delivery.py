@@ -11,10 +11,11 @@ happened and does what comes back, in order. Nothing else knows how far a value 
        | OFFER or JOB_OFFER ------------------>  OFFERED
     OFFERED                                         | memory asked for
        |                                         WAITING_FOR_MEMORY   (GRANT of nothing)
-       |  <---------------- SHM_READY, GRANT ---    | memory allocated
+       |                                         ALLOCATING
+       |  <---------------- SHM_READY, GRANT ---    | its memory is there
     MOVING or LENT                               MOVING or READING
        | CHUNK ... or SHM_OFFER; FINISH ------->    | every byte is there
-       |                                         VERIFYING
+       |                                         VERIFYING or VERIFYING_READ
        |                                            | the digest is right
        |                                         BUILDING
        |  <------------------------- STORED ----    | handed over
@@ -22,6 +23,9 @@ happened and does what comes back, in order. Nothing else knows how far a value 
 
 A connection that breaks is none of these: the session is mended or it ends. What was granted and
 what had come is said anew on the next connection, by `Outgoing` and `Incoming` (`transfer`).
+
+Between OFFERED and MOVING or LENT a `Sending` may be LENDABLE: the peer has proved that it could
+read the value where it lies. A `Receiving` whose spec is long has it first (HEAD), in chunks.
 
 Late words are no faults: between the end of one side and the news of it the other goes on. So an
 ended delivery takes every event and does nothing.
@@ -165,7 +169,7 @@ class ReceiveEvent(Enum):
 _R, _RE = ReceiveState, ReceiveEvent
 _REFUSED: tuple[ReceiveState, Actions] = (_R.FAILED, (Do.REFUSE, Do.RELEASE, Do.TELL))
 _NOT_GOT: tuple[ReceiveState, Actions] = (_R.FAILED, (Do.RELEASE, Do.TELL))
-# Who drops it tells the peer in its own words: CANCEL, JOB_CANCEL, CLOSE.
+# Who drops it tells the peer in its own words: CANCEL, CLOSE. Who has none lets it fail: REFUSED.
 _ENDS = {_RE.FAILED: _REFUSED, _RE.DROPPED: _NOT_GOT, _RE.BROKEN: _NOT_GOT}
 _OPEN = [state for state in ReceiveState if state not in (_R.BUILT, _R.FAILED)]
 _GRANTING = (_R.HEAD, _R.MOVING, _R.READING, _R.VERIFYING, _R.VERIFYING_READ)
@@ -341,7 +345,6 @@ class Receiving(Delivery[ReceiveState, ReceiveEvent]):
 
     Attributes:
         incoming: Its chunks.
-        via_memory: Whether it is, or was, read out of the sender's memory.
     """
 
     TABLE = RECEIVING
@@ -352,7 +355,6 @@ class Receiving(Delivery[ReceiveState, ReceiveEvent]):
         self.id, self.total, self.head = transfer, total, head
         self.incoming = Incoming(transfer, head or total, window)
         self._digest: bytes | None = None
-        self._compared = False
 
     # --- its offer ----------------------------------------------------------------------------
 
