@@ -86,7 +86,7 @@ def cancelled(operation: Operation[Any]) -> None:
 
 
 def nothing_left(*peers: Peer) -> None:
-    standing = ("addresses", "sessions", "registrations")
+    standing = ("addresses", "sessions", "connections", "registrations")
 
     def held() -> dict[str, int]:
         return {

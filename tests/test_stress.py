@@ -229,8 +229,8 @@ class World:
                 counters = peer.counters()
                 found.update({(peer.name, k): v for k, v in counters.items() if v})
                 found.update({(peer.name, "jobs", k): v for k, v in left(peer).items()})
-                found.pop((peer.name, "addresses"), None)
-                found.pop((peer.name, "sessions"), None)
+                for stays in ("addresses", "sessions", "connections"):
+                    found.pop((peer.name, stays), None)
             return found
 
         try:
