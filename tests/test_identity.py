@@ -140,6 +140,9 @@ class Impostor:
         self.hello = self.hear(Hello)
         if self.hello is not None:
             self._link.send(encode(Ready(self.hello.nonce)))
+            # The side with the lower instance gives the even ids, the other one the odd ones.
+            self._operation = int(not self.hello.instance < (told | claims)["instance"])
+        MADE.append(self)
 
     def say(self, message: Any, body: bytes | None = None) -> None:
         self._seq += message.SEQUENCED
@@ -185,9 +188,22 @@ class Impostor:
         return self.hear(Facts) is not None
 
     def close(self) -> None:
-        self._link.disable_monitor()
-        self._monitor.close(0)
-        self._context.destroy(linger=0)
+        if not self._context.closed:
+            self._link.disable_monitor()
+            self._monitor.close(0)
+            self._context.destroy(linger=0)
+
+
+MADE: list[Impostor] = []
+
+
+@pytest.fixture(autouse=True)
+def _no_impostor_stays() -> Iterator[None]:
+    """One that a failed test leaves behind is closed: its context would wait for its sockets, in
+    whatever thread the garbage collector comes round to it."""
+    yield
+    while MADE:
+        MADE.pop().close()
 
 
 def attack(m: Impostor, job: str, session: Any = None) -> None:
