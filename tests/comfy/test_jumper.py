@@ -105,7 +105,7 @@ def test_the_sides_may_change_their_modes(pair, addr):
         there.step("Send String", string="x")
         since = client.events.mark()
         prompt_id = client.prompt(here.end())
-        client.events.wait_text("", receives, since=since)  # what it waits for
+        client.events.wait_text("nobody listens", receives, since=since)  # there, nor here any more
         sent, got = wait_both(server, server.prompt(there.end()), client, prompt_id)
         assert server.outcome(sent) == "success", server.errors(sent)
         assert client.ui(got, shown, "text") == "x"
