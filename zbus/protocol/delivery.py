@@ -111,7 +111,6 @@ SENDING: Mapping[tuple[SendState, SendEvent], tuple[SendState, Actions]] = {
     (_S.OFFERED, _SE.BROKEN): _NOT_SENT,
     (_S.LENDABLE, _SE.GRANTED): (_S.LENT, (Do.LEND,)),
     (_S.LENDABLE, _SE.HELD): (_S.LENDABLE, ()),
-    (_S.LENDABLE, _SE.READY): (_S.LENDABLE, ()),
     (_S.LENDABLE, _SE.REFUSED): _NOT_SENT,
     (_S.LENDABLE, _SE.FAILED): _NOT_SENT,
     (_S.LENDABLE, _SE.DROPPED): _NOT_SENT,
