@@ -76,6 +76,7 @@ class ComfyUI:
         env: Environment variables on top of the isolated ones; None as value removes one.
         args: More arguments for ComfyUI's command line.
         port: Default a free one.
+        python: The Python that runs it; default COMFYUI_PYTHON, or the one that runs this.
     """
 
     def __init__(
@@ -88,8 +89,10 @@ class ComfyUI:
         env: Mapping[str, str | None] | None = None,
         args: Sequence[str] = (),
         port: int | None = None,
+        python: str = "",
     ) -> None:
         self.comfyui_dir = Path(comfyui_dir)
+        self.python = python or host_python()
         self.name = name
         self._own_base = base is None
         # Resolved: on macOS the temporary folder is behind a link.
@@ -102,6 +105,7 @@ class ComfyUI:
         self.process: subprocess.Popen[bytes] | None = None
         self._env = dict(env or {})
         self._events: Events | None = None
+        self._told: dict[str, int] = {}  # prompts whose events we get, and since when
 
     @property
     def zbus_home(self) -> Path:
@@ -227,17 +231,24 @@ class ComfyUI:
             PromptRefused: Validation failed, wholly or for one of the outputs.
         """
         body = {"prompt": prompt, "client_id": client_id or self.client_id, **extra}
+        since = self._events.mark() if self._events is not None else None
         reply = self.post("/prompt", body)
         if "prompt_id" not in reply or reply.get("node_errors"):
             raise PromptRefused(reply)
+        if since is not None and client_id is None:
+            self._told[str(reply["prompt_id"])] = since
         return str(reply["prompt_id"])
 
     def wait(self, prompt_id: str, timeout: float = 60.0) -> dict[str, Any]:
-        """Wait until that prompt has ended, however it did; return its history entry."""
+        """Wait until that prompt has ended, however it did; return its history entry.
+
+        Where ``events`` was used before the prompt, all that the page is told of it has come.
+        """
         deadline = time.monotonic() + timeout
         while True:
             entry = self.ended(prompt_id)
             if entry:
+                self._wait_last_event(prompt_id)
                 return entry
             if not self.alive:
                 raise RuntimeError(f"{self.name} ended:\n{self.log()[-6000:]}")
@@ -246,7 +257,17 @@ class ComfyUI:
                     f"{self.name}: prompt {prompt_id} has not ended in {timeout} s; its log:\n"
                     + self.log()[-3000:]
                 )
-            time.sleep(0.01)  # the history is written after the last event
+            time.sleep(0.01)  # that it is in the history now is told by nothing
+
+    def _wait_last_event(self, prompt_id: str) -> None:
+        """The history can be ahead of the page: the last event is sent once it is written."""
+        since = self._told.pop(prompt_id, None)
+        if self._events is None or since is None:
+            return
+        last = {"node": None, "prompt_id": prompt_id}
+        self._events.wait_for(
+            lambda e: e.kind == "executing" and last.items() <= e.data.items(), 20.0, since
+        )
 
     def ended(self, prompt_id: str) -> dict[str, Any] | None:
         """The history entry of a prompt that has ended, else None."""
@@ -361,7 +382,7 @@ class ComfyUI:
     # --- details
 
     def _command(self) -> list[str]:
-        command = [sys.executable, str(HERE / "runner.py"), str(self.comfyui_dir)]
+        command = [self.python, str(HERE / "runner.py"), str(self.comfyui_dir)]
         command += ["--cpu", "--port", str(self.port), "--base-directory", str(self.base)]
         command += ["--database-url", "sqlite:///:memory:", "--disable-all-custom-nodes"]
         if self.packs:
@@ -379,6 +400,11 @@ class ComfyUI:
             if value is not None:
                 env[name] = value
         return env
+
+
+def host_python() -> str:
+    """The Python that runs ComfyUI: a user's own checkout has one of its own."""
+    return os.environ.get("COMFYUI_PYTHON") or sys.executable
 
 
 def free_port() -> int:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 from chains import node, own, run_both
+from comfyui import PromptRefused
 from testpack import values
 
 EXPECTED = {
@@ -104,7 +105,6 @@ def test_clipped_values_are_told(pair, addr):
         ("conditioning live", "exact", "LiveObject"),
         ("latent", "8-bit", "8-bit is for images and masks only"),
         ("image nan", "png", "NaN"),
-        ("image", "gzip", "gzip"),
     ],
 )
 def test_what_cannot_be_sent(pair, addr, kind, quality, words):
@@ -119,6 +119,18 @@ def test_what_cannot_be_sent(pair, addr, kind, quality, words):
     # A run that failed before the two met has left nothing: the other one waits for the next.
     pair.b.interrupt(ids[1])
     pair.b.wait(ids[1], 5)
+
+
+def test_a_quality_that_there_is_not(pair, addr):
+    """From 0.30 on ComfyUI itself holds a choice against its list, before anything runs."""
+    chain = own(f"listen:{addr}")
+    made = chain.add(node("TestMake", kind="image", seed=4))
+    chain.step("ZBusSend", value=[made, 0], quality="gzip")
+    try:
+        said = pair.a.errors(pair.a.run(chain.prompt))
+    except PromptRefused as refused:
+        said = str(refused)
+    assert "gzip" in said and "lz4" in said, said
 
 
 def test_an_order_below_zero(pair, addr):
