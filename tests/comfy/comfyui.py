@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import spilled
-from children import until
+from children import slowness, until
 
 if TYPE_CHECKING:
     from events import Events
@@ -136,8 +136,8 @@ class ComfyUI:
 
     def wait_ready(self, timeout: float = START_TIME) -> ComfyUI:
         """Wait until it answers. Raises NotReady, with the end of the log."""
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
+        started = time.monotonic()
+        while time.monotonic() < started + timeout * slowness():
             if not self.alive:
                 raise NotReady(f"{self.name} ended while starting:\n{self.log()[-6000:]}")
             try:
@@ -244,7 +244,7 @@ class ComfyUI:
 
         Where ``events`` was used before the prompt, all that the page is told of it has come.
         """
-        deadline = time.monotonic() + timeout
+        started = time.monotonic()
         while True:
             entry = self.ended(prompt_id)
             if entry:
@@ -252,7 +252,7 @@ class ComfyUI:
                 return entry
             if not self.alive:
                 raise RuntimeError(f"{self.name} ended:\n{self.log()[-6000:]}")
-            if time.monotonic() > deadline:
+            if time.monotonic() > started + timeout * slowness():
                 raise TimeoutError(
                     f"{self.name}: prompt {prompt_id} has not ended in {timeout} s; its log:\n"
                     + self.log()[-3000:]
@@ -298,10 +298,10 @@ class ComfyUI:
     def clear(self, timeout: float = 10.0) -> bool:
         """Empty the queue and interrupt what runs; False if something still runs then."""
         self.post("/queue", {"clear": True})
-        deadline = time.monotonic() + timeout
+        started = time.monotonic()
         while self.queue()[0]:
             self.interrupt()
-            if time.monotonic() > deadline:
+            if time.monotonic() > started + timeout * slowness():
                 return False
             time.sleep(0.05)
         return True
