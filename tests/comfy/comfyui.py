@@ -176,7 +176,7 @@ class ComfyUI:
             assert self.process is not None
             self.process.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout)
+                self.process.wait(timeout * slowness())
         taken = time.monotonic() - started
         self.kill()
         return taken
