@@ -176,6 +176,7 @@ def test_two_clients_on_one_address(here: Peer, there: Peer) -> None:
 
 def test_a_peer_that_is_idle_or_busy(here: Peer, there: Peer) -> None:
     with here.listen("127.0.0.1:0") as listening, there.connect(listening.address) as dialled:
+        until(lambda: there.counters()["sessions"])  # or nobody would be there to speak of
         listening.close()
         operation = dialled.start_receive()
         noted(operation, "press Run on here: it is connected and idle")
