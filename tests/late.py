@@ -14,8 +14,8 @@ from typing import Any
 from zbus.engine import workers
 from zbus.engine.loop import Engine
 
-SELDOM, LONG = 0.08, 0.7
-OFTEN, SHORT = 0.4, 0.08  # seconds, at most
+SELDOM, LONG = 0.03, 0.4
+OFTEN, SHORT = 0.25, 0.03  # seconds, at most
 
 
 def make(seed: int) -> None:
