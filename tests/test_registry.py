@@ -212,20 +212,23 @@ def listed(start: str, end: str) -> list[str]:
     return re.findall(r"^\| `([\w/.]+)` \|", part, re.M)
 
 
-def users(module: str) -> list[str]:
-    """The files of the pack that import it."""
-    found = []
+@cache
+def imports() -> dict[str, set[str]]:
+    """What each file of the pack imports from elsewhere, by its first name."""
+    found = {}
     for path in of_the_pack():
+        named: set[str] = set()
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            named = []
             if isinstance(node, ast.Import):
-                named = [alias.name for alias in node.names]
+                named |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
-                named = [node.module or ""]
-            if any(name.partition(".")[0] == module for name in named):
-                found.append(path.relative_to(ROOT).as_posix())
-                break
-    return sorted(found)
+                named.add(node.module or "")
+        found[path.relative_to(ROOT).as_posix()] = {name.partition(".")[0] for name in named}
+    return found
+
+
+def users(module: str) -> list[str]:
+    return sorted(path for path, named in imports().items() if module in named)
 
 
 @pytest.mark.parametrize(
