@@ -27,6 +27,7 @@ from .graph import (
     link,
     reach,
     sources,
+    title,
 )
 
 NO, ALSO = "no", "also run here"  # `here` of a ZBusRun
@@ -74,7 +75,7 @@ def cut(prompt: Prompt, value: Link, *, attach: Collection[str] = ()) -> Part:
         attach: Ids of nodes to run here in any case: see `loaders`.
 
     Raises:
-        InputError: Nothing is wired there.
+        InputError: Nothing is wired there; or a loader cannot run here.
     """
     if value[0] not in prompt:
         raise InputError(
@@ -85,6 +86,7 @@ def cut(prompt: Prompt, value: Link, *, attach: Collection[str] = ()) -> Part:
     output = add_result(graph, value, "value")
     ends = boundary_nodes(graph, BOUNDARIES, attach)
     part, boundaries = closed(graph, up_to(graph, [output], ends), ends)
+    _check_loaders(prompt, {source for source, _ in boundaries.values() if source in attach})
     varies = any(class_type_of(node) == node_ids.VARY for node in part.values())
     return Part(part, (output,), boundaries, varies)
 
@@ -299,8 +301,9 @@ def loaders(prompt: Prompt, is_file_input: Callable[[str, str], bool]) -> set[st
     """The nodes that load a file of the user's own on this side, to be attached by `cut`: the
     peer may lack it, or have another picture under the same name.
 
-    Those with links are not among them (their file's name may be computed), nor are those with a
-    stand-in, whose file only the peer has.
+    Links beside the file's name do not matter: what they come from runs here as well. Those whose
+    file's name comes by a link are not among them (it may be computed there), nor are those with
+    a stand-in, whose file only the peer has, and those that name none (a painter without a mask).
 
     Args:
         prompt: The whole prompt.
@@ -309,6 +312,34 @@ def loaders(prompt: Prompt, is_file_input: Callable[[str, str], bool]) -> set[st
     return {
         i
         for i, node in prompt.items()
-        if any(is_file_input(class_type_of(node), name) for name in inputs_of(node))
-        and not any(sources(prompt, i))
+        if any(
+            value not in ("", None) and is_file_input(class_type_of(node), name)
+            for name, value in inputs_of(node).items()
+            if link(value) is None
+        )
     }
+
+
+def _check_loaders(prompt: Prompt, attached: Collection[str]) -> None:
+    """That what is before them can run here, once for all who take part."""
+
+    def goes_on(node: str, name: str) -> bool:
+        return class_type_of(prompt[node]) not in BOUNDARIES
+
+    for loader in sorted(attached):
+        before = {class_type_of(prompt[i]): i for i in reach(prompt, [loader], goes_on)}
+        it = f"{title(loader, prompt[loader])} loads a file of this computer, so it runs here"
+        if node_ids.THERE in before:
+            there = before[node_ids.THERE]
+            only = title(there, _original(there, prompt[there]))
+            raise InputError(
+                f"{it}; but it needs {only}, which only the other ComfyUI has",
+                remedy="Copy the file there, and give its name over a link; or wire the loader "
+                "to nodes that both have.",
+            )
+        if node_ids.VARY in before:
+            vary = title(before[node_ids.VARY], prompt[before[node_ids.VARY]])
+            raise InputError(
+                f"{it}, once for all; but {vary} before it is to differ on each",
+                remedy=f"Wire {vary} to a node after the loader, which can run there.",
+            )
