@@ -568,6 +568,42 @@ def test_the_first_frame_of_an_animation():
         assert image[0, 0, 0].tolist() == pytest.approx([1, 0, 0], abs=0.02), kind
 
 
+def test_grey_of_16_bits_is_not_clipped():
+    grey = Image.fromarray(np.array([[0, 0x1000, 0x4000, 0x8000, 0xFFFF]], np.uint16))
+    for made, kind in ((grey, "PNG"), (grey.convert("I"), "TIFF")):
+        image, _ = decoding.picture(packed(made, kind))
+        assert image[0, 0, :, 0].tolist() == pytest.approx([0, 1 / 16, 1 / 4, 1 / 2, 1], abs=1e-4)
+        assert torch.equal(image[..., 0], image[..., 2])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_the_format_of_a_picture(kind):
+    assert decoding.picture_format(packed(RGBA.convert("RGB"), kind)) == kind
+    with pytest.raises(Undecodable, match="30 x 20 pixels"):
+        decoding.picture_format(packed(RGBA.convert("RGB"), kind), pixels=599)
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    whole = packed(Image.fromarray(noise), kind)
+    with pytest.raises(Undecodable):
+        decoding.picture_format(whole[: len(whole) // 2])
+
+
+def test_the_frames_of_an_animation_count_together():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    for kind in ("GIF", "WEBP", "TIFF", "PNG"):
+        data = packed(frames[0], kind, save_all=True, append_images=frames[1:])
+        assert decoding.picture_format(data, pixels=192) == kind
+        with pytest.raises(Undecodable, match="3 frames, which together are more"):
+            decoding.picture_format(data, pixels=191)
+
+
+def test_pages_of_different_sizes_count_together():
+    pages = [Image.new("RGB", (8, 8)), Image.new("RGB", (100, 100))]
+    data = packed(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    assert decoding.picture_format(data, pixels=10_064) == "TIFF"
+    with pytest.raises(Undecodable, match="2 frames, which together"):
+        decoding.picture_format(data, pixels=10_063)
+
+
 def png_of(width, height, *chunks):
     """A PNG that declares a size, with whatever chunks after it."""
 

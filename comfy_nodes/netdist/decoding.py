@@ -7,7 +7,8 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
@@ -37,8 +38,47 @@ class Undecodable(Exception):
 # --- pictures
 
 
+def picture_format(data: bytes, *, pixels: int = MAX_PIXELS) -> str:
+    """Which of FORMATS a picture file is of. It is decoded once: ComfyUI's LoadImage makes do with
+    one that is cut short.
+
+    Raises:
+        Undecodable: No picture of a common format, damaged, or all its frames together have more
+            than `pixels`.
+    """
+    with _opened(data) as opened:
+        _check_size(opened, pixels)
+        opened.load()
+        count = int(getattr(opened, "n_frames", 1))
+        if _all_pixels(opened, count) > pixels:
+            raise Undecodable(
+                f"the picture has {count} frames, which together are more than the "
+                f"{pixels / 1e6:.0f} million pixels that are taken"
+            )
+        return "JPEG" if opened.format == "MPO" else str(opened.format)  # more than one JPEG
+
+
+def _check_size(opened: Image.Image, pixels: int) -> None:
+    width, height = opened.size
+    if width * height > pixels:
+        raise Undecodable(
+            f"the picture has {width} x {height} pixels, more than the "
+            f"{pixels / 1e6:.0f} million that are taken"
+        )
+
+
+def _all_pixels(opened: Image.Image, count: int) -> int:
+    if opened.format != "TIFF":
+        return opened.width * opened.height * count
+    total = 0
+    for page in range(count):  # which have sizes of their own
+        opened.seek(page)
+        total += opened.width * opened.height
+    return total
+
+
 def picture(data: bytes, *, pixels: int = MAX_PIXELS) -> tuple[torch.Tensor, torch.Tensor]:
-    """A picture file's first frame, as ComfyUI's LoadImage gives it.
+    """A picture file's first frame, where ComfyUI's own LoadImage does not take it.
 
     Returns:
         IMAGE float32 [1, H, W, 3], and MASK [1, H, W]: 1 - alpha, or zeros [1, 64, 64].
@@ -46,15 +86,16 @@ def picture(data: bytes, *, pixels: int = MAX_PIXELS) -> tuple[torch.Tensor, tor
     Raises:
         Undecodable: No picture of a common format, damaged, or of more than `pixels`.
     """
+    with _opened(data) as opened:
+        _check_size(opened, pixels)
+        return _image_and_mask(ImageOps.exif_transpose(opened))
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as opened:
-            width, height = opened.size
-            if width * height > pixels:
-                raise Undecodable(
-                    f"the picture has {width} x {height} pixels, more than the "
-                    f"{pixels / 1e6:.0f} million that are taken"
-                )
-            return _image_and_mask(ImageOps.exif_transpose(opened))
+            yield opened
     except Undecodable:
         raise
     except Image.DecompressionBombError as error:
@@ -67,17 +108,18 @@ def picture(data: bytes, *, pixels: int = MAX_PIXELS) -> tuple[torch.Tensor, tor
 
 
 def _image_and_mask(frame: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
-    if frame.mode == "I":
-        frame = frame.point(lambda i: i * (1 / 255))
-    image = np.array(frame.convert("RGB"), dtype=np.float32)
-    image /= 255.0
+    if frame.mode.startswith("I"):  # grey of 16 bits, which a conversion to RGB would clip
+        grey = np.clip(np.array(frame).astype(np.float32) / 65535.0, 0.0, 1.0)
+        image = np.repeat(grey[..., None], 3, axis=2)
+    else:
+        image = np.array(frame.convert("RGB"), dtype=np.float32) / np.float32(255.0)
     return torch.from_numpy(image)[None], _mask(frame)[None]
 
 
 def _mask(frame: Image.Image) -> torch.Tensor:
     if "A" in frame.getbands():
         alpha = frame.getchannel("A")
-    elif frame.mode == "P" and "transparency" in frame.info:
+    elif "transparency" in frame.info and frame.mode in ("P", "RGB", "L"):
         alpha = frame.convert("RGBA").getchannel("A")
     else:
         return torch.zeros((64, 64), dtype=torch.float32)
