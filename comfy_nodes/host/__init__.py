@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .classes import Classes, node_class
 from .facts import facts
-from .files import input_file, input_files, load_image, output_file
+from .files import input_file, input_files, output_file
 from .node import Here, ProgressBar, current_prompt, doing, executing, graph, shown_as
 from .process import (
     answer,
@@ -66,7 +66,6 @@ __all__ = [
     "input_files",
     "interrupt",
     "interrupted",
-    "load_image",
     "metadata_wanted",
     "multi_user",
     "node_class",

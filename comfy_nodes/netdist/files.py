@@ -17,6 +17,7 @@ from zbus.errors import InputError
 
 from .. import host, node_ids
 from ..exchange.waiting import interruptible
+from ..host.files import load_image
 from ..prompt.graph import whole
 from . import decoding, fetching
 from .fileaccess import fetched, fingerprint, read, write
@@ -70,7 +71,7 @@ class LoadImageUrl(_UrlNode):
 def _picture(data: bytes) -> tuple[torch.Tensor, torch.Tensor]:
     """What this ComfyUI's own Load Image makes of it; ours is for what that cannot take."""
     ending = decoding.picture_format(data).lower()
-    return host.load_image(data, ending) or decoding.picture(data)
+    return load_image(data, ending) or decoding.picture(data)
 
 
 class SaveImageUrl(_UrlNode):
