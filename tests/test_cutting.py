@@ -360,7 +360,9 @@ def test_loaders_of_this_sides_files_are_told_by_their_inputs():
         "13": node("LoadImage", channel="red"),
         "14": {"class_type": "LoadImage"},
         "15": node("LoadImage", image="film.mp4", frame_load_cap=["2", 0]),
-        "16": node("LoadImage", image="", base=["2", 0]),  # a painter without a mask
+        "16": node("LoadImage", image=" ", base=["2", 0]),  # a painter without a mask
+        "17": node("LoadImage", image="", base=["2", 0]),
+        "18": node("LoadImage", image=None),
     }
     told = cutting.loaders(prompt, lambda *of: of == ("LoadImage", "image"))
     assert told == {"3", "12", "15"}

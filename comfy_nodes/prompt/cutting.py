@@ -313,9 +313,10 @@ def loaders(prompt: Prompt, is_file_input: Callable[[str, str], bool]) -> set[st
         i
         for i, node in prompt.items()
         if any(
-            value not in ("", None) and is_file_input(class_type_of(node), name)
+            link(value) is None
+            and str(value or "").strip()
+            and is_file_input(class_type_of(node), name)
             for name, value in inputs_of(node).items()
-            if link(value) is None
         )
     }
 
