@@ -363,10 +363,31 @@ def test_loaders_of_this_sides_files_are_told_by_their_inputs():
         "16": node("LoadImage", image=" ", base=["2", 0]),  # a painter without a mask
         "17": node("LoadImage", image="", base=["2", 0]),
         "18": node("LoadImage", image=None),
+        "19": node("PrimitiveString", value="y.png"),
+        "20": node("LoadImage", image=["19", 0]),
     }
     told = cutting.loaders(prompt, lambda *of: of == ("LoadImage", "image"))
-    assert told == {"3", "12", "15"}
+    assert told == {"3", "12", "15", "20"}
     assert cutting.loaders(prompt, lambda *of: False) == set()
+
+
+@pytest.mark.parametrize(
+    ("url", "is_here"),
+    [
+        ("http://127.0.0.1:8188/view?filename=a.png", True),
+        (" http://LOCALHOST:8188/view", True),
+        ("http://user:pass@[::1]/a.png", True),
+        ("https://example.com/127.0.0.1/a.png", False),
+        ("http://192.168.1.5:8188/view", False),
+        ("http://[::1/a.png", False),
+        ("", False),
+    ],
+)
+def test_a_url_of_this_very_machine_is_loaded_here(url, is_here):
+    """On the other one it would lead to that machine's own ComfyUI."""
+    for name in ("LoadImageUrl", "LoadLatentUrl"):
+        prompt = {"1": node(name, url=url), "2": node("Other", url=url)}
+        assert cutting.loaders(prompt, lambda *of: False) == ({"1"} if is_here else set())
 
 
 def painted(**base):

@@ -477,7 +477,9 @@ def test_depth_colours_transparency_and_texts() -> None:
 def test_an_older_comfyui_refuses_frames_that_it_would_save_otherwise(
     how: Any, parts: Any, said: str
 ) -> None:
-    with pytest.raises(InputError, match=f"a video came with {said}.*, which this ComfyUI cannot"):
+    with pytest.raises(
+        InputError, match=f"a video came with {said}.*, which the ComfyUI that takes it cannot"
+    ):
         trip(made_of(CROPPING, *how, **parts), CROPPING, OLD)
 
 

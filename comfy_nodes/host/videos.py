@@ -126,7 +126,8 @@ def _file(video: Any) -> bytes:
 def _few_plain_frames(video: Any) -> dict[str, Any] | None:
     """The frames of a short film, where they tell all that there is of its picture."""
     try:
-        if video.get_bit_depth() != _PLAIN_DEPTH or video.get_color_space() not in _PLAIN_SPACES:
+        space = _ask(video, "get_color_space", _PLAIN_SPACES[0])  # what is not so has more bits
+        if video.get_bit_depth() != _PLAIN_DEPTH or space not in _PLAIN_SPACES:
             return None
         width, height = video.get_dimensions()
         if width * height * 12 * video.get_duration() * float(video.get_frame_rate()) > FEW:
@@ -312,6 +313,7 @@ def _want(made: Any, name: str, what: str) -> None:
 
 def _another_picture(what: str) -> InputError:
     return InputError(
-        f"a video came with {what}, which this ComfyUI cannot keep: it would show another picture",
-        remedy="Update this ComfyUI, or send the frames alone: put Get Video Components before",
+        f"a video came with {what}, which the ComfyUI that takes it cannot keep: it would show "
+        "another picture",
+        remedy="Update that ComfyUI, or send the frames alone: put Get Video Components before",
     )
