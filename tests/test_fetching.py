@@ -715,6 +715,42 @@ def test_the_first_frame_of_an_animation():
         assert image[0, 0, 0].tolist() == pytest.approx([1, 0, 0], abs=0.02), kind
 
 
+def test_grey_of_16_bits_is_not_clipped():
+    grey = Image.fromarray(np.array([[0, 0x1000, 0x4000, 0x8000, 0xFFFF]], np.uint16))
+    for made, kind in ((grey, "PNG"), (grey.convert("I"), "TIFF")):
+        image, _ = decoding.picture(packed(made, kind))
+        assert image[0, 0, :, 0].tolist() == pytest.approx([0, 1 / 16, 1 / 4, 1 / 2, 1], abs=1e-4)
+        assert torch.equal(image[..., 0], image[..., 2])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_the_format_of_a_picture(kind):
+    assert decoding.picture_format(packed(RGBA.convert("RGB"), kind)) == kind
+    with pytest.raises(Undecodable, match="30 x 20 pixels"):
+        decoding.picture_format(packed(RGBA.convert("RGB"), kind), pixels=599)
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    whole = packed(Image.fromarray(noise), kind)
+    with pytest.raises(Undecodable):
+        decoding.picture_format(whole[: len(whole) // 2])
+
+
+def test_the_frames_of_an_animation_count_together():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    for kind in ("GIF", "WEBP", "TIFF", "PNG"):
+        data = packed(frames[0], kind, save_all=True, append_images=frames[1:])
+        assert decoding.picture_format(data, pixels=192) == kind
+        with pytest.raises(Undecodable, match="3 frames, which together are more"):
+            decoding.picture_format(data, pixels=191)
+
+
+def test_pages_of_different_sizes_count_together():
+    pages = [Image.new("RGB", (8, 8)), Image.new("RGB", (100, 100))]
+    data = packed(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    assert decoding.picture_format(data, pixels=10_064) == "TIFF"
+    with pytest.raises(Undecodable, match="2 frames, which together"):
+        decoding.picture_format(data, pixels=10_063)
+
+
 def png_of(width, height, *chunks):
     """A PNG that declares a size, with whatever chunks after it."""
 
@@ -806,6 +842,26 @@ def header_of(shape, descr="<f4", numbers=b""):
     return buffer.getvalue() + numbers
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "float8_e4m3fn", "int32"])
+def test_a_latent_of_any_numbers_beside_what_nobody_knows(dtype):
+    samples = torch.arange(2 * 4 * 3 * 3).reshape(2, 4, 3, 3).to(getattr(torch, dtype))
+    version = {"latent_format_version_0": torch.zeros(0)}
+    data = safetensors.torch.save({"latent_tensor": samples, "scales": torch.ones(4), **version})
+    odd = data.replace(b'"F32","shape":[4]', b'"F4?","shape":[4]')  # of a newer safetensors
+    for known in (data, safetensors.torch.save({"latent_tensor": samples, **version})):
+        assert torch.equal(decoding.latent(known), samples.float())
+    with pytest.raises(Undecodable, match="neither a latent"):
+        decoding.latent(odd)
+
+
+@pytest.mark.skipif(not hasattr(torch, "float8_e8m0fnu"), reason="this torch lacks the type")
+def test_a_latent_beside_scales_that_torch_has_and_safetensors_does_not_load():
+    scales = torch.ones(4).to(torch.float8_e8m0fnu)
+    version = {"latent_format_version_0": torch.zeros(0)}
+    data = safetensors.torch.save({"latent_tensor": SAMPLES, "scales": scales, **version})
+    assert torch.equal(decoding.latent(data), SAMPLES)
+
+
 def test_comfyuis_latents_of_both_ages():
     old = {"latent_tensor": SAMPLES}
     new = {"latent_tensor": SAMPLES.half(), "latent_format_version_0": torch.tensor([])}
@@ -847,7 +903,8 @@ def test_which_array_of_an_archive():
         (b"<html>not found</html>", "neither a latent"),
         (struct.pack("<Q", 1 << 60) + b"{}", "neither a latent"),
         (safetensors.torch.save({"weight": torch.zeros(4, 4)}), "it has weight"),
-        (safetensors.torch.save({"latent_tensor": torch.zeros(1, 2, 3).bool()}), "torch.bool"),
+        (safetensors.torch.save({"latent_tensor": torch.zeros(1, 2, 3).bool()}), "BOOL is no"),
+        (safetensors.torch.save({"latent_tensor": torch.zeros(0, 4, 4, 4)}), "no latent"),
         (safetensors.torch.save({"latent_tensor": torch.zeros(4, 4)}), "shape [4, 4] is no"),
         (npy_of(np.zeros((4, 4))), "shape [4, 4] is no latent"),
         (npy_of(np.zeros((0, 4, 4, 4))), "no latent"),

@@ -21,7 +21,7 @@ from ..host.lists import unwrap, wrap
 from ..prompt.cutting import THIS
 from ..prompt.graph import Link, title
 from ..prompt.single import only
-from .batching import join
+from .batching import join, widening
 from .submitting import Share, SubmittedJobs
 
 INTERNAL = "zbus/internal"
@@ -131,7 +131,7 @@ class Collect(io.ComfyNode):
         await jobs.collect(f"the prompt with {title(shown, host.graph().get(shown, here.node))}")
         results = [] if local is None else [list(local)]
         results += [unwrap(share.result("value")) for share in jobs.shares]
-        report = _report(jobs, at_home)
+        report = "\n".join(filter(None, (_report(jobs, at_home), widening(results))))
         jobs.shown_here.say(report)
         return io.NodeOutput(join(results), report)
 

@@ -21,7 +21,7 @@ from ..exchange.queue_watcher import QUEUE_WATCHER
 from ..exchange.runs import RUNS
 from ..exchange.waiting import WHO, interruptible
 from ..host.lists import unwrap
-from ..jobs.batching import join
+from ..jobs.batching import join, widening
 from ..jobs.expanding import expand
 from ..jobs.submitting import JobPlan, SubmittedJobs
 from ..page import peers
@@ -262,7 +262,8 @@ async def _fetch(jobs: Dispatched, here: host.Here) -> Any:
     share = jobs.shares[0]
     if name is None:
         raise JobError("that job has no image to fetch", peer=share.who)
-    images = join([[image] for image in unwrap(share.result(name))])
+    parts = [[image] for image in unwrap(share.result(name))]
+    images = join(parts)
     if len(images) != 1:
         raise InputError(
             f"the remote made {len(images)} pictures of different sizes, which are no batch",
@@ -271,7 +272,8 @@ async def _fetch(jobs: Dispatched, here: host.Here) -> Any:
         )
     count = len(images[0])
     plural = "s" * (count != 1)
-    jobs.shown_here.say(f"{count} image{plural} from {share.who} in {share.seconds:.2f} s")
+    said = f"{count} image{plural} from {share.who} in {share.seconds:.2f} s"
+    jobs.shown_here.say("\n".join(filter(None, (said, widening(parts)))))
     return images[0]
 
 
