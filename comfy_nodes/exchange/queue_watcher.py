@@ -55,6 +55,7 @@ class QueueWatcher:
         busy = RUNS.sync()
         if busy:
             RUNS.stop_broken()
+            RUNS.let_go()
             self._look_for_jumper()
         host.peer().set_activity(describe() if busy else IDLE)
         return busy

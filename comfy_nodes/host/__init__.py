@@ -5,7 +5,17 @@ from __future__ import annotations
 from .classes import Classes, node_class
 from .facts import facts
 from .files import input_file, input_files, output_file
-from .node import Here, ProgressBar, current_prompt, doing, executing, graph, shown_as
+from .node import (
+    Here,
+    ProgressBar,
+    current_prompt,
+    doing,
+    executing,
+    execution,
+    graph,
+    how_far,
+    shown_as,
+)
 from .process import (
     answer,
     at_start,
@@ -57,11 +67,13 @@ __all__ = [
     "ending",
     "enqueue",
     "executing",
+    "execution",
     "facts",
     "follow",
     "forget",
     "graph",
     "handle",
+    "how_far",
     "input_file",
     "input_files",
     "interrupt",

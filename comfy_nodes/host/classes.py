@@ -37,9 +37,15 @@ class Classes:
 
     def expands(self, class_type: str) -> bool:
         # To copy what is before it, a node must see the graph.
-        hidden = self._inputs(class_type).get("hidden") or {}
-        kinds = [kind[0] if isinstance(kind, tuple) else kind for kind in hidden.values()]
-        return "DYNPROMPT" in kinds
+        return "DYNPROMPT" in self._hidden(class_type)
+
+    def asks_late(self, class_type: str, name: str) -> bool:
+        declared = self.inputs(class_type).get(name)
+        # One that gets the link itself can hand it to a node that it adds.
+        return self.is_lazy(class_type, name) or bool(declared and declared.options.get("rawLink"))
+
+    def sees_graph(self, class_type: str) -> bool:
+        return self.expands(class_type) or "EXECUTION_LIST" in self._hidden(class_type)
 
     def kind(self, class_type: str, slot: int) -> str:
         try:
@@ -75,6 +81,10 @@ class Classes:
     def is_file_input(self, class_type: str, name: str) -> bool:
         found = self.inputs(class_type).get(name)
         return found is not None and names_file(class_type, name, found)
+
+    def _hidden(self, class_type: str) -> list[Any]:
+        hidden = self._inputs(class_type).get("hidden") or {}
+        return [kind[0] if isinstance(kind, tuple) else kind for kind in hidden.values()]
 
     def _inputs(self, class_type: str) -> Mapping[str, Any]:
         if class_type not in self._seen:
