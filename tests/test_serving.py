@@ -52,10 +52,15 @@ class Classes:
         return False
 
 
+class Interrupted(BaseException):
+    """As ComfyUI's is since 0.20."""
+
+
 class Host(types.ModuleType):
     """A queue with one place to run, and the statuses and events that ComfyUI sends."""
 
     Ending, Classes = Ending, Classes
+    FOREIGN = (Exception, Interrupted)
 
     def __init__(self) -> None:
         super().__init__(f"{PACKAGE}.host")
@@ -359,10 +364,11 @@ def test_a_check_runs_nothing():
     run(story)
 
 
-def test_a_check_that_breaks_is_a_refusal(caplog):
+@pytest.mark.parametrize("raised", [RuntimeError, Interrupted])
+def test_a_check_that_breaks_is_a_refusal(raised, caplog):
     async def story(site):
         async def broken(*_):
-            raise RuntimeError("a foreign node's fault")
+            raise raised("a foreign node's fault")
 
         site.host.validate = broken
         _, desk = site.submit()

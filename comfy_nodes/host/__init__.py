@@ -30,6 +30,7 @@ from .process import (
     port,
 )
 from .queue import (
+    FOREIGN,
     Interrupted,
     Running,
     Validation,
@@ -53,6 +54,7 @@ from .queue import (
 from .showing import notice, preview_at, show, show_at
 
 __all__ = [
+    "FOREIGN",
     "Classes",
     "Here",
     "Interrupted",

@@ -9,6 +9,7 @@ from typing import Any
 import nodes
 
 from ..prompt.class_inputs import ClassInput, names_file
+from .queue import FOREIGN
 
 KINDS = {
     **{"IMAGE": "image", "MASK": "mask", "LATENT": "latent", "AUDIO": "audio"},
@@ -90,6 +91,6 @@ class Classes:
         if class_type not in self._seen:
             try:
                 self._seen[class_type] = node_class(class_type).INPUT_TYPES()  # type: ignore
-            except Exception:  # a foreign node's own code
+            except FOREIGN:  # a node's own code
                 self._seen[class_type] = {}
         return self._seen[class_type]

@@ -20,7 +20,9 @@ from .process import the_server
 
 logger = logging.getLogger(__name__)
 
+# An Exception in older hosts, and a BaseException since 0.20.
 Interrupted = comfy.model_management.InterruptProcessingException
+FOREIGN = (Exception, Interrupted)  # what the code of other packs may raise
 
 
 class _StandIn:

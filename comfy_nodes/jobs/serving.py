@@ -170,7 +170,7 @@ class Serving(JobHost):
                 job.passed()
             else:
                 self._queue(served, outputs)
-        except Exception as error:  # foreign nodes' code, and theirs to fail
+        except host.FOREIGN as error:  # nodes' own code, and theirs to fail
             logger.exception("a job of %s could not be checked", job.client)
             self._release(served)
             job.refuse([Reason("other", text=f"it could not be checked: {clip(str(error))}")])
