@@ -232,6 +232,19 @@ class TestLate(Always):
         return (late,)
 
 
+@node(returns=("STRING",))
+class TestToken(Always):
+    """Tells what the page has sent along for nodes that cost money."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        hidden = {"token": "AUTH_TOKEN_COMFY_ORG", "key": "API_KEY_COMFY_ORG"}
+        return {"required": {}, "hidden": hidden}
+
+    def run(self, token: Any = None, key: Any = None) -> tuple[str]:
+        return (f"token {token}, key {key}",)
+
+
 @node()
 class TestExpand:
     """Becomes a part that must run on the ComfyUI at `port`, and the ZBusRun that sees to it."""
