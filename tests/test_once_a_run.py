@@ -74,7 +74,7 @@ def test_larger_ones_have_a_share_of_what_is_free(load):
 def test_they_are_given_back_once_nobody_can_ask_any_more(once):
     gone = []
     once.keep(("1", 0), "a", BIG, give_back=lambda: gone.append("a"))
-    once.keep(("2", 0), "jobs", give_back=lambda: gone.append("jobs"))
+    once.keep(("2", 0), "jobs", None, give_back=lambda: gone.append("jobs"))
     once.keep(("3", 0), "b", BIG, give_back=lambda: gone.append("b"))
     once.let_go(lambda node: node == "3")
     assert gone == ["a", "jobs"] and once.held == BIG and once.is_holding

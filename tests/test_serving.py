@@ -601,6 +601,26 @@ def test_nodes_find_their_jobs_values_and_no_others():
     run(story)
 
 
+def test_a_value_is_let_go_by_the_only_node_that_gives_it():
+    def giver(name):
+        return {"class_type": "ZBusValue", "inputs": {"name": name}}
+
+    async def story(site):
+        jobs = site.module.JOBS
+        prompt = {"1": giver("v"), "2": giver("w"), "3": giver("w")}
+        job, _ = site.job(prompt=prompt, values={"v": 1, "w": 2})
+        jobs.add(job)
+        jobs.let_go("j1", "2", "v")
+        jobs.let_go("j1", "2", "w")
+        assert job.request.values == {"v": 1, "w": 2}, "another node gives it"
+        jobs.let_go("j1", "1", "v")
+        jobs.let_go("j1", "1", "v")
+        jobs.let_go("gone", "2", "w")
+        assert job.request.values == {"w": 2}
+
+    run(story)
+
+
 def test_two_hundred_jobs_leave_nothing():
     async def story(site):
         threads = threading.active_count()

@@ -31,8 +31,12 @@ class Came(NamedTuple):
 @dataclass
 class _Kept:
     came: Came | None  # None: it has been given back
-    nbytes: int
+    nbytes: int | None
     give_back: Callable[[], None] | None
+
+    @property
+    def is_large(self) -> bool:
+        return self.came is not None and (self.nbytes is None or self.nbytes > SMALL)
 
 
 class Once:
@@ -67,7 +71,7 @@ class Once:
         self,
         key: Key,
         value: Any,
-        nbytes: int = 0,
+        nbytes: int | None = 0,
         *,
         is_wanted: Callable[[], bool] = lambda: True,
         give_back: Callable[[], None] | None = None,
@@ -75,11 +79,11 @@ class Once:
         """Keep what came of a node.
 
         Args:
-            nbytes: What it holds in memory.
+            nbytes: What it holds in memory; None: much, and it counts elsewhere.
             is_wanted: Tells, of a value that is not small, whether anybody may ask for it again.
             give_back: Called when it is kept no longer, before the run's end or at it.
         """
-        fits = nbytes <= SMALL or (self._fits(nbytes) and is_wanted())
+        fits = not nbytes or nbytes <= SMALL or (self._fits(nbytes) and is_wanted())
         with self._lock:
             self._kept[key] = _Kept(Came(value) if fits else None, nbytes, give_back)
 
@@ -91,16 +95,12 @@ class Once:
     def held(self) -> int:
         """The bytes of the values that are kept."""
         with self._lock:
-            return sum(kept.nbytes for kept in self._kept.values() if kept.came is not None)
+            return sum(kept.nbytes or 0 for kept in self._kept.values() if kept.came is not None)
 
     def let_go(self, is_wanted: Callable[[str], bool]) -> None:
         """Give back what is not small, of each node that nobody can ask for any more."""
         with self._lock:
-            large = [
-                (key, kept)
-                for key, kept in self._kept.items()
-                if kept.came is not None and (kept.nbytes > SMALL or kept.give_back is not None)
-            ]
+            large = [(key, kept) for key, kept in self._kept.items() if kept.is_large]
         for key, kept in large:
             if not is_wanted(key[0]):
                 self._drop(kept)
@@ -122,7 +122,4 @@ class Once:
     def is_holding(self) -> bool:
         """Whether there is anything that `let_go` could give back."""
         with self._lock:
-            return any(
-                kept.came is not None and (kept.nbytes > SMALL or kept.give_back is not None)
-                for kept in self._kept.values()
-            )
+            return any(kept.is_large for kept in self._kept.values())

@@ -117,7 +117,7 @@ class RunOnPeers(io.ComfyNode):
         )
         jobs = SubmittedJobs(plan, run, node.node_id)
         await jobs.begin()
-        run.once.keep(node.key, jobs, give_back=jobs.forget)
+        run.once.keep(node.key, jobs, None, give_back=jobs.forget)
         return _expanded(jobs, node.node_id, local)
 
 

@@ -9,6 +9,7 @@ whether that has helped, and would go on with others.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import weakref
@@ -64,6 +65,8 @@ class Recycler:
 
     def _give_back(self, memory: torch.Tensor) -> None:
         self._lent -= 1
+        if sys.is_finalizing():  # what would tell how much is free may be gone already
+            return
         waiting = sum(piece.numel() for piece in list(self._returned))
         if waiting < MOST and time.monotonic() >= self._closed_until and not self._is_short():
             self._returned.append(memory)
