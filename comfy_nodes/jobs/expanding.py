@@ -52,7 +52,7 @@ def expand(
     _SUBMITTED[ticket] = jobs
     nodes: dict[str, dict[str, Any]] = {}
     started = collected = None
-    if jobs.boundaries:
+    if not jobs.is_given:
         started = (f"{node_id}.zbus-start", 0)
         links = {f"b{i}": list(link) for i, link in enumerate(jobs.boundaries.values())}
         nodes[started[0]] = {"class_type": node_ids.START, "inputs": {"ticket": ticket, **links}}
@@ -69,7 +69,7 @@ def expand(
 
 def _submitted(ticket: Any) -> SubmittedJobs:
     jobs = _SUBMITTED.get(only("ticket", ticket))
-    if jobs is None:
+    if jobs is None or jobs.is_over:
         raise LocalProtocolError(
             "its run has ended", remedy="This node is made by zbus itself: remove it"
         )
