@@ -18,8 +18,9 @@ import pytest
 import safetensors.torch
 import torch
 from chains import node
-from children import until
+from children import slowness, until
 from comfyui import PromptRefused
+from hosts import make_or_skip
 from PIL import Image
 from testpack import values
 
@@ -309,7 +310,9 @@ def test_the_x_ends_the_wait_for_a_server(pair):
         begun = time.monotonic()
         pair.a.interrupt(prompt_id)
         entry = pair.a.wait(prompt_id, 5)
-        assert time.monotonic() - begun < 1  # HTTP of the X and of the history included
+        assert (
+            time.monotonic() - begun < 1 * slowness()
+        )  # HTTP of the X and of the history included
     assert pair.a.outcome(entry) == "interrupted"
 
 
@@ -498,7 +501,8 @@ def test_save_latent_numpy_and_load_it_again(pair):
 )
 def test_save_latent_numpy_refuses(pair, kind, prefix, words):
     save = node("SaveLatentNumpy", samples=["1", 0], filename_prefix=prefix)
-    said = error_of(pair.a, {"1": node("TestMake", kind=kind, seed=1), "2": save})
+    made = node("TestMake", kind=make_or_skip(kind, pair.a), seed=1)
+    said = error_of(pair.a, {"1": made, "2": save})
     assert "InputError" in said and words in said
 
 
