@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -387,7 +388,8 @@ class ComfyUI:
         command += ["--database-url", "sqlite:///:memory:", "--disable-all-custom-nodes"]
         if self.packs:
             command += ["--whitelist-custom-nodes", *self.packs]
-        return [*command, "--disable-api-nodes", *self.args]
+        more = shlex.split(os.environ.get("COMFYUI_ARGS", ""))  # for a whole run with a flag
+        return [*command, "--disable-api-nodes", *(self.args or more)]
 
     def _environment(self) -> dict[str, str]:
         home = str(self.base / "home")
