@@ -5,7 +5,17 @@ from __future__ import annotations
 from .classes import Classes, node_class
 from .facts import facts
 from .files import input_file, input_files, output_file
-from .node import Here, ProgressBar, current_prompt, doing, executing, graph, shown_as
+from .node import (
+    Here,
+    ProgressBar,
+    blocked,
+    current_prompt,
+    doing,
+    executing,
+    graph,
+    shown_as,
+    tell_prompt_as,
+)
 from .process import (
     answer,
     at_start,
@@ -49,6 +59,7 @@ __all__ = [
     "Validation",
     "answer",
     "at_start",
+    "blocked",
     "cancel",
     "check_interrupt",
     "current_prompt",
@@ -83,6 +94,7 @@ __all__ = [
     "show",
     "show_at",
     "shown_as",
+    "tell_prompt_as",
     "unfollow",
     "validate",
     "watch_queue",

@@ -48,6 +48,20 @@ class Classes:
         except (AttributeError, IndexError, TypeError):
             return "any"
 
+    def is_output(self, class_type: str) -> bool:
+        return getattr(node_class(class_type), "OUTPUT_NODE", None) is True
+
+    def returned(self, class_type: str, slot: int) -> str:
+        try:
+            found = node_class(class_type).RETURN_TYPES[slot]  # type: ignore[union-attr]
+        except (AttributeError, IndexError, TypeError, KeyError):
+            return ""
+        return found if isinstance(found, str) else "COMBO" if isinstance(found, list) else ""
+
+    def accepted(self, class_type: str, name: str) -> str:
+        found = self.inputs(class_type).get(name)
+        return found.kind if found is not None and isinstance(found.kind, str) else ""
+
     def names(self) -> Collection[str]:
         return nodes.NODE_CLASS_MAPPINGS.keys()
 
