@@ -14,15 +14,19 @@ from .expanding import INTERNAL
 from .run_on_peers import RunOnPeers
 
 
-class TappedRun(RunOnPeers):
+class TappedRun(io.ComfyNode):  # not of RunOnPeers: ComfyUI keeps what it knows of a class in it
     @classmethod
     def define_schema(cls) -> Any:
         tapped = io.AnyType.Output("tapped")
-        return cls.schema(node_ids.RUN_TAPPED, INTERNAL, [tapped], is_deprecated=True)
+        return RunOnPeers.schema(node_ids.RUN_TAPPED, INTERNAL, [tapped], is_deprecated=True)
+
+    @classmethod
+    def check_lazy_status(cls, **_: Any) -> list[str]:
+        return []  # it is computed elsewhere
 
     @classmethod
     async def execute(cls, **inputs: Any) -> Any:
-        made = await super().execute(**inputs)
+        made = await RunOnPeers.execute(**inputs)
         collect = made.args[0][0]
         return io.NodeOutput(*made.args, [collect, 2], expand=made.expand)
 

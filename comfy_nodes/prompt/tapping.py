@@ -115,7 +115,7 @@ def tapped(
 
 
 class _Needed(Exception):
-    """The part is needed here as well: why, in words; without any where that goes without saying."""
+    """The part is needed here as well: why, in words; none where that goes without saying."""
 
 
 class _Tap(NamedTuple):
@@ -367,7 +367,8 @@ def _true_source(prompt: Prompt, value: Any) -> Any:
     if class_type_of(source) == node_ids.TAP:
         run = link(inputs["tapped"])
         wanted = link(inputs_of(prompt[run[0]])["value"]) if run else None
-        return _true_source(prompt, inputs_of(prompt[wanted[0]])[inputs["name"]] if wanted else None)
+        brought = inputs_of(prompt[wanted[0]])[inputs["name"]] if wanted else None
+        return _true_source(prompt, brought)
     if class_type_of(source) == node_ids.WANTED:
         return _true_source(prompt, inputs["value"])
     if class_type_of(source) == node_ids.THERE and inputs.get("of"):
