@@ -21,6 +21,7 @@ TYPES = {
     "VAEEncode": (("LATENT",), {"pixels": "IMAGE", "vae": "VAE"}),
     "ImageScale": (("IMAGE",), {"image": "IMAGE"}),
     "Switch": (("*",), {"value": "*"}),
+    "Match": (("COMFY_MATCHTYPE_V3",), {"input": "*", "times": "INT"}),
     "A": (("IMAGE", "IMAGE", "IMAGE"), {}),
     "B": (("*", "*", "*"), {}),
     "ZBusRun": (("*", "STRING"), {"value": "*"}),
@@ -287,6 +288,21 @@ def test_a_value_of_an_unknown_kind_is_left_where_it_is():
     assert made.prompt is prompt and "of a kind that cannot be told, from Switch #6" in note
     prompt["9"] = node("PreviewImage", images=["6", 0])  # the one that takes it tells
     assert run_here(admit(prompt).prompt) == {"7", "8", "9"}
+
+
+def test_a_value_of_a_type_that_an_input_decides_is_of_that_type():
+    prompt = picture(
+        **{
+            "6": node("VAEDecode", samples=["5", 0], vae=["1", 2]),
+            "9": node("Match", input=["6", 0], times=["2", 0]),
+            "10": node("Match", input=["9", 0]),
+            "11": node("PreviewAny", source=["10", 0]),
+        }
+    )
+    prompt["7"]["inputs"]["value"] = ["10", 0]
+    assert run_here(admit(prompt).prompt) == {"7", "8", "11"}
+    prompt["10"] = node("Match", input=["10", 0])  # a circle is no type
+    assert admit(prompt).prompt is prompt
 
 
 def test_what_is_before_the_part_at_once_is_not_taken_from_it():

@@ -8,7 +8,7 @@ from typing import Any
 
 import nodes
 
-from ..prompt.class_inputs import ClassInput, names_file
+from ..prompt.class_inputs import ClassInput, expanded, find, names_file
 
 KINDS = {
     **{"IMAGE": "image", "MASK": "mask", "LATENT": "latent", "AUDIO": "audio"},
@@ -33,7 +33,8 @@ class Classes:
         self._seen: dict[str, Mapping[str, Any]] = {}
 
     def is_lazy(self, class_type: str, name: str) -> bool:
-        return bool(self.inputs(class_type).get(name, (None, {}, ""))[1].get("lazy"))
+        found = self._find(class_type, name)
+        return found is not None and bool(found.options.get("lazy"))
 
     def expands(self, class_type: str) -> bool:
         # To copy what is before it, a node must see the graph.
@@ -59,19 +60,17 @@ class Classes:
         return found if isinstance(found, str) else "COMBO" if isinstance(found, list) else ""
 
     def accepted(self, class_type: str, name: str) -> str:
-        found = self.inputs(class_type).get(name)
+        found = self._find(class_type, name)
         return found.kind if found is not None and isinstance(found.kind, str) else ""
 
     def names(self) -> Collection[str]:
         return nodes.NODE_CLASS_MAPPINGS.keys()
 
-    def inputs(self, class_type: str) -> dict[str, ClassInput]:
-        groups = self._inputs(class_type)
-        return {
-            name: ClassInput.read(info, group)
-            for group in ("optional", "required")
-            for name, info in dict(groups.get(group) or {}).items()
-        }
+    def inputs(self, class_type: str, given: Mapping[str, Any]) -> dict[str, ClassInput]:
+        try:
+            return expanded(self._inputs(class_type), given)
+        except Exception:  # a foreign node's own code may have declared anything
+            return {}
 
     def slots(self, class_type: str) -> int | None:
         returns = getattr(node_class(class_type), "RETURN_TYPES", None)
@@ -87,8 +86,14 @@ class Classes:
         return spec is not None and (spec.varkw is not None or name in spec.args)
 
     def is_file_input(self, class_type: str, name: str) -> bool:
-        found = self.inputs(class_type).get(name)
+        found = self._find(class_type, name)
         return found is not None and names_file(class_type, name, found)
+
+    def _find(self, class_type: str, name: str) -> ClassInput | None:
+        try:
+            return find(self._inputs(class_type), name)
+        except Exception:  # as above
+            return None
 
     def _inputs(self, class_type: str) -> Mapping[str, Any]:
         if class_type not in self._seen:

@@ -11,10 +11,11 @@ takes its place in the part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from .. import node_ids
+from .class_inputs import MATCH_TYPE
 from .cutting import BOUNDARIES, boundary_nodes, elsewhere_runs, original, stood_in, up_to
 from .graph import (
     Graph,
@@ -40,7 +41,7 @@ TRAVELS = PICTURES | {"LATENT", "SIGMAS", "STRING", "INT", "FLOAT", "BOOLEAN", "
 # A branch that takes one of these computes something of its own, beside the part.
 OWN = frozenset({"MODEL", "GUIDER", "SAMPLER", "NOISE"})
 
-IsBad = Callable[[str, Mapping[str, Any]], bool]
+MAX_DEEP = 8  # nodes in a row that hand on a value of any type, of which that is looked for
 
 
 class Classes(Protocol):
@@ -190,12 +191,28 @@ class _Branch:
             for name, source in sources(self._prompt, node):
                 yield from _each(self._kind(_Tap(node, name, source, "")))
 
-    def _kind(self, tap: _Tap) -> str:
+    def _kind(self, tap: _Tap, deep: int = 0) -> str:
+        """The type of that value, "" where it cannot be told."""
         source, slot = tap.source
-        found = self._classes.returned(class_type_of(self._prompt[source]), slot)
-        if not _is_plain(found):
-            found = self._classes.accepted(class_type_of(self._prompt[tap.consumer]), tap.name)
-        return found if _is_plain(found) else ""
+        given = self._classes.returned(class_type_of(self._prompt[source]), slot)
+        if _is_plain(given):
+            return given
+        taken = self._accepted(tap.consumer, tap.name)
+        if _is_plain(taken):
+            return taken
+        if given != MATCH_TYPE or deep == MAX_DEEP:
+            return ""
+        # It is that of an input whose type is as open.
+        inputs = [
+            _Tap(source, name, found, "")
+            for name, found in sources(self._prompt, source)
+            if not _is_plain(self._accepted(source, name))
+        ]
+        kinds = {self._kind(one, deep + 1) for one in inputs}
+        return kinds.pop() if len(kinds) == 1 else ""
+
+    def _accepted(self, node: str, name: str) -> str:
+        return self._classes.accepted(class_type_of(self._prompt[node]), name)
 
     def _is_parameter(self, tap: _Tap, kind: str) -> bool:
         """Whether it is rather computed here, too: it takes no time, and nothing waits for it."""
