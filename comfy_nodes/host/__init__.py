@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .classes import Classes, node_class
+from .classes import Classes, node_class, replaced
 from .facts import facts
 from .files import input_file, input_files, output_file
 from .node import (
@@ -90,6 +90,7 @@ __all__ = [
     "port",
     "preview_at",
     "queue",
+    "replaced",
     "running",
     "show",
     "show_at",

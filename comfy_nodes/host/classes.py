@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import nodes
 
+from ..prompt import replacing
 from ..prompt.class_inputs import ClassInput, expanded, find, names_file
+from ..prompt.graph import Prompt
+from .process import the_server
+
+logger = logging.getLogger(__name__)
 
 KINDS = {
     **{"IMAGE": "image", "MASK": "mask", "LATENT": "latent", "AUDIO": "audio"},
@@ -21,6 +27,16 @@ def node_class(class_type: str) -> type | None:
     """The node class that ComfyUI has under that id."""
     found: type | None = nodes.NODE_CLASS_MAPPINGS.get(class_type)
     return found
+
+
+def replaced(prompt: Prompt) -> Prompt:
+    """The prompt with what this ComfyUI puts in place of classes that are gone."""
+    manager = getattr(the_server(), "node_replace_manager", None)
+    try:
+        return replacing.replaced(prompt, nodes.NODE_CLASS_MAPPINGS.keys(), manager)
+    except Exception:  # ComfyUI's own, and its own to tell of its prompts
+        logger.warning("a node whose class is gone could not be replaced", exc_info=True)
+        return prompt
 
 
 class Classes:

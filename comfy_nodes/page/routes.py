@@ -41,7 +41,7 @@ def _admit(body: Any) -> Any:
     if isinstance(prompt, dict) and all(isinstance(node, dict) for node in prompt.values()):
         classes, targets = host.Classes(), body.get("partial_execution_targets")
         targets = targets if isinstance(targets, list) and targets else None
-        made = admit(prompt, targets, classes, _only_elsewhere(classes))
+        made = admit(host.replaced(prompt), targets, classes, _only_elsewhere(classes))
         body["prompt"] = made.prompt
         for note in made.notes:
             logger.warning("%s", note)
