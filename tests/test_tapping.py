@@ -54,6 +54,9 @@ class Classes:
     def names(self):
         return TYPES.keys()
 
+    def loop_boundary(self, class_type):
+        return {"StartLoop": "start", "EndLoop": "end"}.get(class_type, "")
+
     def is_file_input(self, class_type, name):
         return (class_type, name) == ("LoadImage", "image")
 

@@ -68,6 +68,12 @@ class Classes:
     def is_output(self, class_type: str) -> bool:
         return getattr(node_class(class_type), "OUTPUT_NODE", None) is True
 
+    def loop_boundary(self, class_type: str) -> str:
+        try:
+            return str(node_class(class_type).GET_SCHEMA().loop_boundary or "")  # type: ignore
+        except Exception:  # none of the newest ones; or foreign code
+            return ""
+
     def returned(self, class_type: str, slot: int) -> str:
         try:
             found = node_class(class_type).RETURN_TYPES[slot]  # type: ignore[union-attr]

@@ -33,9 +33,12 @@ def executing() -> Here:
 
 
 def graph() -> dict[str, Any]:
-    """All nodes of the prompt that is being executed, those that nodes have added among them."""
+    """All nodes of the prompt that is being executed, those that nodes have added among them.
+
+    As they were made: `get_node` gives an End Loop without its links once its loop has begun.
+    """
     dynamic = get_progress_state().dynprompt
-    return {node_id: dynamic.get_node(node_id) for node_id in dynamic.all_node_ids()}
+    return {**dynamic.original_prompt, **dynamic.ephemeral_prompt}
 
 
 def shown_as(node_id: str) -> str:

@@ -93,6 +93,7 @@ class RunOnPeers(io.ComfyNode):
         on_failure: Any,
         quality: Any,
         value: Any = None,
+        **_: Any,  # what holds it back: see `prompt.loops`
     ) -> Any:
         QUEUE_WATCHER.start()
         node, graph = host.executing(), host.graph()

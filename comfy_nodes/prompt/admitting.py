@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from .. import node_ids
 from . import tapping
 from .cutting import loaders, stand_in
 from .graph import Prompt, class_type_of, consumers, title
+from .loops import LoopClasses, held_back, loops_of
 
 
-class Classes(tapping.Classes, Protocol):
+class Classes(tapping.Classes, LoopClasses, Protocol):
     """What the host knows of node classes."""
 
     def names(self) -> Collection[str]:
@@ -55,10 +57,13 @@ def admit(
         if classes.is_output(class_type_of(node)) and (targets is None or i in targets)
     ]
     attach = {i for i in loaders(prompt, classes.is_file_input) if not is_bad(i, prompt[i])}
-    seen = tapping.tapped(prompt, outputs, attach, classes)
+    loops = loops_of(prompt, classes)
+    seen = tapping.tapped(prompt, outputs, attach, loops, classes)
     still = [i for i in outputs if classes.is_output(class_type_of(seen.prompt[i]))]
-    now = stand_in(seen.prompt, is_bad, still)
-    return Admitted(now, (*seen.notes, *_left_out(prompt, now, classes)))
+    now = stand_in(seen.prompt, is_bad, still, loops)
+    runs = [i for i, node in now.items() if class_type_of(node) in node_ids.RUNS]
+    notes = (*seen.notes, *_left_out(prompt, now, classes))
+    return Admitted(held_back(now, loops, runs), notes)
 
 
 def _left_out(prompt: Prompt, now: Prompt, classes: Classes) -> Iterator[str]:

@@ -29,16 +29,18 @@ from .graph import (
     link,
     reach,
     sources,
+    title,
 )
+from .loops import ITERATION, around, cut_through
 
 NO, ALSO = "no", "also run here"  # `here` of a ZBusRun
 THIS = "this computer"  # in its `peer`
 _OWN = ("class_type", "inputs", "of")  # inputs of a stand-in itself
 
 # They run on this side: they take part in what this run sends, receives and fetches (VALUE: in
-# the job that this run is).
+# the job that this run is). A turn of a loop is given here, and hangs on the one before.
 HERE = frozenset(
-    {node_ids.COMPUTE_HERE, *node_ids.RUNS, node_ids.VALUE}
+    {node_ids.COMPUTE_HERE, *node_ids.RUNS, node_ids.VALUE, ITERATION}
     | {node_ids.SEND, node_ids.RECEIVE, *node_ids.JUMPER}
 )
 # NetDist's nodes too: on the peer they would queue its prompt on yet another machine.
@@ -77,7 +79,8 @@ def cut(prompt: Prompt, value: Link, *, attach: Collection[str] = ()) -> Part:
         attach: Ids of nodes to run here in any case: see `loaders`.
 
     Raises:
-        InputError: Nothing is wired there.
+        InputError: Nothing is wired there; or a loop of the part needs something from here in
+            each turn.
     """
     if value[0] not in prompt:
         raise InputError(
@@ -90,7 +93,16 @@ def cut(prompt: Prompt, value: Link, *, attach: Collection[str] = ()) -> Part:
         wanted = dict(sources(graph, value[0]))
     outputs = [add_result(graph, source, name) for name, source in wanted.items()]
     ends = boundary_nodes(graph, BOUNDARIES, attach)
-    part, boundaries = closed(graph, up_to(graph, outputs, ends), ends)
+    kept = up_to(graph, outputs, ends)
+    part, boundaries = closed(graph, kept, ends)
+    inside = cut_through(prompt, kept & prompt.keys(), [node for node, _ in boundaries.values()])
+    if inside is not None:
+        raise InputError(
+            f"{title(inside, prompt[inside])} is to run here, but it lies in a loop that runs on "
+            "the other ComfyUI",
+            remedy='Put "Run on Peers" into the loop; or take that node out of it, to before the '
+            "Start Loop or after the End Loop.",
+        )
     varies = any(class_type_of(node) == node_ids.VARY for node in part.values())
     return Part(part, tuple(outputs), boundaries, varies)
 
@@ -224,6 +236,7 @@ def stand_in(
     prompt: Prompt,
     is_bad: Callable[[str, Mapping[str, Any]], bool],
     outputs: Collection[str] | None = None,
+    loops: Mapping[str, Collection[str]] | None = None,
 ) -> Prompt:
     """The prompt with stand-ins for what only the peer can run, so that it is valid here.
 
@@ -235,11 +248,12 @@ def stand_in(
         is_bad: Whether this ComfyUI could not run that node (id, node).
         outputs: The ids of the output nodes that are to be executed: what none of them needs is
             not needed here. None: every node whose values nobody takes.
+        loops: What lies in each loop: see `loops.bodies`.
 
     Returns:
         A changed copy; the very same object if there is nothing to change.
     """
-    bad = {i for i in _only_elsewhere(prompt, outputs) if is_bad(i, prompt[i])}
+    bad = {i for i in _only_elsewhere(prompt, outputs, loops or {}) if is_bad(i, prompt[i])}
     if not bad:
         return prompt
     return {i: stood_in(node) if i in bad else copied(node) for i, node in prompt.items()}
@@ -266,11 +280,24 @@ def _peer(prompt: Prompt, run: str) -> Any:
     return constant(prompt, inputs_of(prompt[run]).get("peer", ""))
 
 
-def _only_elsewhere(prompt: Prompt, outputs: Collection[str] | None) -> set[str]:
+def parts_of(
+    prompt: Prompt,
+    values: Mapping[str, Link],
+    attach: Collection[str],
+    loops: Mapping[str, Collection[str]],
+) -> dict[str, set[str]]:
+    """For each of these runs its part, before any loop has run: its Start Loop runs here."""
+    ends = boundary_nodes(prompt, BOUNDARIES, attach)
+    return {run: up_to(prompt, [s], ends | around(loops, run)) for run, (s, _) in values.items()}
+
+
+def _only_elsewhere(
+    prompt: Prompt, outputs: Collection[str] | None, loops: Mapping[str, Collection[str]]
+) -> set[str]:
     """The nodes that nothing on this side needs."""
     runs = set(_runs(prompt))
-    values = [s[0] for i in runs for name, s in sources(prompt, i) if name == "value"]
-    parts = up_to(prompt, values, boundary_nodes(prompt, BOUNDARIES, ()))
+    values = {i: s for i in runs for name, s in sources(prompt, i) if name == "value"}
+    parts = set().union(*parts_of(prompt, values, (), loops).values())
     used = prompt.keys() if outputs is None else ancestors(prompt, outputs).keys()
     after, there = consumers(prompt), set(parts)
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from .. import node_ids
 from .class_inputs import MATCH_TYPE
-from .cutting import BOUNDARIES, boundary_nodes, elsewhere_runs, original, stood_in, up_to
+from .cutting import BOUNDARIES, boundary_nodes, elsewhere_runs, original, parts_of, stood_in
 from .graph import (
     Graph,
     Link,
@@ -32,6 +32,7 @@ from .graph import (
     sources,
     title,
 )
+from .loops import freed
 
 TAPPED = 2  # the output of a ZBusRunTapped with what it brings along
 
@@ -70,7 +71,11 @@ class Tapped(NamedTuple):
 
 
 def tapped(
-    prompt: Prompt, outputs: Collection[str], attach: Collection[str], classes: Classes
+    prompt: Prompt,
+    outputs: Collection[str],
+    attach: Collection[str],
+    loops: Mapping[str, Collection[str]],
+    classes: Classes,
 ) -> Tapped:
     """Have the output nodes inside parts that run elsewhere get the values from there.
 
@@ -78,12 +83,13 @@ def tapped(
         prompt: The whole prompt, as it came.
         outputs: The ids of the output nodes that are to be executed.
         attach: The ids of the nodes whose files are here: see `cutting.loaders`.
+        loops: What lies in each loop: see `loops.bodies`.
     """
     runs = elsewhere_runs(prompt)
     if not runs:
         return Tapped(prompt, ())
     ends = boundary_nodes(prompt, BOUNDARIES, attach)
-    parts = {run: up_to(prompt, [source], ends) for run, (source, _) in runs.items()}
+    parts = parts_of(prompt, runs, attach, loops)
     now: Prompt = prompt
     notes = []
     there: set[str] = set().union(*parts.values())
@@ -356,10 +362,15 @@ def as_made(prompt: Prompt) -> Prompt:
     Returns:
         A changed copy; the very same object if there is nothing to change.
     """
-    ours = (node_ids.THERE, node_ids.RUN_TAPPED)
-    if not any(class_type_of(node) in ours for node in prompt.values()):
+    if not any(_is_changed(node) for node in prompt.values()):
         return prompt
     return {i: _as_made(prompt, i) for i in prompt if not _is_added(prompt[i])}
+
+
+def _is_changed(node: Mapping[str, Any]) -> bool:
+    class_type, inputs = class_type_of(node), inputs_of(node)
+    is_held = class_type == node_ids.RUN and len(freed(inputs)) < len(inputs)
+    return is_held or class_type in (node_ids.THERE, node_ids.RUN_TAPPED)
 
 
 def _is_added(node: Mapping[str, Any]) -> bool:
@@ -368,10 +379,10 @@ def _is_added(node: Mapping[str, Any]) -> bool:
 
 def _as_made(prompt: Prompt, node_id: str) -> dict[str, Any]:
     node: dict[str, Any] = copied(original(node_id, prompt[node_id]))
-    if class_type_of(node) == node_ids.RUN_TAPPED:
-        node["class_type"] = node_ids.RUN
-    inputs = inputs_of(node).items()
-    node["inputs"] = {name: _true_source(prompt, value) for name, value in inputs}
+    inputs = inputs_of(node)
+    if class_type_of(node) in node_ids.RUNS:
+        node["class_type"], inputs = node_ids.RUN, freed(inputs)
+    node["inputs"] = {name: _true_source(prompt, value) for name, value in inputs.items()}
     return node
 
 
