@@ -135,7 +135,7 @@ class _Graph:
         ]
         # What a loop repeats runs an unknown number of times: of ComfyUI's own, what lies in it.
         self._repeated = set(ancestors(prompt, loops)) - set(loops)
-        self._repeated.update(*loops_of(prompt, classes).values())
+        self._repeated.update(*(loop.body for loop in loops_of(prompt, classes).values()))
 
     def _class(self, node: str) -> str:
         return class_type_of(self._prompt[node])

@@ -29,9 +29,8 @@ from .graph import (
     link,
     reach,
     sources,
-    title,
 )
-from .loops import ITERATION, around, cut_through
+from .loops import ITERATION, Loop, around, begun, closed_here
 
 NO, ALSO = "no", "also run here"  # `here` of a ZBusRun
 THIS = "this computer"  # in its `peer`
@@ -79,8 +78,7 @@ def cut(prompt: Prompt, value: Link, *, attach: Collection[str] = ()) -> Part:
         attach: Ids of nodes to run here in any case: see `loaders`.
 
     Raises:
-        InputError: Nothing is wired there; or a loop of the part needs something from here in
-            each turn.
+        InputError: Nothing is wired there.
     """
     if value[0] not in prompt:
         raise InputError(
@@ -93,16 +91,8 @@ def cut(prompt: Prompt, value: Link, *, attach: Collection[str] = ()) -> Part:
         wanted = dict(sources(graph, value[0]))
     outputs = [add_result(graph, source, name) for name, source in wanted.items()]
     ends = boundary_nodes(graph, BOUNDARIES, attach)
-    kept = up_to(graph, outputs, ends)
-    part, boundaries = closed(graph, kept, ends)
-    inside = cut_through(prompt, kept & prompt.keys(), [node for node, _ in boundaries.values()])
-    if inside is not None:
-        raise InputError(
-            f"{title(inside, prompt[inside])} is to run here, but it lies in a loop that runs on "
-            "the other ComfyUI",
-            remedy='Put "Run on Peers" into the loop; or take that node out of it, to before the '
-            "Start Loop or after the End Loop.",
-        )
+    ends |= closed_here(begun(prompt), ends)
+    part, boundaries = closed(graph, up_to(graph, outputs, ends), ends)
     varies = any(class_type_of(node) == node_ids.VARY for node in part.values())
     return Part(part, tuple(outputs), boundaries, varies)
 
@@ -236,7 +226,7 @@ def stand_in(
     prompt: Prompt,
     is_bad: Callable[[str, Mapping[str, Any]], bool],
     outputs: Collection[str] | None = None,
-    loops: Mapping[str, Collection[str]] | None = None,
+    loops: Mapping[str, Loop] | None = None,
 ) -> Prompt:
     """The prompt with stand-ins for what only the peer can run, so that it is valid here.
 
@@ -248,7 +238,7 @@ def stand_in(
         is_bad: Whether this ComfyUI could not run that node (id, node).
         outputs: The ids of the output nodes that are to be executed: what none of them needs is
             not needed here. None: every node whose values nobody takes.
-        loops: What lies in each loop: see `loops.bodies`.
+        loops: Its loops: see `loops.loops_of`.
 
     Returns:
         A changed copy; the very same object if there is nothing to change.
@@ -284,15 +274,16 @@ def parts_of(
     prompt: Prompt,
     values: Mapping[str, Link],
     attach: Collection[str],
-    loops: Mapping[str, Collection[str]],
+    loops: Mapping[str, Loop],
 ) -> dict[str, set[str]]:
     """For each of these runs its part, before any loop has run: its Start Loop runs here."""
     ends = boundary_nodes(prompt, BOUNDARIES, attach)
+    ends |= closed_here(loops, ends)
     return {run: up_to(prompt, [s], ends | around(loops, run)) for run, (s, _) in values.items()}
 
 
 def _only_elsewhere(
-    prompt: Prompt, outputs: Collection[str] | None, loops: Mapping[str, Collection[str]]
+    prompt: Prompt, outputs: Collection[str] | None, loops: Mapping[str, Loop]
 ) -> set[str]:
     """The nodes that nothing on this side needs."""
     runs = set(_runs(prompt))

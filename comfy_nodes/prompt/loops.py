@@ -8,13 +8,20 @@ run by then runs as it is: so a node whose only link is a lazy one must be held 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .graph import Graph, Prompt, ancestors, class_type_of, consumers, copied
 
 ITERATION = "LoopIteration"  # ComfyUI's own: what the Start Loop gives in one turn
 AFTER = "zbus_after"  # inputs that hold a node back; it takes no notice of their values
 BODY, END = "_loop_body", "_loop_end"  # what ComfyUI writes into a Start Loop
+
+
+class Loop(NamedTuple):
+    """What lies between a Start Loop and its End Loop, neither among it."""
+
+    end: str
+    body: frozenset[str]
 
 
 class LoopClasses(Protocol):
@@ -24,21 +31,19 @@ class LoopClasses(Protocol):
         """Of a Start Loop "start", of an End Loop "end", of all else ""."""
 
 
-def loops_of(prompt: Prompt, classes: LoopClasses) -> dict[str, frozenset[str]]:
-    """What lies in each loop of a prompt: see `bodies`."""
+def loops_of(prompt: Prompt, classes: LoopClasses) -> dict[str, Loop]:
+    """The loops of a prompt, by their Start Loops."""
     found: dict[str, list[str]] = {"start": [], "end": [], "": []}
     for i, node in prompt.items():
         found.get(classes.loop_boundary(class_type_of(node)), []).append(i)
-    return bodies(prompt, found["start"], found["end"])
+    return paired(prompt, found["start"], found["end"])
 
 
-def bodies(
-    prompt: Prompt, starts: Collection[str], ends: Collection[str]
-) -> dict[str, frozenset[str]]:
-    """What lies between each Start Loop and its End Loop, neither among it.
+def paired(prompt: Prompt, starts: Collection[str], ends: Collection[str]) -> dict[str, Loop]:
+    """The loops of a prompt, by their Start Loops.
 
     As ComfyUI pairs them: an End Loop belongs to the nearest Start Loop before it that is still
-    open. One without its other has no body; ComfyUI refuses it.
+    open. One without its other makes no loop; ComfyUI refuses it.
 
     Args:
         starts: The ids of the Start Loops.
@@ -58,10 +63,10 @@ def bodies(
             if nearest:
                 pairs[nearest[0]] = end
             del left[end]
-    return {start: frozenset(_between(prompt, start, end)) for start, end in pairs.items()}
+    return {start: Loop(end, _between(prompt, start, end)) for start, end in pairs.items()}
 
 
-def _between(prompt: Prompt, start: str, end: str) -> set[str]:
+def _between(prompt: Prompt, start: str, end: str) -> frozenset[str]:
     after = consumers(prompt)
     found: set[str] = set()
     left = [to for to, _ in after[start]]
@@ -70,17 +75,15 @@ def _between(prompt: Prompt, start: str, end: str) -> set[str]:
         if node not in found and node not in (start, end):
             found.add(node)
             left += [to for to, _ in after[node]]
-    return found
+    return frozenset(found)
 
 
-def around(loops: Mapping[str, Collection[str]], node: str) -> set[str]:
-    """The Start Loops between which and their End Loops that node lies."""
-    return {start for start, body in loops.items() if node in body}
+def around(loops: Mapping[str, Loop], node: str) -> set[str]:
+    """The Start Loops of those in which that node lies."""
+    return {start for start, loop in loops.items() if node in loop.body}
 
 
-def held_back(
-    prompt: Prompt, loops: Mapping[str, Collection[str]], runs: Collection[str]
-) -> Prompt:
+def held_back(prompt: Prompt, loops: Mapping[str, Loop], runs: Collection[str]) -> Prompt:
     """The prompt with each of those runs waiting for the loops that it lies in.
 
     Its only link is a lazy one: it would be ready, and run, before its loop.
@@ -102,18 +105,17 @@ def freed(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if not name.startswith(AFTER)}
 
 
-def cut_through(prompt: Prompt, part: Collection[str], sent: Collection[str]) -> str | None:
-    """A node that gives its value to a part from within a loop of that part; None: none does.
+def begun(prompt: Prompt) -> dict[str, Loop]:
+    """The loops of a prompt that ComfyUI has validated, and of what it has added since: by their
+    Start Loops."""
+    found = {}
+    for start, node in prompt.items():
+        body, end = node.get(BODY), node.get(END)
+        if isinstance(body, list) and isinstance(end, str):
+            found[start] = Loop(end, frozenset(i for i in body if isinstance(i, str)))
+    return found
 
-    Args:
-        prompt: What ComfyUI has validated.
-        part: The nodes of the part.
-        sent: The nodes that give it values.
-    """
-    inside = {node for start in part for node in _written(prompt[start])}
-    return next((node for node in sent if node in inside), None)
 
-
-def _written(node: Mapping[str, Any]) -> list[str]:
-    found = node.get(BODY)
-    return [i for i in found if isinstance(i, str)] if isinstance(found, list) else []
+def closed_here(loops: Mapping[str, Loop], ends: Collection[str]) -> set[str]:
+    """The End Loops of those in which something runs here: then all of it does."""
+    return {loop.end for loop in loops.values() if not loop.body.isdisjoint(ends)}

@@ -32,7 +32,7 @@ from .graph import (
     sources,
     title,
 )
-from .loops import freed
+from .loops import Loop, freed
 
 TAPPED = 2  # the output of a ZBusRunTapped with what it brings along
 
@@ -74,7 +74,7 @@ def tapped(
     prompt: Prompt,
     outputs: Collection[str],
     attach: Collection[str],
-    loops: Mapping[str, Collection[str]],
+    loops: Mapping[str, Loop],
     classes: Classes,
 ) -> Tapped:
     """Have the output nodes inside parts that run elsewhere get the values from there.
@@ -83,7 +83,7 @@ def tapped(
         prompt: The whole prompt, as it came.
         outputs: The ids of the output nodes that are to be executed.
         attach: The ids of the nodes whose files are here: see `cutting.loaders`.
-        loops: What lies in each loop: see `loops.bodies`.
+        loops: Its loops: see `loops.loops_of`.
     """
     runs = elsewhere_runs(prompt)
     if not runs:
