@@ -10,8 +10,8 @@ import json
 import uuid
 
 import pytest
-from chains import node
-from test_run_on_peers import at_peer, digests, good, ran, texts
+from chains import node, run_both
+from test_run_on_peers import at_peer, digests, failure, good, ran, texts
 
 
 @pytest.fixture
@@ -77,9 +77,7 @@ def test_what_is_carried_from_turn_to_turn(looping):
     prompt = {
         "start": start(3, initial_iteration_value=["first", 0]),
         "first": node("PrimitiveString", value="x"),
-        "more": node(
-            "StringConcatenate", string_a=["start", 4], string_b=".", delimiter=""
-        ),
+        "more": node("StringConcatenate", string_a=["start", 4], string_b=".", delimiter=""),
         "at": node("TestAt", value=["more", 0], only=looping.b.port, text=mark),
         "run": at_peer(("at", 0), looping.b.peer),
         "end": node(
@@ -139,3 +137,87 @@ def test_a_loop_in_a_loop(looping):
     }
     found = texts(good(looping.a, prompt), "text")
     assert [json.loads(text)["port"] for text in found] == [looping.b.port] * 4
+
+
+# --- channels, and NetDist ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["zbus", "jumper"])
+def test_two_loops_send_and_receive_in_each_turn(looping, family, addr):
+    a, b = looping
+    if family == "zbus":
+        to, of = {"peer": b.peer, "channel": "turns"}, {"peer": a.peer, "channel": "turns"}
+        first = node("ZBusSend", value=["noise", 0], quality="exact", order=["start", 0], **to)
+        second = node("ZBusReceive", expect="any", timeout=0, order=["start", 0], **of)
+        sent = ["send", 0]
+    else:
+        to, of = {"addr": addr, "mode": "Server"}, {"addr": addr, "mode": "Client"}
+        first = node("Send Images", images=["noise", 0], send_as="raw", order=["start", 0], **to)
+        second = node("Receive Images", order=["start", 0], **of)
+        sent = ["noise", 0]
+    ends = {"accumulate": True, "terminations.termination0": ["send", 0]}
+    sending = {
+        "start": start(),
+        "noise": node("TestNoise", batch=1, height=8, width=8, channels=3, seed=["start", 0]),
+        "send": first,
+        "end": node("EndLoop", output_value=sent, **ends),
+        "digest": node("TestDigest", value=["end", 0]),
+    }
+    receiving = {
+        "start": start(),
+        "receive": second,
+        "end": node("EndLoop", output_value=["receive", 0], accumulate=True),
+        "digest": node("TestDigest", value=["end", 0]),
+    }
+    found = run_both(a, sending, b, receiving, 60.0)
+    assert digests(found[0]) == digests(found[1]) and len(digests(found[0])) == 3
+
+
+def queued(pair, seed):
+    return {
+        "start": start(),
+        "queue": node(
+            "RemoteQueueSimple",
+            remote_url=pair.b.url,
+            batch_local=1,
+            batch_remote=1,
+            trigger="always",
+            enabled="true",
+            seed=seed,
+        ),
+        "noise": node("TestNoise", batch=1, height=8, width=8, channels=3, seed=["queue", 0]),
+        "fetch": node("FetchRemote", final_image=["noise", 0], remote_info=["queue", 2]),
+    }
+
+
+def test_netdist_in_a_loop_sends_each_turn(looping):
+    prompt = queued(looping, ["start", 0]) | {
+        "end": node("EndLoop", output_value=["fetch", 0], accumulate=True),
+        "digest": node("TestDigest", value=["end", 0]),
+    }
+    assert digests(good(looping.a, prompt)) == noises(looping, 1, 2, 3)
+
+
+def test_netdist_after_a_loop_sends_all_of_it(looping):
+    prompt = queued(looping, 5) | {
+        "at": node("TestAt", value=["start", 0]),
+        "end": node("EndLoop", output_value=["at", 0], accumulate=False),
+        "digest": node("TestDigest", value=["fetch", 0]),
+    }
+    prompt["noise"]["inputs"]["batch"] = ["end", 0]
+    prompt["noise"]["inputs"]["height"] = 8
+    local = {
+        "noise": node("TestNoise", batch=2, height=8, width=8, channels=3, seed=6),
+        "digest": node("TestDigest", value=["noise", 0]),
+    }
+    assert digests(good(looping.a, prompt)) == digests(good(looping.a, local))
+
+
+def test_netdist_before_a_loop_cannot_be_fetched_in_it(looping):
+    prompt = queued(looping, 5) | {
+        "end": node("EndLoop", output_value=["fetch", 0], accumulate=False),
+        "digest": node("TestDigest", value=["end", 0]),
+    }
+    prompt["noise"]["inputs"] |= {"seed": ["start", 0], "batch": ["queue", 1]}
+    error = failure(looping.a, prompt)
+    assert "is in a loop that would run on the remote" in error["exception_message"]
