@@ -13,6 +13,7 @@ from ..prompt import replacing
 from ..prompt.class_inputs import ClassInput, expanded, find, names_file
 from ..prompt.graph import Prompt
 from .process import the_server
+from .queue import FOREIGN
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +55,15 @@ class Classes:
 
     def expands(self, class_type: str) -> bool:
         # To copy what is before it, a node must see the graph.
-        hidden = self._inputs(class_type).get("hidden") or {}
-        kinds = [kind[0] if isinstance(kind, tuple) else kind for kind in hidden.values()]
-        return "DYNPROMPT" in kinds
+        return "DYNPROMPT" in self._hidden(class_type)
+
+    def asks_late(self, class_type: str, name: str) -> bool:
+        declared = self._find(class_type, name)
+        # One that gets the link itself can hand it to a node that it adds.
+        return self.is_lazy(class_type, name) or bool(declared and declared.options.get("rawLink"))
+
+    def sees_graph(self, class_type: str) -> bool:
+        return self.expands(class_type) or "EXECUTION_LIST" in self._hidden(class_type)
 
     def kind(self, class_type: str, slot: int) -> str:
         try:
@@ -71,7 +78,7 @@ class Classes:
     def loop_boundary(self, class_type: str) -> str:
         try:
             return str(node_class(class_type).GET_SCHEMA().loop_boundary or "")  # type: ignore
-        except Exception:  # none of the newest ones; or foreign code
+        except FOREIGN:  # none of the newest ones; or a node's own code
             return ""
 
     def returned(self, class_type: str, slot: int) -> str:
@@ -91,7 +98,7 @@ class Classes:
     def inputs(self, class_type: str, given: Mapping[str, Any]) -> dict[str, ClassInput]:
         try:
             return expanded(self._inputs(class_type), given)
-        except Exception:  # a foreign node's own code may have declared anything
+        except FOREIGN:  # a node's own code may have declared anything
             return {}
 
     def slots(self, class_type: str) -> int | None:
@@ -114,13 +121,17 @@ class Classes:
     def _find(self, class_type: str, name: str) -> ClassInput | None:
         try:
             return find(self._inputs(class_type), name)
-        except Exception:  # as above
+        except FOREIGN:  # as above
             return None
+
+    def _hidden(self, class_type: str) -> list[Any]:
+        hidden = self._inputs(class_type).get("hidden") or {}
+        return [kind[0] if isinstance(kind, tuple) else kind for kind in hidden.values()]
 
     def _inputs(self, class_type: str) -> Mapping[str, Any]:
         if class_type not in self._seen:
             try:
                 self._seen[class_type] = node_class(class_type).INPUT_TYPES()  # type: ignore
-            except Exception:  # a foreign node's own code
+            except FOREIGN:  # a node's own code
                 self._seen[class_type] = {}
         return self._seen[class_type]
