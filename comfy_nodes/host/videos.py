@@ -104,7 +104,8 @@ def _kept(video: Any, name: str) -> dict[str, Any]:
 
 
 def _is_set(value: Any) -> bool:
-    return value is not None and (not isinstance(value, (int, float, list, tuple)) or bool(value))
+    plain = isinstance(value, (int, float, str, list, tuple, dict))
+    return bool(value) if plain else value is not None
 
 
 def _file(video: Any) -> bytes:
