@@ -16,8 +16,6 @@ LOADERS = {
     ("VHS_LoadVideoFFmpeg", "video"),
     ("VHS_LoadAudioUpload", "audio"),
 }
-# What the page has recorded, and put into the input folder.
-RECORDED = ("WEBCAM", "AUDIO_RECORD")
 
 
 class ClassInput(NamedTuple):
@@ -43,5 +41,7 @@ class ClassInput(NamedTuple):
 
 def names_file(class_type: str, name: str, declared: ClassInput) -> bool:
     """Whether an input names a file of the user's own: in the input, output or temp folder."""
+    if declared.kind in ("WEBCAM", "AUDIO_RECORD"):  # the page has put it into that folder
+        return True
     uploads = [key for key, on in declared.options.items() if key.endswith("upload") and on is True]
-    return bool(uploads) or declared.kind in RECORDED or (class_type, name) in LOADERS
+    return bool(uploads) or (class_type, name) in LOADERS
