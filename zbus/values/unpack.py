@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LocalProtocolError, RemoteProtocolError
+from . import containers
 from .layout import PLAIN, Layout, picture
 from .quantise import dequantise
 from .spec import (
@@ -207,6 +208,12 @@ class _Dict:
     nodes: list[object]
 
 
+@dataclass(frozen=True)
+class _Container:
+    kind: str
+    fields: dict[str, object]
+
+
 def _build(node: object) -> object:
     if isinstance(node, _Leaf):
         return node.build()
@@ -214,6 +221,9 @@ def _build(node: object) -> object:
         return _GROUPS[node.tag]([_build(inner) for inner in node.nodes])
     if isinstance(node, _Dict):
         return dict(zip(node.keys, map(_build, node.nodes), strict=True))
+    if isinstance(node, _Container):
+        fields = {name: _build(inner) for name, inner in node.fields.items()}
+        return containers.made(node.kind, fields)
     return node
 
 
@@ -224,7 +234,8 @@ def _check_bools(view: memoryview) -> None:
 
 
 class _Reader:
-    """Reads a spec into nodes: scalars as they are, _Leaf, _Group, _Dict."""
+    """Reads a spec into nodes: scalars as they are, _Leaf, _Group, _Dict,
+    _Container."""
 
     def __init__(self, spec: bytes) -> None:
         self._atoms = Atoms(spec)
@@ -248,6 +259,8 @@ class _Reader:
             return self._group(tag, depth)
         if tag == "{":
             return self._dict(depth)
+        if tag == "o":
+            return self._container(depth)
         if tag in ("t", "q", "a"):
             return self._shaped(tag)
         if tag in ("S", "b"):
@@ -292,6 +305,16 @@ class _Reader:
         if len(set(keys)) != len(keys):
             raise bad("has a dict with a key twice")
         return _Dict(keys, nodes)
+
+    def _container(self, depth: int) -> _Container:
+        kind, fields = self._atoms.text(), dict[str, object]()
+        for _ in range(self._atoms.count(containers.MAX_FIELDS)):
+            name = self._atoms.text()
+            if name in fields:
+                raise bad("has a field twice")
+            fields[name] = self._node(depth + 1)
+        containers.check(kind, fields)
+        return _Container(kind, fields)
 
     def _key(self, depth: int) -> object:
         atom = self._next(depth)
