@@ -29,13 +29,11 @@ from zbus.values import spec as wire
 from zbus.values.kinds import LIST, VIDEO
 from zbus.values.payload import (
     KINDS,
-    Container,
     Layout,
     Map,
     NestedTensor,
     Unpacker,
     check_choice,
-    clipped,
     describe,
     fits,
     flatten,

@@ -40,6 +40,8 @@ CLASSES = {
     "Odd": ({"a": "IMAGE", "b": ()}, None),
     "Out": ({"images": ("IMAGE",)}, 0),
 }
+OUTPUTS = {("LoraLoader", 0): "MODEL", ("LoraLoader", 1): "CLIP", ("Scale", 0): "IMAGE"}
+OUTPUTS |= {("Odd", 0): "*", ("LoadLatent", 0): "LATENT", ("Switch", 0): "COMFY_MATCHTYPE_V3"}
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,12 @@ def classes(preflight):
 
         def judges(self, class_type, name):
             return (class_type, name) in self.own
+
+        def output(self, class_type, slot):
+            return OUTPUTS.get((class_type, slot), "")
+
+        def matched(self, class_type, slot):
+            return ("on_true", "on_false") if class_type == "Switch" else ()
 
     return Classes()
 

@@ -51,6 +51,12 @@ class Classes:
     def judges(self, class_type, name):
         return False
 
+    def output(self, class_type, slot):
+        return ""
+
+    def matched(self, class_type, slot):
+        return ()
+
 
 class Host(types.ModuleType):
     """A queue with one place to run, and the statuses and events that ComfyUI sends."""

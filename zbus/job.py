@@ -15,7 +15,7 @@ from .printable import shown
 from .protocol.fields import clip
 from .reasons import Reason
 from .remote import Remote
-from .values.payload import Flat, flatten
+from .values.payload import Flat, clipped, flatten
 
 __all__ = ["Job", "JobHost", "Reason", "Remote", "Request", "Taken"]
 
@@ -235,7 +235,7 @@ class Teller(Protocol):
     def started(self, job: str) -> None: ...
     def progressed(self, job: str, node: str, title: str, value: int, maximum: int) -> None: ...
     def preview(self, job: str, node: str, kind: str, data: bytes) -> None: ...
-    def result(self, job: str, name: str, flat: Flat) -> None: ...
+    def result(self, job: str, name: str, flat: Flat, notes: Sequence[str]) -> None: ...
     def ended(self, job: str, end: dict[str, Any]) -> None: ...
 
 
@@ -288,18 +288,25 @@ class Taken:
             return
         self._tell(lambda teller: teller.preview(self.id, node, kind, data))
 
-    def result(self, name: str, value: Any) -> None:
+    def result(self, name: str, value: Any, declared: str = "") -> None:
         """One of the outputs. It must not change any more.
+
+        Args:
+            declared: See `Channel.start_send`.
 
         Raises:
             NotTransferable: It holds something that cannot travel, or has no usable name.
+            CodecRefused: It holds NaN, and is to go as 8 bits.
         """
         try:
             given.label("name", name, MAX_NAME)
         except InputError as error:
             raise NotTransferable(f"a result's {error.what}") from None
-        flat = flatten(value)
-        self._tell(lambda teller: teller.result(self.id, name, flat))
+        flat = flatten(value, declared)
+        # Told with the job's end, which may be under way before this has been packed.
+        is_rounded = codecs.eight_bit(self.request.quality) == "always"
+        notes = clipped(flat) if is_rounded else ()
+        self._tell(lambda teller: teller.result(self.id, name, flat, notes))
 
     def done(self) -> None:
         """It has ended well, and all its results are told."""

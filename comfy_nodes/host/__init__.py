@@ -5,7 +5,16 @@ from __future__ import annotations
 from .classes import Classes, node_class
 from .facts import facts
 from .files import input_file, input_files, output_file
-from .node import Here, ProgressBar, current_prompt, doing, executing, graph, shown_as
+from .node import (
+    Here,
+    ProgressBar,
+    current_prompt,
+    doing,
+    executing,
+    graph,
+    no_picture,
+    shown_as,
+)
 from .process import (
     answer,
     at_start,
@@ -68,6 +77,7 @@ __all__ = [
     "interrupted",
     "metadata_wanted",
     "multi_user",
+    "no_picture",
     "node_class",
     "notice",
     "on_loop",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import nodes
@@ -24,7 +24,8 @@ def node_class(class_type: str) -> type | None:
 
 
 class Classes:
-    """What ComfyUI knows of node classes: see `plans.Classes` and `preflight.Classes`.
+    """What ComfyUI knows of node classes: see `plans.Classes`, `preflight.Classes` and
+    `output_types.Outputs`.
 
     Looks at a class once: an instance is for one look at one prompt.
     """
@@ -47,6 +48,24 @@ class Classes:
             return KINDS.get(found, "any")
         except (AttributeError, IndexError, TypeError):
             return "any"
+
+    def output(self, class_type: str, slot: int) -> str:
+        try:
+            found = node_class(class_type).RETURN_TYPES[slot]  # type: ignore[union-attr]
+        except (AttributeError, IndexError, TypeError):
+            return ""
+        return str(found) if isinstance(found, str) else ""  # a list: the choices of a combo
+
+    def matched(self, class_type: str, slot: int) -> Sequence[str]:
+        if self.output(class_type, slot) != "COMFY_MATCHTYPE_V3":
+            return ()
+        try:
+            schema: Any = node_class(class_type).GET_SCHEMA()  # type: ignore[union-attr]
+            template = schema.outputs[slot].template.template_id
+            of_it = [(one.id, getattr(one, "template", None)) for one in schema.inputs]
+            return [name for name, own in of_it if getattr(own, "template_id", None) == template]
+        except (AttributeError, IndexError, TypeError):  # another version of these classes
+            return ()
 
     def names(self) -> Collection[str]:
         return nodes.NODE_CLASS_MAPPINGS.keys()

@@ -9,6 +9,10 @@ import comfy.utils
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 
+from ..prompt import output_types
+from ..prompt.graph import inputs_of, link
+from .classes import Classes
+
 ProgressBar = comfy.utils.ProgressBar
 
 
@@ -35,6 +39,17 @@ def graph() -> dict[str, Any]:
     """All nodes of the prompt that is being executed, those that nodes have added among them."""
     dynamic = get_progress_state().dynprompt
     return {node_id: dynamic.get_node(node_id) for node_id in dynamic.all_node_ids()}
+
+
+def no_picture(name: str) -> str:
+    """The type that is declared for what arrives at that input of the node that is being executed,
+    if that is certainly no picture; "" if it may be one."""
+    wired = link(inputs_of(executing().node).get(name))
+    return (
+        ""
+        if wired is None
+        else output_types.no_picture(output_types.declared(graph(), wired, Classes()))
+    )
 
 
 def shown_as(node_id: str) -> str:

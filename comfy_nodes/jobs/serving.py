@@ -71,14 +71,15 @@ class Jobs:
             raise JobError(f'the job brought no value "{name}"', stage="reading what came with it")
         return values[name]
 
-    def result(self, prompt_id: str, name: str, value: Any) -> None:
-        """Hand a result to the peer that gave the job. Returns at once.
+    def result(self, prompt_id: str, name: str, value: Any, declared: str = "") -> None:
+        """Hand a result to the peer that gave the job. Returns at once; `declared` is as in
+        `Taken.result`.
 
         Raises:
             NotTransferable: It holds something that cannot travel.
             JobError: This prompt is no job.
         """
-        self._of(prompt_id).result(name, value)
+        self._of(prompt_id).result(name, value, declared)
 
     def _of(self, prompt_id: str) -> Taken:
         with self._lock:

@@ -16,7 +16,8 @@ from zbus.protocol.fields import clip
 from zbus.reasons import MAX_NEAR, Reason, lines
 
 from .class_inputs import ClassInput
-from .graph import WRAP, Prompt, class_type_of, inputs_of, link, title
+from .graph import WRAP, Link, Prompt, class_type_of, inputs_of, link, title
+from .output_types import Outputs, results, untransferable
 
 MAX_REASONS = 64  # of one refusal
 MAX_LOOKED_UP = 20  # refused values of one prompt whose nearest are looked for: it takes time
@@ -25,7 +26,7 @@ MAX_USES = 3  # nodes of a missing class that are named
 MAX_VALUE = 120  # characters of a value in a text
 
 
-class Classes(Protocol):
+class Classes(Outputs, Protocol):
     """What the host knows of node classes."""
 
     def names(self) -> Collection[str]:
@@ -57,7 +58,22 @@ def look(prompt: Prompt, classes: Classes) -> list[Reason]:
         found += _links(prompt, node_id, classes)
         if class_type_of(node) in classes.names():
             found += _values(node_id, node, classes, near)
-    return found
+    return found + cannot_travel(prompt, results(prompt), classes)
+
+
+def cannot_travel(prompt: Prompt, wanted: Iterable[Link], outputs: Outputs) -> list[Reason]:
+    """What is wanted and lives in one ComfyUI: told before it is computed."""
+    return [
+        Reason(
+            "output",
+            node,
+            title(node, prompt[node]),
+            class_type_of(prompt[node]),
+            text=f"{_named(node, prompt[node])}: a {kind} lives in one ComfyUI and cannot travel; "
+            "let the nodes that use it run where it is loaded",
+        )
+        for node, kind in untransferable(prompt, wanted, outputs)
+    ]
 
 
 def _missing_classes(prompt: Prompt, classes: Classes) -> list[Reason]:

@@ -1,9 +1,9 @@
 """Types of the host that are no more than a few tensors, bytes and numbers under one name.
 
 A ComfyUI has classes of its own for meshes, files and the like. Their names and fields travel
-(``MESH`` with ``vertices`` and ``faces``), and never code: the host on the receiving side builds its
-own class, and only what is in its own closed table. In a process without a host each arrives as a
-`Container`, which can be read, and sent back.
+(``MESH`` with ``vertices`` and ``faces``), and never code: the host on the receiving side builds
+its own class, and only what is in its own closed table. In a process without a host each arrives as
+a `Container`, which can be read, and sent back.
 """
 
 from __future__ import annotations
