@@ -16,6 +16,7 @@ from ..errors import LocalProtocolError, RemoteProtocolError
 from . import containers
 from .layout import PLAIN, Layout, picture
 from .quantise import dequantise
+from .recycling import LARGE
 from .spec import (
     MAX_DEPTH,
     MAX_DIMS,
@@ -149,6 +150,19 @@ class _Tensor(_Leaf):
         if self._dtype == "bool":
             _check_bools(tensor_bytes(self._tensor))
         return self._tensor
+
+
+class _SmallTensor(_Tensor):
+    """Filled elsewhere and copied: memory that numpy has seen can never be resized again, and a
+    node that computes into the tensor (``out=``) may want to."""
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], length: int) -> None:
+        super().__init__(dtype, shape, length)
+        self.memory = length * 2
+
+    def build(self) -> object:
+        built = super().build()
+        return built.clone() if self._tensor is not None else built  # type: ignore[attr-defined]
 
 
 class _Quantised(_Leaf):
@@ -337,7 +351,8 @@ class _Reader:
             return self._leaf(_Quantised(dtype, shape, elements))
         if tag == "t":
             length = elements * TENSOR_ITEMSIZE.get(dtype, 1)
-            return self._leaf(_Tensor(dtype, shape, length))
+            kind = _SmallTensor if length < LARGE else _Tensor
+            return self._leaf(kind(dtype, shape, length))
         if dtype not in ARRAY_ITEMSIZE:
             raise bad(f"has an array of unknown dtype {dtype[:40]!r}")
         return self._leaf(_Array(dtype, shape, elements * ARRAY_ITEMSIZE[dtype]))
