@@ -107,6 +107,17 @@ def test_a_good_prompt_has_nothing_wrong(preflight, classes):
     assert preflight.look(lora(), classes) == []
 
 
+def test_what_lives_in_one_comfyui_is_refused_before_it_is_computed(preflight, classes):
+    handed = node("ZBusResult", value=["12", 1], name="value", job="")
+    names = [*CLASSES, "ZBusResult"]
+    classes.names = lambda: names
+    (reason,) = preflight.look(lora() | {"result": handed}, classes)
+    assert (reason.kind, reason.node) == ("output", "12")
+    assert reason.text.startswith("LoraLoader #12: a CLIP lives in one ComfyUI")
+    handed["inputs"]["value"] = ["0", 0]
+    assert preflight.look(lora() | {"result": handed}, classes) == []
+
+
 def test_a_missing_choice_names_the_nearest(preflight, classes):
     (reason,) = preflight.look(lora("foo.safetensors", "My LoRA"), classes)
     assert reason.kind == "choice"

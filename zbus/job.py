@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any, Protocol
 
 from . import codecs, given
 from .callbacks import CALLBACKS, Callbacks
-from .errors import InputError, NotTransferable, RemoteProtocolError, UnknownCodec
+from .errors import CodecRefused, InputError, NotTransferable, RemoteProtocolError, UnknownCodec
 from .operation import Operation
 from .printable import shown
 from .protocol.fields import clip
@@ -296,7 +297,6 @@ class Taken:
 
         Raises:
             NotTransferable: It holds something that cannot travel, or has no usable name.
-            CodecRefused: It holds NaN, and is to go as 8 bits.
         """
         try:
             given.label("name", name, MAX_NAME)
@@ -304,8 +304,10 @@ class Taken:
             raise NotTransferable(f"a result's {error.what}") from None
         flat = flatten(value, declared)
         # Told with the job's end, which may be under way before this has been packed.
-        is_rounded = codecs.eight_bit(self.request.quality) == "always"
-        notes = clipped(flat) if is_rounded else ()
+        notes: tuple[str, ...] = ()
+        if codecs.eight_bit(self.request.quality) == "always":
+            with contextlib.suppress(CodecRefused):  # which is the job's end when it is packed
+                notes = clipped(flat)
         self._tell(lambda teller: teller.result(self.id, name, flat, notes))
 
     def done(self) -> None:

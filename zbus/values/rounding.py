@@ -17,6 +17,7 @@ from .tensors import is_tensor
 _AN = "AEIOU"
 _FILM = "a video"  # in which there are pictures
 
+
 def declared(kind: str) -> str:
     """The role of a value whose maker declares that type; "" declares none."""
     return f"of the type {kind}" if kind else ""
@@ -61,9 +62,9 @@ def _is_shown(value: object) -> bool:
         return looks_like_picture(value)
     if isinstance(value, (list, tuple)):
         return all(map(_is_shown, value))
-    if isinstance(value, Mapping) and is_marked(value, LIST):
-        return _is_shown(value[LIST])
-    return isinstance(value, Mapping) and is_marked(value, VIDEO)
+    if not isinstance(value, dict):  # another mapping may be costly to look at
+        return False
+    return _is_shown(value[LIST]) if is_marked(value, LIST) else is_marked(value, VIDEO)
 
 
 def may_shrink(tensor: object, role: str) -> bool:
