@@ -78,6 +78,9 @@ class Host(types.ModuleType):
         self.asked = asyncio.Event()  # something is being validated
         self.silent = False  # no statuses, no events
 
+    def folders(self):
+        return {"/home/bob smith": "~"}
+
     def on_loop(self, call):
         self.loop.call_soon_threadsafe(call)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .classes import Classes, node_class
 from .facts import facts
-from .files import input_file, input_files, output_file
+from .files import folders, input_file, input_files, output_file
 from .node import (
     Here,
     ProgressBar,
@@ -67,6 +67,7 @@ __all__ = [
     "enqueue",
     "executing",
     "facts",
+    "folders",
     "follow",
     "forget",
     "graph",

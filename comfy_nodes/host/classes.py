@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import folder_paths
 import nodes
 
-from ..prompt.class_inputs import ClassInput, names_file
+from ..prompt.class_inputs import FOLDER_LOADERS, ClassInput, names_file
 
 KINDS = {
     **{"IMAGE": "image", "MASK": "mask", "LATENT": "latent", "AUDIO": "audio"},
@@ -93,7 +95,14 @@ class Classes:
 
     def is_file_input(self, class_type: str, name: str) -> bool:
         found = self.inputs(class_type).get(name)
-        return found is not None and names_file(class_type, name, found)
+        is_file = found is not None and names_file(class_type, name, found)
+        return is_file or self.is_folder_input(class_type, name)
+
+    def is_folder_input(self, class_type: str, name: str) -> bool:
+        """Whether an input names a folder of the user's own."""
+        found = self.inputs(class_type).get(name)
+        lists = found is not None and _lists_folders(found.choices)
+        return lists or (class_type, name) in FOLDER_LOADERS
 
     def _inputs(self, class_type: str) -> Mapping[str, Any]:
         if class_type not in self._seen:
@@ -102,3 +111,17 @@ class Classes:
             except Exception:  # a foreign node's own code
                 self._seen[class_type] = {}
         return self._seen[class_type]
+
+
+def _lists_folders(choices: list[Any] | None) -> bool:
+    """Whether what an input offers are the folders in the input folder."""
+    if not choices or not all(isinstance(choice, str) for choice in choices):
+        return False
+    root = folder_paths.get_input_directory()
+    # A look at one, first: of most inputs the choices are no folders, and there may be many files.
+    if not os.path.isdir(os.path.join(root, choices[0])):
+        return False
+    try:
+        return set(choices) == set(folder_paths.get_input_subfolders())
+    except (AttributeError, OSError):
+        return False

@@ -26,6 +26,7 @@ from zbus.values import payload
 from .. import host
 from ..prompt import preflight
 from ..prompt.cutting import value_names, with_digests, with_job
+from ..prompt.discreet import without_paths
 from ..prompt.graph import ancestors, clean, title
 
 logger = logging.getLogger(__name__)
@@ -174,7 +175,8 @@ class Serving(JobHost):
         except Exception as error:  # foreign nodes' code, and theirs to fail
             logger.exception("a job of %s could not be checked", job.client)
             self._release(served)
-            job.refuse([Reason("other", text=f"it could not be checked: {clip(str(error))}")])
+            told = without_paths(str(error), host.folders())
+            job.refuse([Reason("other", text=f"it could not be checked: {clip(told)}")])
         finally:
             served.task = None
 
@@ -197,7 +199,9 @@ class Serving(JobHost):
         if not any(reason.kind in ("class", "output") for reason in found):
             said = await host.validate(served.job.id, prompt, wanted)
             outputs = said.outputs
-            found += preflight.from_host(prompt, said.error, said.node_errors, classes)
+            found += preflight.from_host(
+                prompt, said.error, said.node_errors, classes, host.folders()
+            )
             dropped = [i for i in wanted if i not in outputs]
             if not found:
                 text = "{} was asked for, and is not an output node"

@@ -15,6 +15,15 @@ LOADERS = {
     ("VHS_LoadVideo", "video"),
     ("VHS_LoadAudioUpload", "audio"),
 }
+# Loaders of a whole folder: of pictures, films or texts in the input folder, or of a data set.
+FOLDER_LOADERS = {
+    ("VHS_LoadImages", "directory"),
+    ("LoadImageDataSetFromFolder", "folder"),
+    ("LoadImageTextDataSetFromFolder", "folder"),
+    ("LoadVideoDataSetFromFolder", "folder"),
+    ("LoadVideoTextDataSetFromFolder", "folder"),
+    ("LoadTrainingDataset", "folder_name"),
+}
 
 
 class ClassInput(NamedTuple):

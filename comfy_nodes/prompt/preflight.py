@@ -9,13 +9,15 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from zbus.protocol.fields import clip
 from zbus.reasons import MAX_NEAR, Reason, lines
 
 from .class_inputs import ClassInput
+from .discreet import is_absolute, without_paths
 from .graph import WRAP, Link, Prompt, class_type_of, inputs_of, link, title
 from .output_types import Outputs, results, untransferable
 
@@ -223,7 +225,7 @@ class _Near:
 
     def of(self, value: Any, choices: Iterable[Any]) -> tuple[str, ...]:
         """At most MAX_NEAR of the choices; all of them, if they are so few."""
-        names = [choice for choice in choices if isinstance(choice, str)]
+        names = [c for c in choices if isinstance(c, str) and not is_absolute(c)]
         if self._left <= 0 or not isinstance(value, str):
             return ()
         self._left -= 1
@@ -300,6 +302,7 @@ def from_host(
     error: Mapping[str, Any] | None,
     node_errors: Mapping[str, Any],
     classes: Classes | None = None,
+    folders: Mapping[str, str] | None = None,
 ) -> list[Reason]:
     """What ComfyUI's validation said, as reasons.
 
@@ -308,15 +311,17 @@ def from_host(
         error: The error of the prompt as a whole.
         node_errors: The errors by node id.
         classes: For the nearest choices; a file that a loader does not find is a missing choice.
+        folders: See `discreet.without_paths`: what a node's own check says may hold them.
     """
+    hide = partial(without_paths, folders=folders or {})
     looking = _Near()
     found = [
-        _from_node(node_id, prompt.get(node_id, {}), said, classes, looking)
+        _from_node(node_id, prompt.get(node_id, {}), said, classes, looking, hide)
         for node_id, node in node_errors.items()
         for said in node.get("errors") or ()
     ]
     if error is not None and not found:
-        found.append(_from_whole(prompt, error))
+        found.append(_from_whole(prompt, error, hide))
     return found
 
 
@@ -326,6 +331,7 @@ def _from_node(
     said: Mapping[str, Any],
     classes: Classes | None,
     looking: _Near,
+    hide: Callable[[str], str],
 ) -> Reason:
     kind = str(said.get("type"))
     more = said.get("extra_info")
@@ -337,12 +343,12 @@ def _from_node(
         return _no_choice(node_id, node, name, declared, looking)
     # Details often begin with the input's name.
     details = str(said.get("details", "")).removeprefix(name).lstrip(" ,:-")
-    text = ": ".join(part for part in (str(said.get("message", "")), details) if part)
+    text = hide(": ".join(part for part in (str(said.get("message", "")), details) if part))
     text = f"({clip(text, 300)})" if name else clip(text, 300)
     return _reason(_KINDS.get(kind, "other"), node_id, node, name, value, text)
 
 
-def _from_whole(prompt: Prompt, error: Mapping[str, Any]) -> Reason:
+def _from_whole(prompt: Prompt, error: Mapping[str, Any], hide: Callable[[str], str]) -> Reason:
     kind, details = str(error.get("type")), str(error.get("details", ""))
     message = str(error.get("message", ""))
     more = error.get("extra_info")
@@ -354,7 +360,7 @@ def _from_whole(prompt: Prompt, error: Mapping[str, Any]) -> Reason:
         return _missing_class(name, users or [str(info.get("node_id", "?"))], prompt)
     if kind == "prompt_no_outputs":
         return Reason("output", text="none of the nodes that were asked for is an output node")
-    text = ": ".join(part for part in (message, details) if part)
+    text = hide(": ".join(part for part in (message, details) if part))
     return Reason(_KINDS.get(kind, "other"), text=clip(text, 300))
 
 
