@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import comfy.utils
+import nodes
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 
 from ..prompt import output_types
 from ..prompt.graph import inputs_of, link
+from ..prompt.late_readers import Execution
 from .classes import Classes
 
 ProgressBar = comfy.utils.ProgressBar
@@ -23,6 +25,11 @@ class Here(NamedTuple):
     node_id: str
     node: Mapping[str, Any]
     list_index: int | None = None  # where a list input runs it once for each item
+
+    @property
+    def key(self) -> tuple[str, int | None]:
+        """What tells it from all that its prompt executes beside it."""
+        return self.node_id, self.list_index
 
 
 def executing() -> Here:
@@ -45,11 +52,38 @@ def no_picture(name: str) -> str:
     """The type that is declared for what arrives at that input of the node that is being executed,
     if that is certainly no picture; "" if it may be one."""
     wired = link(inputs_of(executing().node).get(name))
-    return (
-        ""
-        if wired is None
-        else output_types.no_picture(output_types.declared(graph(), wired, Classes()))
-    )
+    if wired is None:
+        return ""
+    return output_types.no_picture(output_types.declared(graph(), wired, Classes()))
+
+
+def execution() -> object:
+    """Something that no other execution of a prompt has, also of one with the same id."""
+    return get_progress_state()
+
+
+def how_far(prompt_id: str, outputs: Collection[str]) -> Execution | None:
+    """How far that prompt is; None where it is not the one that is being executed.
+
+    Args:
+        outputs: The nodes that are wanted; none: all that are output nodes.
+    """
+    registry = get_progress_state()
+    if registry is None or registry.prompt_id != prompt_id:
+        return None
+    dynamic = registry.dynprompt
+    prompt = {node_id: dynamic.get_node(node_id) for node_id in dynamic.all_node_ids()}
+    added = {i: parent for i in prompt if (parent := dynamic.get_parent_node_id(i)) is not None}
+    states = list(registry.nodes.items())
+    finished = {node_id for node_id, state in states if state["state"].value == "finished"}
+    return Execution(prompt, outputs or _output_nodes(prompt), added, finished)
+
+
+def _output_nodes(prompt: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    classes = nodes.NODE_CLASS_MAPPINGS
+    return [
+        i for i, n in prompt.items() if getattr(classes.get(n["class_type"]), "OUTPUT_NODE", False)
+    ]
 
 
 def shown_as(node_id: str) -> str:
