@@ -65,7 +65,7 @@ def test_what_is_no_path_of_a_computer_stays(text: str) -> None:
 def test_a_refusal_tells_no_paths_of_the_other_user() -> None:
     class Classes:
         def inputs(self, *_: object) -> dict[str, object]:
-            choices = ["/home/bob smith/a.pt", "C:\\bob\\a.pt", "\\\\nas\\a.pt", "sub/a.pt"]
+            choices = ["/home/bob smith/a.pt", "C:\\bob\\a.pt", "sub/a.pt"]
             return {"name": preflight.ClassInput(choices, {}, "required")}
 
     prompt = {"1": {"class_type": "Load", "inputs": {"name": "a.pt", "folder": "x"}}}

@@ -225,12 +225,12 @@ class _Near:
 
     def of(self, value: Any, choices: Iterable[Any]) -> tuple[str, ...]:
         """At most MAX_NEAR of the choices; all of them, if they are so few."""
-        names = [c for c in choices if isinstance(c, str) and not is_absolute(c)]
+        names = [choice for choice in choices if isinstance(choice, str)]
         if self._left <= 0 or not isinstance(value, str):
             return ()
         self._left -= 1
-        found = near(value, names)
-        return found or (tuple(names) if len(names) <= MAX_NEAR else ())
+        found = near(value, names) or (names if len(names) <= MAX_NEAR else ())
+        return tuple(name for name in found if not is_absolute(name))
 
 
 def near(value: str, names: Collection[str]) -> tuple[str, ...]:
