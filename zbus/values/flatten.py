@@ -21,6 +21,8 @@ from .tensors import (
     tensor_dtype,
 )
 
+_SCALARS = (int, float, complex, np.generic)
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -100,10 +102,9 @@ class _Walk:
         self.atoms: list[object] = []
         self._items = 0
 
+    # `role` is why something is no picture, whatever its shape; "" where it may be one.
+
     def node(self, value: Any, place: str, depth: int, role: str) -> None:
-        """Args:
-        role: Why it is no picture, whatever its shape; "" where it may be one.
-        """
         self._count(place, depth)
         if is_tensor(value):
             self._tensor(value, place, role)
@@ -119,10 +120,12 @@ class _Walk:
             self._dict(_looked_at(value, place), place, depth, role)
         elif type(value) in (list, tuple) or _is_size(value):
             self._sequence(value, place, depth, role)
+        elif value is None or isinstance(value, _SCALARS):
+            self._scalar(value, place)
         elif (held := containers.taken(value, place)) is not None:
             self._container(held, place, depth, role)
         else:
-            self._scalar(value, place)
+            raise _refused(value, place)
 
     def _count(self, place: str, depth: int) -> None:
         self._items += 1
@@ -187,15 +190,11 @@ class _Walk:
             self._key(key, there, depth + 1)
             self.node(inner, there, depth + 1, rounding.in_dict(value, key, role))
 
-    def _container(
-        self, held: containers.Container, place: str, depth: int, role: str
-    ) -> None:
+    def _container(self, held: containers.Container, place: str, depth: int, role: str) -> None:
         self.atoms += ["o", held.kind, len(held.fields)]
         for name, inner in held.fields.items():
             self.atoms.append(name)
-            self.node(
-                inner, f"{place}.{name}", depth + 1, role or rounding.inside(held.kind)
-            )
+            self.node(inner, f"{place}.{name}", depth + 1, role or rounding.inside(held.kind))
 
     def _key(self, key: Any, place: str, depth: int) -> None:
         self._count(place, depth)
@@ -250,8 +249,8 @@ class _Walk:
 
 
 def _looked_at(value: Any, place: str) -> Any:
-    """A mapping as the dict that it stands for; anything else as it is. Some decode a file only
-    now."""
+    """A mapping as the dict that it stands for: some decode their file only now. Anything else as
+    it is."""
     if not isinstance(value, Mapping) or type(value) is dict:
         return value
     try:
