@@ -23,7 +23,7 @@ OUTPUTS = {
 
 
 class Outputs:
-    def output(self, class_type: str, slot: int) -> str:
+    def returned(self, class_type: str, slot: int) -> str:
         declared = OUTPUTS.get(class_type, ())
         return declared[slot] if slot < len(declared) else ""
 
@@ -66,6 +66,28 @@ PROMPT = {
 )
 def test_the_type_of_what_comes_from_there(source: Any, kind: str) -> None:
     assert output_types.declared(PROMPT, source, Outputs()) == kind
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kind"),
+    [
+        ({"a": ["embeds", 0], "b": ["embeds", 0], "which": 1}, "EMBEDS"),
+        ({"a": ["embeds", 0], "b": ["image", 0]}, ""),
+        ({"a": ["embeds", 0], "b": ["grow", 0]}, ""),
+        ({"a": ["again", 0]}, "EMBEDS"),
+        ({"a": ["self", 0]}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_switch_that_takes_anything_gives_what_is_wired_to_it(inputs: Any, kind: str) -> None:
+    prompt = PROMPT | {
+        "embeds": node("Embeds"),
+        "again": node("Any", x=["embeds", 0]),
+        "self": node("Any", **inputs),
+    }
+    assert output_types.likely(prompt, ("self", 0), Outputs()) == kind
+    assert output_types.declared(prompt, ("self", 0), Outputs()) == "", "only a guess"
+    assert output_types.likely(prompt, ("image", 0), Outputs()) == "IMAGE"
 
 
 @pytest.mark.parametrize(

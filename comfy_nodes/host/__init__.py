@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from .classes import Classes, node_class
+from .classes import Classes, node_class, replaced
 from .facts import facts
 from .files import folders, input_file, input_files, output_file
 from .node import (
     Here,
     ProgressBar,
+    blocked,
     current_prompt,
     doing,
     executing,
@@ -16,6 +17,7 @@ from .node import (
     how_far,
     no_picture,
     shown_as,
+    tell_prompt_as,
 )
 from .process import (
     answer,
@@ -64,6 +66,7 @@ __all__ = [
     "Validation",
     "answer",
     "at_start",
+    "blocked",
     "cancel",
     "check_interrupt",
     "current_prompt",
@@ -100,10 +103,12 @@ __all__ = [
     "port",
     "preview_at",
     "queue",
+    "replaced",
     "running",
     "show",
     "show_at",
     "shown_as",
+    "tell_prompt_as",
     "unfollow",
     "validate",
     "watch_queue",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from .. import node_ids
-from .graph import Link, Prompt, class_type_of, inputs_of, link
+from .graph import Link, Prompt, class_type_of, inputs_of, link, sources
 
 PICTURES = frozenset({"IMAGE", "MASK", "VIDEO"})
 
@@ -31,7 +31,7 @@ _HANDED_ON = {(node_ids.COMPUTE_HERE, 0): "value", (node_ids.SEND, 0): "value"} 
 class Outputs(Protocol):
     """What the host knows of node classes."""
 
-    def output(self, class_type: str, slot: int) -> str:
+    def returned(self, class_type: str, slot: int) -> str:
         """The type that output declares; "" where that cannot be told."""
 
     def matched(self, class_type: str, slot: int) -> Sequence[str]:
@@ -60,13 +60,31 @@ def _declared(prompt: Prompt, source: Link, outputs: Outputs, seen: set[Link]) -
     handed = _HANDED_ON.get((class_type, slot))
     names = (handed,) if handed else outputs.matched(class_type, slot)
     if not names:
-        found = outputs.output(class_type, slot)
+        found = outputs.returned(class_type, slot)
         if found and found != "*" and not found.startswith("COMFY_"):
             yield found
     for name in names:
         before = link(inputs_of(prompt[node]).get(name))
         if before is not None:
             yield from _declared(prompt, before, outputs, seen)
+
+
+def likely(prompt: Prompt, source: Link, outputs: Outputs) -> str:
+    """As `declared`; and where nothing is, as with switches of packs that take anything, the one
+    type of all that is wired into where it comes from. A guess: that node may make something else
+    of it."""
+    return declared(prompt, source, outputs) or _only_before(prompt, source, outputs, set())
+
+
+def _only_before(prompt: Prompt, source: Link, outputs: Outputs, seen: set[str]) -> str:
+    if source[0] in seen or source[0] not in prompt:
+        return ""
+    seen.add(source[0])
+    found = {
+        declared(prompt, before, outputs) or _only_before(prompt, before, outputs, seen)
+        for _, before in sources(prompt, source[0])
+    }
+    return found.pop() if len(found) == 1 else ""
 
 
 def no_picture(found: str) -> str:
