@@ -15,6 +15,7 @@ from zbus.address import is_loopback_host, several
 from zbus.errors import InputError
 
 from .. import node_ids
+from .class_inputs import FOLDER_LOADERS
 from .graph import (
     Graph,
     Link,
@@ -372,7 +373,8 @@ def loaders(prompt: Prompt, is_file_input: Callable[[str, str], bool]) -> set[st
     Links beside the file's name do not matter: what they come from runs here as well. Those whose
     file's name is computed are not among them (the peer may have made that file), nor are those
     with a stand-in, whose file only the peer has, and those that name none (a painter without a
-    mask).
+    mask). Those that load a whole folder are, however it is named: the peer's folder of the same
+    name holds other files.
 
     Args:
         prompt: The whole prompt.
@@ -380,6 +382,8 @@ def loaders(prompt: Prompt, is_file_input: Callable[[str, str], bool]) -> set[st
     """
 
     def is_loader(class_type: str, name: str, value: Any) -> bool:
+        if (class_type, name) in FOLDER_LOADERS:
+            return True
         named = constant(prompt, value)
         if not str(named or "").strip():
             return False
