@@ -136,6 +136,15 @@ def comfyui_dir() -> Path:
 
 
 @pytest.fixture
+def keeps_results() -> None:
+    """For tests of what ComfyUI has cached of the prompt before."""
+    given = os.environ.get("COMFYUI_ARGS", "")
+    for flag in ("--cache-none", "--cache-ram 1000000"):  # so much memory is never free
+        if flag in given:
+            pytest.skip(f"with {flag} ComfyUI computes everything in each prompt")
+
+
+@pytest.fixture
 def by_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of the wire: no value goes around it, through memory."""
     monkeypatch.setenv("ZBUS_SHARE_MEMORY", "0")

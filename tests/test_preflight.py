@@ -37,9 +37,67 @@ CLASSES = {
     "LoadImage": ({"image": (["a.png", "b.png"], {"image_upload": True})}, 2),
     "LoadOutput": ({"image": ("COMBO", {"image_upload": True, "image_folder": "output"})}, 2),
     "LoadLatent": ({"latent": [["x.latent"]]}, 1),
+    "Batch": (
+        {
+            "images": (
+                "COMFY_AUTOGROW_V3",
+                {
+                    "template": {
+                        "input": {"required": {"image": ("IMAGE", {"lazy": True})}},
+                        "prefix": "image",
+                        "min": 2,
+                        "max": 50,
+                    }
+                },
+            )
+        },
+        1,
+    ),
+    "Resize": (
+        {
+            "input": ("COMFY_MATCHTYPE_V3", {"template": {"allowed_types": "IMAGE,MASK"}}),
+            "mode": (
+                "COMFY_DYNAMICCOMBO_V3",
+                {
+                    "options": [
+                        {
+                            "key": "by size",
+                            "inputs": {"required": {"width": ("INT", {"min": 0, "max": 512})}},
+                        },
+                        {
+                            "key": "by model",
+                            "inputs": {
+                                "required": {"model": (LORAS, {})},
+                                "optional": {
+                                    "picture": (["a.png"], {"image_upload": True}),
+                                    "masks": (
+                                        "COMFY_AUTOGROW_V3",
+                                        {
+                                            "template": {
+                                                "input": {"optional": {"mask": ("MASK", {})}},
+                                                "names": ["a", "b"],
+                                                "min": 1,
+                                            }
+                                        },
+                                    ),
+                                },
+                            },
+                        },
+                    ]
+                },
+            ),
+            "slot": (
+                "COMFY_DYNAMICSLOT_V3",
+                {"slotType": "IMAGE", "inputs": {"required": {"times": ("INT", {"max": 3})}}},
+            ),
+        },
+        1,
+    ),
     "Odd": ({"a": "IMAGE", "b": ()}, None),
     "Out": ({"images": ("IMAGE",)}, 0),
 }
+OUTPUTS = {("LoraLoader", 0): "MODEL", ("LoraLoader", 1): "CLIP", ("Scale", 0): "IMAGE"}
+OUTPUTS |= {("Odd", 0): "*", ("LoadLatent", 0): "LATENT", ("Switch", 0): "COMFY_MATCHTYPE_V3"}
 
 
 @pytest.fixture(scope="module")
@@ -62,22 +120,28 @@ def beside(preflight):
 
 
 @pytest.fixture
-def classes(preflight):
+def classes(preflight, beside):
     class Classes:
         own = {("LoadImage", "image")}
 
         def names(self):
             return CLASSES.keys()
 
-        def inputs(self, class_type):
+        def inputs(self, class_type, given):
             declared = CLASSES.get(class_type, ({}, 0))[0]
-            return {name: preflight.ClassInput.read(i, "required") for name, i in declared.items()}
+            return beside("class_inputs").expanded({"required": declared}, given)
 
         def slots(self, class_type):
             return CLASSES.get(class_type, ({}, None))[1]
 
         def judges(self, class_type, name):
             return (class_type, name) in self.own
+
+        def returned(self, class_type, slot):
+            return OUTPUTS.get((class_type, slot), "")
+
+        def matched(self, class_type, slot):
+            return ("on_true", "on_false") if class_type == "Switch" else ()
 
     return Classes()
 
@@ -97,6 +161,17 @@ def lora(name="foo_v2.safetensors", title=None, **more):
 
 def test_a_good_prompt_has_nothing_wrong(preflight, classes):
     assert preflight.look(lora(), classes) == []
+
+
+def test_what_lives_in_one_comfyui_is_refused_before_it_is_computed(preflight, classes):
+    handed = node("ZBusResult", value=["12", 1], name="value", job="")
+    names = [*CLASSES, "ZBusResult"]
+    classes.names = lambda: names
+    (reason,) = preflight.look(lora() | {"result": handed}, classes)
+    assert (reason.kind, reason.node) == ("output", "12")
+    assert reason.text.startswith("LoraLoader #12: a CLIP lives in one ComfyUI")
+    handed["inputs"]["value"] = ["0", 0]
+    assert preflight.look(lora() | {"result": handed}, classes) == []
 
 
 def test_a_missing_choice_names_the_nearest(preflight, classes):
@@ -318,7 +393,7 @@ def test_a_summary_has_twenty_lines_and_says_how_many_more(preflight, classes):
     ],
 )
 def test_which_inputs_name_files_of_the_user(beside, classes, class_type, name, is_file):
-    declared = classes.inputs(class_type)[name]
+    declared = classes.inputs(class_type, {})[name]
     assert beside("class_inputs").names_file(class_type, name, declared) is is_file
 
 
@@ -357,3 +432,81 @@ def test_previews_are_read(beside):
     }
     assert read_preview(struct.pack(">II", 3, 1) + b"5text") is None
     assert read_preview(b"") is None
+
+
+# --- inputs that grow ---------------------------------------------------------------------------
+
+
+def reasons(preflight, classes, *nodes):
+    prompt = {str(i): n for i, n in enumerate(nodes)}
+    return [(r.kind, r.input, r.near) for r in preflight.look(prompt, classes)]
+
+
+def test_the_parts_of_an_autogrow(preflight, classes):
+    good = node("Batch", **{f"images.image{i}": ["0", 0] for i in range(3)})
+    assert reasons(preflight, classes, good) == []
+    good["inputs"].pop("images.image1")
+    assert reasons(preflight, classes, good) == [("input", "images.image1", ())]
+    good["inputs"].pop("images.image2")  # it need not be there
+    assert len(reasons(preflight, classes, good)) == 1
+
+
+def test_what_a_choice_brings(preflight, classes):
+    small = node("Resize", input=["0", 0], mode="by size", **{"mode.width": 100})
+    assert reasons(preflight, classes, small) == []
+    small["inputs"]["mode.width"] = 600
+    assert reasons(preflight, classes, small) == [("value", "mode.width", ())]
+    small["inputs"].pop("mode.width")
+    assert reasons(preflight, classes, small) == [("input", "mode.width", ())]
+    small["inputs"] |= {"mode": "by model", "mode.model": "foo.safetensors"}
+    ((kind, name, near),) = reasons(preflight, classes, small)
+    assert (kind, name, near[0]) == ("choice", "mode.model", "foo_v2.safetensors")
+    small["inputs"]["mode"] = "by sizes"
+    assert reasons(preflight, classes, small) == [("choice", "mode", ("by size",))]
+
+
+def test_what_a_slot_brings(preflight, classes):
+    plain = node("Resize", input=["0", 0], mode="by size", **{"mode.width": 1})
+    assert reasons(preflight, classes, plain) == []
+    plain["inputs"]["slot"] = ["0", 0]
+    assert reasons(preflight, classes, plain) == [("input", "slot.times", ())]
+    plain["inputs"]["slot.times"] = 4
+    assert reasons(preflight, classes, plain) == [("value", "slot.times", ())]
+
+
+def test_separators_in_what_a_choice_brings(preflight, classes):
+    given = {"input": ["0", 0], "mode": "by model", "mode.model": "styles/anime.safetensors"}
+    prompt = {"0": node("Resize") | {"inputs": given}}
+    made = preflight.separators(prompt, classes)["0"]["inputs"]
+    assert made == given | {"mode.model": "styles\\anime.safetensors"}
+
+
+def test_an_input_by_its_name_alone(beside):
+    find, names_file = beside("class_inputs").find, beside("class_inputs").names_file
+    batch, grown = ({"required": CLASSES[c][0]} for c in ("Batch", "Resize"))
+    assert find(batch, "images.image49").options["lazy"]
+    assert find(batch, "images.image50") is find(batch, "images.x") is find(batch, "image0") is None
+    assert find(grown, "input").kind == "IMAGE,MASK" and find(grown, "slot").kind == "IMAGE"
+    assert find(grown, "mode").choices == ["by size", "by model"]
+    assert find(grown, "mode.width").kind == "INT" and find(grown, "slot.times").kind == "INT"
+    assert find(grown, "mode.masks.b").kind == "MASK" and find(grown, "mode.masks.c") is None
+    assert names_file("Resize", "mode.picture", find(grown, "mode.picture"))
+    assert not names_file("Resize", "mode.model", find(grown, "mode.model"))
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        *(None, 7, [], {"required": 7}, {"required": {"a": None, 7: 8, "b": ()}}),
+        {"required": {"a": ("COMFY_AUTOGROW_V3",)}},
+        {"required": {"a": ("COMFY_AUTOGROW_V3", {"template": {"input": 7, "max": "x"}})}},
+        {"required": {"a": ("COMFY_AUTOGROW_V3", {"template": {"input": {"required": {"i": 1}}}})}},
+        {"required": {"a": ("COMFY_DYNAMICCOMBO_V3", {"options": [1, {"key": "k", "inputs": 7}]})}},
+        {"required": {"a": ("COMFY_DYNAMICSLOT_V3", {"inputs": [1]})}},
+        {"required": {"a": ("COMFY_MATCHTYPE_V3", {"template": None})}},
+    ],
+)
+def test_whatever_foreign_code_has_declared(beside, declared):
+    module = beside("class_inputs")
+    assert isinstance(module.expanded(declared, {"a": "k"}), dict)
+    assert module.find(declared, "a.b") is None

@@ -42,7 +42,7 @@ class Classes:
     def names(self):
         return ("Make", "ZBusResult")
 
-    def inputs(self, class_type):
+    def inputs(self, class_type, given):
         return {}
 
     def slots(self, class_type):
@@ -50,6 +50,12 @@ class Classes:
 
     def judges(self, class_type, name):
         return False
+
+    def returned(self, class_type, slot):
+        return ""
+
+    def matched(self, class_type, slot):
+        return ()
 
 
 class Interrupted(BaseException):
@@ -77,11 +83,22 @@ class Host(types.ModuleType):
         self.asked = asyncio.Event()  # something is being validated
         self.silent = False  # no statuses, no events
 
+    def folders(self):
+        return {"/home/bob smith": "~"}
+
     def on_loop(self, call):
         self.loop.call_soon_threadsafe(call)
 
     def watch_queue(self, call):
         self.watchers.append(call)
+
+    def replaced(self, prompt):
+        """What is gone since is put in place of by what there is now."""
+        made = {i: dict(node) for i, node in prompt.items()}
+        for node in made.values():
+            if node["class_type"] == "Old":
+                node["class_type"] = "Make"
+        return made
 
     async def validate(self, prompt_id, prompt, wanted):
         self.asked.set()
@@ -314,6 +331,15 @@ def test_a_refusal_has_every_reason_and_nothing_is_queued():
         site.serving.forget(job)
         await turn()
         assert site.left() == NOTHING
+
+    run(story)
+
+
+def test_what_comfyui_would_replace_is_not_missing():
+    async def story(site):
+        _, desk = site.submit(prompt={**PROMPT, "1": {**PROMPT["1"], "class_type": "Old"}})
+        await desk.until("queued")
+        assert site.host.queued["j1"][0]["1"]["class_type"] == "Make"
 
     run(story)
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from .classes import Classes, node_class
+from .classes import Classes, node_class, replaced
 from .facts import facts
-from .files import input_file, input_files, output_file
+from .files import folders, input_file, input_files, output_file
 from .node import (
     Here,
     ProgressBar,
+    blocked,
     current_prompt,
     doing,
     executing,
     execution,
     graph,
     how_far,
+    no_picture,
     shown_as,
+    tell_prompt_as,
 )
 from .process import (
     answer,
@@ -63,6 +66,7 @@ __all__ = [
     "Validation",
     "answer",
     "at_start",
+    "blocked",
     "cancel",
     "check_interrupt",
     "current_prompt",
@@ -73,6 +77,7 @@ __all__ = [
     "executing",
     "execution",
     "facts",
+    "folders",
     "follow",
     "forget",
     "graph",
@@ -85,6 +90,7 @@ __all__ = [
     "memory_reserve",
     "metadata_wanted",
     "multi_user",
+    "no_picture",
     "node_class",
     "notice",
     "on_free",
@@ -97,10 +103,12 @@ __all__ = [
     "port",
     "preview_at",
     "queue",
+    "replaced",
     "running",
     "show",
     "show_at",
     "shown_as",
+    "tell_prompt_as",
     "unfollow",
     "validate",
     "watch_queue",

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+import logging
+import os
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import folder_paths
 import nodes
 
-from ..prompt.class_inputs import ClassInput, names_file
+from ..prompt import replacing
+from ..prompt.class_inputs import FOLDER_LOADERS, ClassInput, expanded, find, names_file
+from ..prompt.graph import Prompt
+from .process import the_server
 from .queue import FOREIGN
+
+logger = logging.getLogger(__name__)
 
 KINDS = {
     **{"IMAGE": "image", "MASK": "mask", "LATENT": "latent", "AUDIO": "audio"},
@@ -24,24 +32,37 @@ def node_class(class_type: str) -> type | None:
     return found
 
 
+def replaced(prompt: Prompt) -> Prompt:
+    """The prompt with what this ComfyUI puts in place of classes that are gone."""
+    manager = getattr(the_server(), "node_replace_manager", None)
+    try:
+        return replacing.replaced(prompt, nodes.NODE_CLASS_MAPPINGS.keys(), manager)
+    except Exception:  # ComfyUI's own, and its own to tell of its prompts
+        logger.warning("a node whose class is gone could not be replaced", exc_info=True)
+        return prompt
+
+
 class Classes:
-    """What ComfyUI knows of node classes: see `plans.Classes` and `preflight.Classes`.
+    """What ComfyUI knows of node classes: see `plans.Classes`, `preflight.Classes` and
+    `output_types.Outputs`.
 
     Looks at a class once: an instance is for one look at one prompt.
     """
 
     def __init__(self) -> None:
         self._seen: dict[str, Mapping[str, Any]] = {}
+        self._boundaries: dict[str, str] = {}
 
     def is_lazy(self, class_type: str, name: str) -> bool:
-        return bool(self.inputs(class_type).get(name, (None, {}, ""))[1].get("lazy"))
+        found = self._find(class_type, name)
+        return found is not None and bool(found.options.get("lazy"))
 
     def expands(self, class_type: str) -> bool:
         # To copy what is before it, a node must see the graph.
         return "DYNPROMPT" in self._hidden(class_type)
 
     def asks_late(self, class_type: str, name: str) -> bool:
-        declared = self.inputs(class_type).get(name)
+        declared = self._find(class_type, name)
         # One that gets the link itself can hand it to a node that it adds.
         return self.is_lazy(class_type, name) or bool(declared and declared.options.get("rawLink"))
 
@@ -55,16 +76,48 @@ class Classes:
         except (AttributeError, IndexError, TypeError):
             return "any"
 
+    def is_output(self, class_type: str) -> bool:
+        return getattr(node_class(class_type), "OUTPUT_NODE", None) is True
+
+    def loop_boundary(self, class_type: str) -> str:
+        if class_type not in self._boundaries:
+            try:
+                found = node_class(class_type).GET_SCHEMA().loop_boundary  # type: ignore
+            except FOREIGN:  # none of the newest ones; or a node's own code
+                found = None
+            self._boundaries[class_type] = str(found or "")
+        return self._boundaries[class_type]
+
+    def returned(self, class_type: str, slot: int) -> str:
+        try:
+            found = node_class(class_type).RETURN_TYPES[slot]  # type: ignore[union-attr]
+        except (AttributeError, IndexError, TypeError, KeyError):
+            return ""
+        return found if isinstance(found, str) else "COMBO" if isinstance(found, list) else ""
+
+    def accepted(self, class_type: str, name: str) -> str:
+        found = self._find(class_type, name)
+        return found.kind if found is not None and isinstance(found.kind, str) else ""
+
+    def matched(self, class_type: str, slot: int) -> Sequence[str]:
+        if self.returned(class_type, slot) != "COMFY_MATCHTYPE_V3":
+            return ()
+        try:
+            schema: Any = node_class(class_type).GET_SCHEMA()  # type: ignore[union-attr]
+            template = schema.outputs[slot].template.template_id
+            of_it = [(one.id, getattr(one, "template", None)) for one in schema.inputs]
+            return [name for name, own in of_it if getattr(own, "template_id", None) == template]
+        except (AttributeError, IndexError, TypeError):  # another version of these classes
+            return ()
+
     def names(self) -> Collection[str]:
         return nodes.NODE_CLASS_MAPPINGS.keys()
 
-    def inputs(self, class_type: str) -> dict[str, ClassInput]:
-        groups = self._inputs(class_type)
-        return {
-            name: ClassInput.read(info, group)
-            for group in ("optional", "required")
-            for name, info in dict(groups.get(group) or {}).items()
-        }
+    def inputs(self, class_type: str, given: Mapping[str, Any]) -> dict[str, ClassInput]:
+        try:
+            return expanded(self._inputs(class_type), given)
+        except FOREIGN:  # a node's own code may have declared anything
+            return {}
 
     def slots(self, class_type: str) -> int | None:
         returns = getattr(node_class(class_type), "RETURN_TYPES", None)
@@ -80,8 +133,21 @@ class Classes:
         return spec is not None and (spec.varkw is not None or name in spec.args)
 
     def is_file_input(self, class_type: str, name: str) -> bool:
-        found = self.inputs(class_type).get(name)
-        return found is not None and names_file(class_type, name, found)
+        found = self._find(class_type, name)
+        is_file = found is not None and names_file(class_type, name, found)
+        return is_file or self.is_folder_input(class_type, name)
+
+    def is_folder_input(self, class_type: str, name: str) -> bool:
+        """Whether an input names a folder of the user's own."""
+        found = self._find(class_type, name)
+        lists = found is not None and _lists_folders(found.choices)
+        return lists or (class_type, name) in FOLDER_LOADERS
+
+    def _find(self, class_type: str, name: str) -> ClassInput | None:
+        try:
+            return find(self._inputs(class_type), name)
+        except FOREIGN:  # as above
+            return None
 
     def _hidden(self, class_type: str) -> list[Any]:
         hidden = self._inputs(class_type).get("hidden") or {}
@@ -94,3 +160,17 @@ class Classes:
             except FOREIGN:  # a node's own code
                 self._seen[class_type] = {}
         return self._seen[class_type]
+
+
+def _lists_folders(choices: list[Any] | None) -> bool:
+    """Whether what an input offers are the folders in the input folder."""
+    if not choices or not all(isinstance(choice, str) for choice in choices):
+        return False
+    root = folder_paths.get_input_directory()
+    # A look at one, first: of most inputs the choices are no folders, and there may be many files.
+    if not os.path.isdir(os.path.join(root, choices[0])):
+        return False
+    try:
+        return set(choices) == set(folder_paths.get_input_subfolders())
+    except (AttributeError, OSError):
+        return False

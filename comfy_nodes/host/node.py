@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import comfy.utils
 import nodes
+from comfy_execution.graph import DynamicPrompt, ExecutionBlocker
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 
+from ..prompt import output_types
+from ..prompt.graph import inputs_of, link
 from ..prompt.late_readers import Execution
+from .classes import Classes
 
 ProgressBar = comfy.utils.ProgressBar
 
@@ -40,9 +44,22 @@ def executing() -> Here:
 
 
 def graph() -> dict[str, Any]:
-    """All nodes of the prompt that is being executed, those that nodes have added among them."""
+    """All nodes of the prompt that is being executed, those that nodes have added among them.
+
+    As they were made: `get_node` gives an End Loop without its links once its loop has begun.
+    """
     dynamic = get_progress_state().dynprompt
-    return {node_id: dynamic.get_node(node_id) for node_id in dynamic.all_node_ids()}
+    return {**dynamic.original_prompt, **dynamic.ephemeral_prompt}
+
+
+def no_picture(name: str, *, guess: bool = False) -> str:
+    """The type that is declared for what arrives at that input of the node that is being executed,
+    if that is no picture; "" if it may be one. With `guess` also one that is only likely."""
+    wired = link(inputs_of(executing().node).get(name))
+    if wired is None:
+        return ""
+    of = output_types.likely if guess else output_types.declared
+    return output_types.no_picture(of(graph(), wired, Classes()))
 
 
 def execution() -> object:
@@ -95,3 +112,26 @@ def current_prompt() -> Mapping[str, Any]:
     """The prompt that is being executed, as it was queued."""
     prompt: Mapping[str, Any] = get_progress_state().dynprompt.get_original_prompt()
     return prompt
+
+
+def blocked() -> Any:
+    """A value that silently blocks what comes after it."""
+    return ExecutionBlocker(None)
+
+
+def tell_prompt_as(change: Callable[[Any], Any]) -> None:
+    """Have nodes that ask for the prompt (a Save writes it into its picture) get what `change`
+    makes of it. Only while ComfyUI loads its nodes.
+
+    The one place where a method of the host is wrapped: it has no hook for what it tells of a
+    prompt, and `on_prompt` may change only what is executed.
+    """
+    told = DynamicPrompt.get_original_prompt
+    if hasattr(told, "zbus"):
+        return
+
+    def get_original_prompt(self: Any) -> Any:
+        return change(told(self))
+
+    get_original_prompt.zbus = True  # type: ignore[attr-defined]
+    DynamicPrompt.get_original_prompt = get_original_prompt

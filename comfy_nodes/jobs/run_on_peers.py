@@ -32,6 +32,11 @@ MAX_SEED = 0xFFFFFFFFFFFFFFFF
 class RunOnPeers(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
+        return cls.schema(node_ids.RUN, CATEGORY, [])
+
+    @classmethod
+    def schema(cls, node_id: str, category: str, outputs: list[Any], **more: Any) -> Any:
+        """Its schema under that id; `outputs` come after its own."""
         peer = (
             '"any free": the one with the shortest queue. "all": every one. Or the name '
             'of one on this computer or a paired one ("desk-8189"), several ("desk-8189,gpu-pc"), '
@@ -44,9 +49,9 @@ class RunOnPeers(io.ComfyNode):
         )
         quality = "How results travel. exact: bit for bit. 8-bit: images as 8 bits a channel."
         return io.Schema(
-            node_id=node_ids.RUN,
+            node_id=node_id,
             display_name="Run on Peers",
-            category=CATEGORY,
+            category=category,
             description="Runs everything before it on other ComfyUIs, and returns what comes out. "
             "Compute Here marks what is to be computed here and sent along.",
             inputs=[
@@ -68,10 +73,12 @@ class RunOnPeers(io.ComfyNode):
                 io.String.Output(
                     "report", display_name="report", tooltip="Who did what, in which time."
                 ),
+                *outputs,
             ],
             is_input_list=True,
             not_idempotent=True,
             enable_expand=True,
+            **more,
         )
 
     @classmethod
@@ -86,6 +93,7 @@ class RunOnPeers(io.ComfyNode):
         on_failure: Any,
         quality: Any,
         value: Any = None,
+        **_: Any,  # what holds it back: see `prompt.loops`
     ) -> Any:
         QUEUE_WATCHER.start()
         node, graph = host.executing(), host.graph()

@@ -282,6 +282,7 @@ def test_the_middle_runs_there_and_the_rest_here(pair, prefix):
     assert digests(entry, f"{prefix}digest") == digests(entry, f"{prefix}local")
 
 
+@pytest.mark.usefixtures("keeps_results")
 def test_what_is_unchanged_runs_nowhere_again(pair):
     good(pair.a, middle(pair, text="one"))
     once = ran(pair.a), ran(pair.b)
@@ -294,6 +295,7 @@ def test_what_is_unchanged_runs_nowhere_again(pair):
     assert ran(pair.b, "middle two.") == 1
 
 
+@pytest.mark.usefixtures("keeps_results")
 def test_the_peer_runs_again_only_what_has_changed_in_value(pair):
     """What comes before Compute Here runs again, and gives the same: the peer has it cached."""
     good(pair.a, middle(pair, text="same"))
