@@ -16,7 +16,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-from runner import _make_torchvision_importable
+from runner import make_importable
 
 ROOT = Path(__file__).resolve().parents[2]
 Parcel = dict[str, tuple[bytes, bytes]]
@@ -26,7 +26,7 @@ def load(comfyui: Path) -> None:
     """That ComfyUI's classes, and zbus's table of them, without a server."""
     sys.path[:0] = [str(comfyui), str(ROOT)]
     sys.argv = [sys.argv[0], "--cpu"]
-    _make_torchvision_importable()
+    make_importable()
     import comfy.options
 
     comfy.options.enable_args_parsing()
