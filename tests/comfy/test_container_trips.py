@@ -6,6 +6,8 @@ import json
 import subprocess
 from pathlib import Path
 
+from comfyui import host_python
+
 WORKER = Path(__file__).with_name("container_trips.py")
 
 
