@@ -63,8 +63,10 @@ def made(folder: Path) -> dict[str, Any]:
         "MESH": cls("MESH")(*box),
         "VOXEL": cls("VOXEL")(torch.rand(1, 4, 4, 4)),
     }
-    if "texture" in cls("MESH").__init__.__annotations__:
+    takes = cls("MESH").__init__.__annotations__  # one more with each version
+    if "texture" in takes:
         more = {"uvs": torch.rand(1, 5, 2), "unlit": True, "material": {"roughness": 0.5}}
+        more = {name: value for name, value in more.items() if name in takes}
         counts = dict.fromkeys(("vertex_counts", "face_counts"), torch.tensor([3]))
         found["MESH, whole"] = cls("MESH")(*box, texture=torch.rand(1, 4, 4, 3), **more, **counts)
     if cls("SPLAT"):
