@@ -51,6 +51,7 @@ class Classes:
 
     def __init__(self) -> None:
         self._seen: dict[str, Mapping[str, Any]] = {}
+        self._boundaries: dict[str, str] = {}
 
     def is_lazy(self, class_type: str, name: str) -> bool:
         found = self._find(class_type, name)
@@ -79,10 +80,13 @@ class Classes:
         return getattr(node_class(class_type), "OUTPUT_NODE", None) is True
 
     def loop_boundary(self, class_type: str) -> str:
-        try:
-            return str(node_class(class_type).GET_SCHEMA().loop_boundary or "")  # type: ignore
-        except FOREIGN:  # none of the newest ones; or a node's own code
-            return ""
+        if class_type not in self._boundaries:
+            try:
+                found = node_class(class_type).GET_SCHEMA().loop_boundary  # type: ignore
+            except FOREIGN:  # none of the newest ones; or a node's own code
+                found = None
+            self._boundaries[class_type] = str(found or "")
+        return self._boundaries[class_type]
 
     def returned(self, class_type: str, slot: int) -> str:
         try:

@@ -419,8 +419,8 @@ def _check_loaders(prompt: Prompt, attached: Collection[str]) -> None:
             only = title(there, original(there, prompt[there]))
             raise InputError(
                 f"{it}; but it needs {only}, which only the other ComfyUI has",
-                remedy="Copy the file there, and give its name over a link; or wire the loader "
-                "to nodes that both have.",
+                remedy="Install here too what that needs, or wire nothing that comes from it to "
+                "the loader.",
             )
         if node_ids.VARY in before:
             vary = title(before[node_ids.VARY], prompt[before[node_ids.VARY]])
