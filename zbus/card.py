@@ -240,10 +240,13 @@ def page(written: str) -> Page:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """An answer that leads elsewhere is an answer: a login must not go there too."""
+    """An answer that leads elsewhere is an answer: a login must not go there too. Nor is the
+    place looked at, which need not be well written."""
 
-    def redirect_request(self, *_: Any) -> None:
+    def http_error_302(self, *_: Any) -> None:
         return None
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def _without_secrets(base: str, location: str) -> str:
