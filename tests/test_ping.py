@@ -34,13 +34,25 @@ SCRIPT = ROOT / "scripts" / "zbus-ping"
 LEGS = ["name", "tcp", "greeting", "handshake", "version", "round trip", "up", "down"]
 
 JSON_KEYS = ["address", "ok", "legs", "peer", "round_trip", "throughput", "jobs"]
-JOB_KEYS = ["permitted", "queue", "devices", "ram", "comfyui", "zbus", "torch", "python", "os"]
+JOB_KEYS = [
+    "permitted",
+    "runs_prompts",
+    "queue",
+    "devices",
+    "ram",
+    "comfyui",
+    "zbus",
+    "torch",
+    "python",
+    "os",
+]
 GIB = 1 << 30
 FACTS = {
     "comfyui": "0.3.75",
     "python": "3.12.3",
     "torch": "2.9.0",
     "os": "Linux-6.8",
+    "runs_prompts": True,
     "queue": {"running": 1, "pending": 2},
     "devices": [{"name": "cuda:0 Card", "type": "cuda", "total": 24 * GIB, "free": 20 * GIB}],
     "ram": {"name": "x86_64", "type": "cpu", "total": 64 * GIB, "free": 32 * GIB},
@@ -537,6 +549,16 @@ def test_jobs(ping: Run) -> None:
         "cuda:0 Card: 20.00 GiB of 24.00 GiB free",
         "RAM: 32.00 GiB of 64.00 GiB free",
     ]
+
+
+def test_jobs_where_no_prompts_run_any_more(ping: Run) -> None:
+    with Peer("desk-8188") as peer:
+        serve(peer, Host({**FACTS, "runs_prompts": False}))
+        status, out, _ = ping("desk-8188", "--jobs", "--size", "0")
+        told = json.loads(ping("desk-8188", "--jobs", "--size", "0", "--json")[1])
+    assert (status, failed_leg(out)) == (1, "jobs")
+    assert "desk-8188: runs no prompts any more: start it again\n" in out
+    assert told["legs"][-1]["error"] == "RunsNoPrompts" and not told["jobs"]["runs_prompts"]
 
 
 def test_jobs_as_json(ping: Run) -> None:

@@ -243,7 +243,9 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """An answer that leads elsewhere is an answer: a login must not go there too. Nor is the
     place looked at, which need not be well written."""
 
-    def http_error_302(self, *_: Any) -> None:
+    def http_error_302(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any
+    ) -> None:
         return None
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -52,6 +53,7 @@ def watch_queue(on_status: Callable[[], None]) -> None:
     server = the_server()
     if server is None:
         return
+    runs_prompts()  # to have seen it while it lives
 
     def on_event(kind: str, data: Any) -> None:
         if kind == "status":
@@ -65,6 +67,23 @@ def watch_queue(on_status: Callable[[], None]) -> None:
         return json
 
     server.add_on_prompt_handler(on_prompt)
+
+
+WORKER = "(prompt_worker)"  # how the thread's name ends in which ComfyUI executes prompts
+
+_worker_seen = False
+
+
+def runs_prompts() -> bool:
+    """Whether the thread lives in which ComfyUI executes prompts. An exception that is none of a
+    node's ends it (SystemExit in a node, a fault of the host), and the page answers on.
+
+    Where no such thread was ever seen it cannot be told, and counts as yes.
+    """
+    global _worker_seen
+    lives = any(thread.name.endswith(WORKER) for thread in threading.enumerate())
+    _worker_seen = _worker_seen or lives
+    return lives or not _worker_seen
 
 
 class Running(NamedTuple):
