@@ -16,6 +16,7 @@ from .process import (
     on_prompt,
     peer,
     port,
+    spawn,
 )
 from .queue import (
     Interrupted,
@@ -85,6 +86,7 @@ __all__ = [
     "show",
     "show_at",
     "shown_as",
+    "spawn",
     "unfollow",
     "validate",
     "watch_queue",
