@@ -57,6 +57,7 @@ def watch_queue(on_status: Callable[[], None]) -> None:
 
     def on_event(kind: str, data: Any) -> None:
         if kind == "status":
+            _tell_failures()
             on_status()
 
     server.sockets[f"zbus-{uuid.uuid4().hex}"] = _StandIn(on_event)
@@ -154,6 +155,54 @@ def interrupt(prompt_id: str) -> None:
     with queue.mutex:  # held, so that the prompt cannot end and the next one be hit
         if any(item[1] == prompt_id for item in queue.currently_running.values()):
             nodes.interrupt_processing()
+
+
+_FAILURES: dict[str, dict[str, Any]] = {}  # of prompts that were stopped for them
+
+
+def fail(prompt_id: str, node_id: str, error: Exception) -> None:
+    """Stop a prompt since a node of it has failed, though another one computes: that one is
+    interrupted, and for the page and the history the prompt ends with the failure. From any thread.
+    """
+    for item in running():
+        if item.id == prompt_id:
+            told = _failure(item, node_id, error)
+            if prompt_id not in _FAILURES and item.client is not None:
+                the_server().send_sync("execution_error", told, item.client)
+            _FAILURES[prompt_id] = told
+    interrupt(prompt_id)
+
+
+def _failure(item: Running, node_id: str, error: Exception) -> dict[str, Any]:
+    """As the executor itself tells it."""
+    kind = type(error)
+    return {
+        "prompt_id": item.id,
+        "node_id": node_id,
+        "node_type": item.prompt.get(node_id, {}).get("class_type", ""),
+        "executed": [],
+        "exception_message": f"{error}\n",
+        "exception_type": f"{kind.__module__}.{kind.__qualname__}",
+        "traceback": [],
+        "current_inputs": {},
+        "current_outputs": [],
+        "timestamp": int(time.time() * 1000),
+    }
+
+
+def _tell_failures() -> None:
+    """In the history, where the executor has told of an interrupt. On the server's loop: before
+    anybody can ask for it."""
+    queue = the_server().prompt_queue
+    with queue.mutex:
+        runs = {item[1] for item in queue.currently_running.values()}
+        for prompt_id in [one for one in _FAILURES if one not in runs]:
+            failure = _FAILURES.pop(prompt_id)
+            status = (queue.history.get(prompt_id) or {}).get("status") or {}
+            messages = status.get("messages") or []
+            for at, (kind, _) in enumerate(messages):
+                if kind == "execution_interrupted":
+                    messages[at] = ("execution_error", failure)
 
 
 def interrupted() -> bool:

@@ -304,7 +304,7 @@ class SubmittedJobs:
             self._failure = error
             if self.at_home and not self._is_collected:
                 # What is computed here meanwhile is of no use any more, and may take long.
-                RUNS.stop(self._run, error)
+                RUNS.stop(self._run, self.shown_here.node_id, error)
             raise
         finally:
             mover.cancel()
