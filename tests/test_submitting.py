@@ -249,6 +249,21 @@ def test_try_another_moves_it_at_once_while_this_machine_computes(run):
     run(story)
 
 
+def test_a_job_that_is_given_as_the_run_ends_is_cancelled(run):
+    """It is given in a thread of its own: what goes along may have to come from a GPU first."""
+
+    async def story(site):
+        site.add("b", runs)
+        site.add("c", lambda job: (jobs.cancel(), runs(job)))
+        jobs = site.jobs([site.choice("b")], on_failure="try another")
+        await jobs.begin()
+        site.peer.jobs[0].fail(PeerGone("its process has ended", peer="b"))
+        await until(lambda: site.peer.to("c") and site.peer.to("c")[0].done())
+        assert site.held() == 0
+
+    run(story)
+
+
 def test_when_this_machines_share_began_is_told_once(run):
     async def story(site):
         jobs = site.jobs([])

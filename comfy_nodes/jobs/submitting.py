@@ -84,6 +84,7 @@ class Share:
         failures: What went wrong before, here and at others.
         left: Where it waited before another one became free.
         unfit: The keys of those that are free and cannot run it.
+        is_moving: Another job is about to take the place of this one, whatever becomes of this.
     """
 
     choice: Choice
@@ -94,6 +95,7 @@ class Share:
     failures: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     unfit: set[str] = field(default_factory=set)
+    is_moving: bool = False
 
     @property
     def remote(self) -> Remote:
@@ -105,11 +107,13 @@ class Share:
 
     @property
     def is_done(self) -> bool:
-        return self.job is not None and self.job.done()
+        return self.job is not None and self.job.done() and not self.is_moving
 
     @property
     def error(self) -> ZBusError | None:
         """Why its job has failed, if it has; or why there is none."""
+        if self.is_moving:
+            return None
         return self.job.error() if self.job is not None else self.choice.problem
 
     @property
@@ -163,7 +167,8 @@ class SubmittedJobs:
         self._run = run
         self._given: Future[None] | None = None  # all that follows once the jobs are given
         self._failure: ZBusError | None = None  # for good
-        self._is_collected = False
+        self._is_collected = self._is_over = False
+        self._placing = asyncio.Lock()  # a share goes to one place at a time
         self._values: dict[str, Any] | None = None  # of the boundaries, once they are there
         self._who = ""  # what waits for the results, in words
         self._tried: set[str] = set()
@@ -176,6 +181,7 @@ class SubmittedJobs:
         self._cancel_jobs()
 
     def _cancel_jobs(self) -> None:
+        self._is_over = True
         self.shown_here.jobs = []  # nor word of them
         for choice in self.plan.choices:
             choice.release()
@@ -253,6 +259,8 @@ class SubmittedJobs:
         job.add_done_callback(lambda _: changed(job))
         if self._who:
             job.awaited_by(self._who)
+        if self._is_over:
+            job.cancel()
 
     def _request(self, share: Share, check: bool) -> Request:
         plan, piece, values = self.plan, self.piece, {} if check else self._values or {}
@@ -321,7 +329,8 @@ class SubmittedJobs:
         while not all(reached(s) or (s.is_done and s.error is None) for s in self.shares):
             failed = [s for s in self.shares if s.error is not None and not reached(s)]
             for share in failed:
-                await self._failed(share)
+                async with self._placing:
+                    await self._failed(share)
             if not failed:
                 await _news(news)
 
@@ -341,8 +350,16 @@ class SubmittedJobs:
             self._cancel_jobs()
             self.shown_here.say(str(error))
             raise error
+        await self._give_anew(share, placed)
+
+    async def _give_anew(self, share: Share, placed: Placed) -> None:
         share.choice = Choice.any(placed)
-        self._give(share)
+        share.is_moving = True
+        try:
+            # What goes along may have to come from a GPU: the page answers meanwhile.
+            await in_a_thread(lambda: self._give(share))
+        finally:
+            share.is_moving = False
 
     async def _another(self) -> Placed | None:
         """The freest peer that has not been tried here."""
@@ -362,12 +379,12 @@ class SubmittedJobs:
         could = await could_run(placed.remote, self._request(share, check=True))
         if could is False:
             share.unfit.add(key_of(placed.remote))
-        if not could or share.job is not waits or not share.may_move:
-            placed.release()
-            return
-        share.left.append(share.who)
-        share.choice = Choice.any(placed)
-        self._give(share)
+        async with self._placing:
+            if not could or share.job is not waits or not share.may_move:
+                placed.release()
+                return
+            share.left.append(share.who)
+            await self._give_anew(share, placed)
         waits.cancel()
 
 
