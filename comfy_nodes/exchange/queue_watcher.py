@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 
+from zbus.protocol.outcomes import NO_PROMPTS
+
 from .. import host
 from ..page.own_listener import OWN_LISTENER
 from .activity import IDLE, describe
@@ -56,7 +58,8 @@ class QueueWatcher:
         if busy:
             RUNS.stop_broken()
             self._look_for_jumper()
-        host.peer().set_activity(describe() if busy else IDLE)
+        idle = IDLE if host.runs_prompts() else NO_PROMPTS
+        host.peer().set_activity(describe() if busy else idle)
         return busy
 
     def _look_for_jumper(self) -> None:

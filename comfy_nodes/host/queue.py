@@ -15,6 +15,8 @@ import execution
 import latent_preview
 import nodes
 
+from zbus.protocol.outcomes import NO_PROMPTS
+
 from ..prompt.graph import title
 from ..prompt.previews import read_preview
 from .process import the_server
@@ -97,9 +99,10 @@ class Running(NamedTuple):
 
 
 def running() -> list[Running]:
-    """The prompts that are being executed."""
+    """The prompts that are being executed. Where none are any more, none is, though the queue
+    still holds the last one."""
     queue = getattr(the_server(), "prompt_queue", None)
-    if queue is None:
+    if queue is None or not runs_prompts():
         return []
     with queue.mutex:
         items = list(queue.currently_running.values())
@@ -131,6 +134,8 @@ def ending(prompt_id: str) -> Ending | None:
 def outcome(prompt_id: str) -> tuple[str, str]:
     """How a prompt ended: ("ok" | "failed" | "cancelled", why), as the history says."""
     end = ending(prompt_id)
+    if end is None and not runs_prompts():
+        return "failed", f"this ComfyUI {NO_PROMPTS}"
     if end is None or (end.kind == "failed" and not end.error):
         return "failed", "it ended without saying why; its log may tell"
     return end.kind, _describe_error(end.error, end.prompt) if end.error else ""
