@@ -13,7 +13,7 @@ from pathlib import Path
 import _setup
 from _setup import ROOT, Env, SetupError, say
 
-USAGE = """usage: scripts/test [--fast] [--no-lint] [--stress] [--late=SEED] [pytest's own arguments]
+USAGE = """usage: scripts/test [--fast] [--no-lint] [--stress] [--late=N] [pytest's own arguments]
 
   --fast      leave out the tests that need real ComfyUI processes
   --no-lint   leave out ruff and mypy
@@ -23,6 +23,10 @@ USAGE = """usage: scripts/test [--fast] [--no-lint] [--stress] [--late=SEED] [py
 The whole suite runs in two processes, one of which has all the tests on ComfyUIs; with --fast in
 three. A part of it, or what pytest is to show as it goes (-s, --pdb), runs in one, and with "-n 0"
 everything does.
+
+COMFYUI_DIR=FOLDER takes that ComfyUI in place of a downloaded one, with the packages that it lists
+or, with COMFYUI_PYTHON=PROGRAM, with its own Python as it is; what is missing there is told first.
+COMFYUI_DIR_2 (and COMFYUI_PYTHON_2) names one of another version, to be tried with the first.
 
 examples:  scripts/test -k session      scripts/test tests/test_links.py -x
 """

@@ -19,7 +19,10 @@ class Classes:
         return (class_type, name) in LAZY
 
     def expands(self, class_type):
-        return class_type == "LoopEnd"
+        return class_type in ("LoopEnd", "StartLoop")
+
+    def loop_boundary(self, class_type):
+        return {"StartLoop": "start", "EndLoop": "end"}.get(class_type, "")
 
     def kind(self, class_type, slot):
         return dict(enumerate(RETURNS.get(class_type, []))).get(slot, "any")
@@ -255,7 +258,7 @@ def test_broken_prompts_do_no_harm(planned):
 def test_the_manifest_travels(planned):
     from zbus.protocol.messages import Announce, decode, encode
 
-    title = "名" * 500
+    title = "\u540d" * 500
     prompt = {str(i): own("ZBusSend", i, value="x") for i in range(150)}
     for made in prompt.values():
         made["_meta"] = {"title": title}

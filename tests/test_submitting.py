@@ -264,6 +264,23 @@ def test_a_job_that_is_given_as_the_run_ends_is_cancelled(run):
     run(story)
 
 
+def test_what_nobody_collects_is_followed_no_longer_than_the_run(run):
+    async def story(site):
+        site.add("b", runs)
+        jobs = site.jobs([site.choice("b")])
+        await jobs.begin()
+        jobs.forget()
+        await until(lambda: len(asyncio.all_tasks()) == len(tasks))
+        assert not site.peer.jobs[0].done(), "it goes on there"
+
+    async def with_tasks(site):
+        tasks.extend(asyncio.all_tasks())
+        await story(site)
+
+    tasks: list[Any] = []
+    run(with_tasks)
+
+
 def test_when_this_machines_share_began_is_told_once(run):
     async def story(site):
         jobs = site.jobs([])
@@ -274,6 +291,8 @@ def test_when_this_machines_share_began_is_told_once(run):
         other = site.jobs([])
         await other.begin()
         assert other.begin_here(True) and other.was_here, "other nodes have needed it"
+        took = jobs.end_here()
+        assert took > 0 and jobs.end_here() == took, "ComfyUI may compute the node again"
 
     run(story)
 

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from .classes import Classes, node_class
+from .classes import Classes, node_class, replaced
 from .facts import facts
 from .files import input_file, input_files, output_file
-from .node import Here, ProgressBar, current_prompt, doing, executing, graph, shown_as
+from .node import (
+    Here,
+    ProgressBar,
+    blocked,
+    current_prompt,
+    doing,
+    executing,
+    execution,
+    graph,
+    how_far,
+    shown_as,
+    tell_prompt_as,
+)
 from .process import (
     answer,
     at_start,
     handle,
+    memory_reserve,
     metadata_wanted,
     multi_user,
+    on_free,
     on_loop,
     on_prompt,
     peer,
@@ -19,6 +33,7 @@ from .process import (
     spawn,
 )
 from .queue import (
+    FOREIGN,
     Interrupted,
     Running,
     Validation,
@@ -44,6 +59,7 @@ from .queue import (
 from .showing import notice, preview_at, show, show_at
 
 __all__ = [
+    "FOREIGN",
     "Classes",
     "Here",
     "Interrupted",
@@ -52,6 +68,7 @@ __all__ = [
     "Validation",
     "answer",
     "at_start",
+    "blocked",
     "cancel",
     "check_interrupt",
     "current_prompt",
@@ -60,20 +77,24 @@ __all__ = [
     "ending",
     "enqueue",
     "executing",
+    "execution",
     "facts",
     "fail",
     "follow",
     "forget",
     "graph",
     "handle",
+    "how_far",
     "input_file",
     "input_files",
     "interrupt",
     "interrupted",
+    "memory_reserve",
     "metadata_wanted",
     "multi_user",
     "node_class",
     "notice",
+    "on_free",
     "on_loop",
     "on_prompt",
     "outcome",
@@ -83,12 +104,14 @@ __all__ = [
     "port",
     "preview_at",
     "queue",
+    "replaced",
     "running",
     "runs_prompts",
     "show",
     "show_at",
     "shown_as",
     "spawn",
+    "tell_prompt_as",
     "unfollow",
     "validate",
     "watch_queue",

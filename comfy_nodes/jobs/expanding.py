@@ -7,7 +7,6 @@ the others work at the same time.
 
 from __future__ import annotations
 
-import time
 import uuid
 import weakref
 from typing import Any, NamedTuple
@@ -18,10 +17,10 @@ from zbus.errors import LocalProtocolError
 
 from .. import host, node_ids
 from ..host.lists import unwrap, wrap
-from ..prompt.cutting import THIS
+from ..prompt.cutting import THIS, result_names
 from ..prompt.graph import Link, title
 from ..prompt.single import only
-from .batching import join
+from .batching import join, widening
 from .submitting import Share, SubmittedJobs
 
 INTERNAL = "zbus/internal"
@@ -35,7 +34,7 @@ class Expansion(NamedTuple):
 
     nodes: dict[str, dict[str, Any]]
     started: Link | None  # where `SubmittedJobs` that are given come out; None: they are already
-    collected: Link | None  # where [values] and the report come out
+    collected: Link | None  # where [values], the report and what was tapped come out
 
 
 def expand(
@@ -52,7 +51,7 @@ def expand(
     _SUBMITTED[ticket] = jobs
     nodes: dict[str, dict[str, Any]] = {}
     started = collected = None
-    if jobs.boundaries:
+    if not jobs.is_given:
         started = (f"{node_id}.zbus-start", 0)
         links = {f"b{i}": list(link) for i, link in enumerate(jobs.boundaries.values())}
         nodes[started[0]] = {"class_type": node_ids.START, "inputs": {"ticket": ticket, **links}}
@@ -69,7 +68,7 @@ def expand(
 
 def _submitted(ticket: Any) -> SubmittedJobs:
     jobs = _SUBMITTED.get(only("ticket", ticket))
-    if jobs is None:
+    if jobs is None or jobs.is_over:
         raise LocalProtocolError(
             "its run has ended", remedy="This node is made by zbus itself: remove it"
         )
@@ -110,7 +109,11 @@ class Collect(io.ComfyNode):
                 io.AnyType.Input("started", optional=True),
                 io.AnyType.Input("local", optional=True, lazy=True),
             ],
-            outputs=[io.AnyType.Output("values"), io.String.Output("report")],
+            outputs=[
+                io.AnyType.Output("values"),
+                io.String.Output("report"),
+                io.AnyType.Output("tapped"),
+            ],
             is_input_list=True,
             is_deprecated=True,
             not_idempotent=True,
@@ -127,14 +130,24 @@ class Collect(io.ComfyNode):
     @classmethod
     async def execute(cls, ticket: Any, started: Any = None, local: Any = None) -> Any:
         jobs, here = _submitted(ticket), host.executing()
-        at_home = None if local is None else time.monotonic() - jobs.at_home
+        at_home = None if local is None else jobs.end_here()
         shown = jobs.shown_here.node_id
         await jobs.collect(f"the prompt with {title(shown, host.graph().get(shown, here.node))}")
         results = [] if local is None else [list(local)]
         results += [unwrap(share.result("value")) for share in jobs.shares]
-        report = _report(jobs, at_home)
+        report = "\n".join(filter(None, (_report(jobs, at_home), widening(results))))
         jobs.shown_here.say(report)
-        return io.NodeOutput(join(results), report)
+        return io.NodeOutput(join(results), report, _tapped(jobs))
+
+
+def _tapped(jobs: SubmittedJobs) -> dict[str, list[Any]]:
+    """What came along with the value, by name; nothing under one that was blocked there."""
+    found = {}
+    for name in sorted(result_names(jobs.piece.prompt) - {"value"}):
+        results = [unwrap(s.result(name)) for s in jobs.shares if s.job and name in s.job.results]
+        if results:
+            found[name] = join(results)
+    return found
 
 
 def _is_missing(local: Any) -> bool:

@@ -7,8 +7,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from zbus.errors import JobError, LocalProtocolError
+from zbus.values.payload import flatten
 
 from .. import host, node_ids
+from ..exchange.once import SMALL
+from ..exchange.runs import RUNS
 from ..host.lists import unwrap, wrap
 from ..prompt.single import only
 from .serving import JOBS
@@ -44,7 +47,18 @@ class Value(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str, digest: str) -> Any:
-        return io.NodeOutput(unwrap(JOBS.value(host.executing().prompt_id, name)))
+        here = host.executing()
+        once = RUNS.of(here.prompt_id).once
+        once.find(here.key)  # raises where the value has been let go
+        value = JOBS.value(here.prompt_id, name)
+        if flatten(value).nbytes > SMALL:
+            once.keep(
+                here.key,
+                None,
+                None,
+                give_back=lambda: JOBS.let_go(here.prompt_id, here.node_id, name),
+            )
+        return io.NodeOutput(unwrap(value))
 
 
 class Result(io.ComfyNode):
@@ -86,7 +100,11 @@ class There(io.ComfyNode):
     def define_schema(cls) -> Any:
         return _schema(
             node_ids.THERE,
-            [io.String.Input("class_type", default=""), io.String.Input("inputs", default="{}")],
+            [
+                io.String.Input("class_type", default=""),
+                io.String.Input("inputs", default="{}"),
+                io.String.Input("of", default="", optional=True),
+            ],
             [io.AnyType.Output(f"output_{slot}") for slot in range(SLOTS)],
             "Stands for a node that is not installed here, and that another peer runs.",
             not_idempotent=True,
@@ -100,8 +118,50 @@ class There(io.ComfyNode):
         )
 
 
+class Wanted(io.ComfyNode):
+    """What a part is looked into for, before the lazy value of Run on Peers: never executed."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return _schema(
+            node_ids.WANTED,
+            [io.AnyType.Input("value")],
+            [io.AnyType.Output("same")],
+            "Says what another peer is to bring along with the value.",
+            not_idempotent=True,
+        )
+
+    @classmethod
+    def execute(cls, **_: Any) -> Any:
+        raise LocalProtocolError(
+            "this node is to be read by Run on Peers, and was reached here",
+            remedy="It is made by zbus itself: remove it",
+        )
+
+
+class Tap(io.ComfyNode):
+    """Gives one of the values that Run on Peers has brought along, to a preview or a save."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return _schema(
+            node_ids.TAP,
+            [io.AnyType.Input("tapped"), io.String.Input("name", default="")],
+            [io.AnyType.Output("value", display_name="value", is_output_list=True)],
+            "Gives a value out of the part that another peer runs.",
+            is_input_list=True,
+        )
+
+    @classmethod
+    def execute(cls, tapped: list[Any], name: Any) -> Any:
+        values = only("tapped", tapped).get(only("name", name))
+        return io.NodeOutput(host.blocked() if values is None else values)
+
+
 NODES: dict[str, type[io.ComfyNode]] = {
     node_ids.VALUE: Value,
     node_ids.RESULT: Result,
     node_ids.THERE: There,
+    node_ids.WANTED: Wanted,
+    node_ids.TAP: Tap,
 }

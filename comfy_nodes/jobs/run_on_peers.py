@@ -21,7 +21,7 @@ from ..exchange.send_receive import CATEGORY, QUALITY
 from ..exchange.waiting import WHO, interruptible
 from ..page import peers
 from ..prompt.cutting import ALSO, NO, THIS, Part, cut, elsewhere, loaders
-from ..prompt.graph import link, title
+from ..prompt.graph import Link, link, title
 from ..prompt.single import only
 from .expanding import INTERNAL, expand
 from .submitting import ON_FAILURE, JobPlan, SubmittedJobs
@@ -32,6 +32,11 @@ MAX_SEED = 0xFFFFFFFFFFFFFFFF
 class RunOnPeers(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
+        return cls.schema(node_ids.RUN, CATEGORY, [])
+
+    @classmethod
+    def schema(cls, node_id: str, category: str, outputs: list[Any], **more: Any) -> Any:
+        """Its schema under that id; `outputs` come after its own."""
         peer = (
             '"any free": the one with the shortest queue. "all": every one. Or the name '
             'of one on this computer or a paired one ("desk-8189"), several ("desk-8189,gpu-pc"), '
@@ -44,9 +49,9 @@ class RunOnPeers(io.ComfyNode):
         )
         quality = "How results travel. exact: bit for bit. 8-bit: images as 8 bits a channel."
         return io.Schema(
-            node_id=node_ids.RUN,
+            node_id=node_id,
             display_name="Run on Peers",
-            category=CATEGORY,
+            category=category,
             description="Runs everything before it on other ComfyUIs, and returns what comes out. "
             "Compute Here marks what is to be computed here and sent along.",
             inputs=[
@@ -68,10 +73,12 @@ class RunOnPeers(io.ComfyNode):
                 io.String.Output(
                     "report", display_name="report", tooltip="Who did what, in which time."
                 ),
+                *outputs,
             ],
             is_input_list=True,
             not_idempotent=True,
             enable_expand=True,
+            **more,
         )
 
     @classmethod
@@ -86,6 +93,7 @@ class RunOnPeers(io.ComfyNode):
         on_failure: Any,
         quality: Any,
         value: Any = None,
+        **_: Any,  # what holds it back: see `prompt.loops`
     ) -> Any:
         QUEUE_WATCHER.start()
         node, graph = host.executing(), host.graph()
@@ -96,6 +104,11 @@ class RunOnPeers(io.ComfyNode):
         codecs.check(how)
         others, is_named = elsewhere(str(only("peer", peer)))
         takes_part = is_named or only("here", here) == ALSO
+        local = wired if takes_part else None
+        run = RUNS.of(node.prompt_id)
+        before = run.once.find(node.key)
+        if before is not None:  # ComfyUI computes this node again, for a reader that comes late
+            return _expanded(before.value, node.node_id, local)
         if others or not is_named:
             piece = cut(graph, wired, attach=loaders(graph, host.Classes().is_file_input))
             chosen = await _chosen(",".join(others))
@@ -111,12 +124,17 @@ class RunOnPeers(io.ComfyNode):
             group=node.node_id,
             left_out=chosen.left_out,
         )
-        jobs = SubmittedJobs(plan, RUNS.of(node.prompt_id), node.node_id)
+        jobs = SubmittedJobs(plan, run, node.node_id)
         await jobs.begin()
-        made = expand(jobs, node.node_id, wired if takes_part else None, collect=True)
-        assert made.collected is not None
-        collect = made.collected[0]
-        return io.NodeOutput([collect, 0], [collect, 1], expand=made.nodes)
+        run.once.keep(node.key, jobs, None, give_back=jobs.forget)
+        return _expanded(jobs, node.node_id, local)
+
+
+def _expanded(jobs: SubmittedJobs, node_id: str, local: Link | None) -> Any:
+    made = expand(jobs, node_id, local, collect=True)
+    assert made.collected is not None
+    collect = made.collected[0]
+    return io.NodeOutput([collect, 0], [collect, 1], expand=made.nodes)
 
 
 async def _chosen(text: str) -> peers.Chosen:

@@ -154,6 +154,8 @@ class SubmittedJobs:
         lost: Those that failed and are done without.
         at_home: When this machine's own share began; 0: it has not.
         was_here: Whether that was there before, since other nodes need it too.
+        is_given: Whether the peers have the jobs, or get them now, and not only the question.
+        is_over: The results have been let go.
     """
 
     def __init__(self, plan: JobPlan, run: Run, node_id: str) -> None:
@@ -164,15 +166,32 @@ class SubmittedJobs:
         self.shares: list[Share] = []
         self.lost: list[Share] = []
         self.at_home, self.was_here = 0.0, False
+        self._took_here: float | None = None
         self._run = run
         self._given: Future[None] | None = None  # all that follows once the jobs are given
         self._failure: ZBusError | None = None  # for good
-        self._is_collected = self._is_over = False
+        self._is_collected = self._is_unwanted = False
         self._placing = asyncio.Lock()  # a share goes to one place at a time
         self._values: dict[str, Any] | None = None  # of the boundaries, once they are there
         self._who = ""  # what waits for the results, in words
         self._tried: set[str] = set()
-        run.at_end.append(lambda outcome: None if outcome == "ok" else self.cancel())
+        self.is_given = not plan.piece.boundaries
+        self.is_over = False
+        run.at_end.append(self._ended)
+
+    def _ended(self, outcome: str) -> None:
+        if outcome != "ok":
+            self.cancel()
+        self.forget()
+
+    def forget(self) -> None:
+        """Nobody asks for the results any more. This object may be cached with its node's outputs,
+        and would hold them in memory."""
+        self.is_over = True
+        if self._given is not None:
+            self._given.cancel()
+        for share in (*self.shares, *self.lost):
+            share.job = None
 
     def cancel(self) -> None:
         """Nobody wants the results any more."""
@@ -181,7 +200,7 @@ class SubmittedJobs:
         self._cancel_jobs()
 
     def _cancel_jobs(self) -> None:
-        self._is_over = True
+        self._is_unwanted = True
         self.shown_here.jobs = []  # nor word of them
         for choice in self.plan.choices:
             choice.release()
@@ -210,8 +229,10 @@ class SubmittedJobs:
             self._given = host.spawn(self._see_through())
 
     async def start(self, values: dict[str, Any]) -> None:
-        """The values of the boundaries are there: give the jobs. Raises as `begin`."""
-        self._values = values
+        """The values of the boundaries are there: give the jobs, once. Raises as `begin`."""
+        if self.is_given:
+            return
+        self.is_given, self._values = True, values
         for share in self.shares:
             self._give(share)
         await self._follow(host.spawn(self._until_all(_is_accepted)))
@@ -238,6 +259,12 @@ class SubmittedJobs:
             self.at_home, self.was_here = time.monotonic(), is_there
         return self._failure is None
 
+    def end_here(self) -> float:
+        """Seconds that this machine's own share took, until this was asked first."""
+        if self._took_here is None:
+            self._took_here = time.monotonic() - self.at_home
+        return self._took_here
+
     def _give(self, share: Share) -> None:
         check = bool(self.boundaries) and self._values is None
         choice, shown = share.choice, self.shown_here
@@ -259,7 +286,7 @@ class SubmittedJobs:
         job.add_done_callback(lambda _: changed(job))
         if self._who:
             job.awaited_by(self._who)
-        if self._is_over:
+        if self._is_unwanted:
             job.cancel()
 
     def _request(self, share: Share, check: bool) -> Request:

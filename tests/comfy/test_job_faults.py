@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 from chains import node
-from children import ROOT, until
+from children import ROOT, slowness, until
 from paired import rerouted
 from proxy import Proxy
 
@@ -53,7 +53,7 @@ def works(a, b, seed=99):
     started = time.monotonic()
     entry = a.run(on(b.peer, make(seed)), 20)
     assert a.outcome(entry) == "success", a.errors(entry)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 5 * slowness()
 
 
 def idle(comfyui, timeout=5.0):
@@ -85,8 +85,8 @@ def ended(a, prompt_id, started, what, measured, b):
     there = time.monotonic() - started
     measured(f"cancel {what}: ended here after {took:.3f} s, there {there:.3f} s")
     assert a.outcome(entry) == "interrupted", a.errors(entry)
-    assert took < BOUND
-    assert there < BOUND + 0.5
+    assert took < BOUND * slowness()
+    assert there < (BOUND + 0.5) * slowness()
     works(a, b)
 
 
@@ -117,7 +117,7 @@ def test_cancel_while_it_is_queued(pair, measured):
     took = time.monotonic() - started
     measured(f"cancel while queued: ended after {took:.3f} s")
     assert a.outcome(entry) == "interrupted"
-    assert took < BOUND
+    assert took < BOUND * slowness()
     until(lambda: not b.queue()[1], BOUND)
     assert other in b.queue()[0], "the prompt of that ComfyUI's own user goes on"
     b.interrupt()
@@ -197,7 +197,7 @@ def test_the_remote_is_killed_in_mid_job(fresh_pair):
     started = time.monotonic()
     b.kill(keep_base=True)
     entry = a.wait(prompt_id, 10)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 5 * slowness()
     assert name in a.errors(entry) and "has ended" in a.errors(entry), a.errors(entry)
     b.start()
     works(a, b)
@@ -213,7 +213,7 @@ def test_a_peer_that_runs_no_prompts_any_more(fresh_pair):
     running_there(a)
     started = time.monotonic()
     entry = a.wait(prompt_id, 20)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 10 * slowness()
     assert a.outcome(entry) == "error", entry["status"]
     assert name in a.errors(entry) and said in a.errors(entry)
     (told,) = a.events.all("execution_error", since)
@@ -225,6 +225,7 @@ def test_a_peer_that_runs_no_prompts_any_more(fresh_pair):
     assert a.outcome(entry) == "success"
     ping = ping_jobs(a, name)
     assert ping.returncode == 1 and said in ping.stdout, ping
+    b.kill(keep_base=True)
 
 
 @pytest.mark.usefixtures("by_socket")
@@ -238,7 +239,7 @@ def test_the_remote_is_killed_in_mid_result(fresh_pair):
         started = time.monotonic()
         b.kill(keep_base=True)
         entry = a.wait(prompt_id, 20)
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 10 * slowness()
         assert name in a.errors(entry) and "has ended" in a.errors(entry), a.errors(entry)
     b.start()
     works(a, b)
@@ -251,7 +252,7 @@ def test_the_client_is_killed(fresh_pair):
     started = time.monotonic()
     a.kill(keep_base=True)
     idle(b, 10), "its job is stopped: nobody wants the result"
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 10 * slowness()
     a.start()
     assert a.events is not None
     works(a, b)
