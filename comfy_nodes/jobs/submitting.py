@@ -16,9 +16,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from zbus.errors import JobError, JobFailed, ZBusError
+from zbus.errors import JobError, JobFailed, NotTransferable, ZBusError
 from zbus.job import Job, Request
 from zbus.operation import Operation
+from zbus.reasons import lines
 from zbus.remote import Remote
 
 from .. import host
@@ -30,6 +31,8 @@ from ..page.peers import Choice
 from ..page.placement import Placed, freest, idle, key_of
 from ..prompt.cutting import for_position, result_names
 from ..prompt.graph import Graph, Link
+from ..prompt.output_types import results
+from ..prompt.preflight import cannot_travel, unique
 from .moving import could_run, take_back
 from .shown_here import ShownHere
 
@@ -222,7 +225,11 @@ class SubmittedJobs:
         Raises:
             ZBusError: They cannot, and everything that is wrong.
         """
-        plan = self.plan
+        plan, classes = self.plan, host.Classes()
+        boundaries = cannot_travel(host.graph(), self.boundaries.values(), classes)
+        stays = boundaries + cannot_travel(self._prompt, results(self._prompt), classes)
+        if stays:
+            raise NotTransferable(lines(unique(stays)))
         self.shares = [Share(c, plan.first + k) for k, c in enumerate(plan.choices)]
         await self._follow(host.spawn(self._begin()))
         if not self.boundaries:
