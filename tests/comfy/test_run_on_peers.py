@@ -399,7 +399,7 @@ def test_any_free_is_the_one_that_is_idle(trio):
 def test_two_that_ask_for_any_free_at_once_get_two(trio):
     prompt = {}
     for name in "12":
-        more = spans_of("any free")
+        more = spans_of("any free", at={"seconds": 2.0})  # still at it when the other one asks
         more["run"]["inputs"]["value"] = [f"at {name}", 1]
         more["at"]["inputs"]["value"] = [f"noise {name}", 0]
         more["spans"]["inputs"]["source"] = [f"run {name}", 0]
