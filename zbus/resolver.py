@@ -25,7 +25,7 @@ from .trust import Principal, Trust
 MAX_HINTS = 3  # addresses that the local network tells of one peer
 LOOK = 1.0  # seconds
 SHOWN = 10  # names that an error tells
-PAIR = "Pair the two, once: zbus-pair invite on one of them, zbus-pair accept TOKEN on the other"
+PAIR = "Pair the two, once: zbus-pair invite on one of them, zbus-pair accept on the other"
 
 
 class _Known(NamedTuple):
