@@ -43,6 +43,7 @@ FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 VARIABLE = re.compile(r"\bZBUS_[A-Z_]+\b")
 VERB = re.compile(r"\bzbus-pair ([a-z]+)")
+TUNNEL = re.compile(r"\bssh\b[^`\n]*? -\w*L ([^\s`]+)|`-\w*L ([^\s`]+:[^\s`]+)")
 SCRIPT = re.compile(r"\bscripts[/\\]([\w.-]+)")
 GAPS = re.compile("…|[,:] ")  # in a quoted text: names, numbers, and where two texts are joined
 
@@ -182,6 +183,21 @@ def test_every_variable_is_told():
     for name in (*GUIDES, "docs/security.md"):
         table = set(re.findall(r"^\| `(ZBUS_[A-Z_]+)` \|", read(name), re.M))
         assert table == code == set(VARIABLE.findall(read(name))), name
+
+
+def test_every_tunnel_names_both_ends():
+    """Where 127.0.0.1 is taken, ssh is content with ::1 for "-L 8282:...", and says nothing: the
+    node would talk to whatever has the port."""
+    shown = [read(name) for name in DOCUMENTS if name != "CHANGELOG.md"] + texts_of_the_code()
+    for folder in ("web", "locales", "example_workflows"):
+        paths = [path for path in (ROOT / folder).rglob("*") if path.suffix in (".md", ".json")]
+        shown += [path.read_text(encoding="utf-8") for path in paths]
+    found = ["".join(ends) for text in shown for ends in TUNNEL.findall(text)]
+    assert len(found) > 10
+    # In a text about the short form both stand side by side.
+    assert [end for end in found if not end.startswith("127.0.0.1:")] == [
+        "8282:localhost:8282"
+    ] * 2
 
 
 def test_the_limits_are_the_real_ones():

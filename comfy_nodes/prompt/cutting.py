@@ -29,8 +29,8 @@ from .graph import (
     sources,
 )
 
-NO, ALSO = "no", "also run here"  # `here` of a ZBusRun
-THIS = "this computer"  # in its `peer`
+NO, ALSO, ONLY = "no", "also run here", "only here"  # `here` of a ZBusRun
+THIS = "this computer"  # the same in its `peer`, in workflows from before there was ONLY
 
 # They run on this side: they take part in what this run sends, receives and fetches (VALUE: in
 # the job that this run is).
