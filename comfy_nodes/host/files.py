@@ -29,9 +29,15 @@ def input_file(name: str) -> Path:
     root = os.path.abspath(folder or folder_paths.get_input_directory())
     path = Path(os.path.abspath(os.path.join(root, bare)))
     if not path.is_relative_to(root):
-        raise InputError(f'"{name}" leads out of the folder "{os.path.basename(root)}"')
+        raise InputError(
+            f'"{name}" leads out of the folder "{os.path.basename(root)}"',
+            remedy="Put that file into the folder, and choose it there",
+        )
     if not path.is_file():
-        raise InputError(f'there is no file "{bare}" in the folder "{os.path.basename(root)}"')
+        raise InputError(
+            f'there is no file "{bare}" in the folder "{os.path.basename(root)}"',
+            remedy="Put it there, or choose another one",
+        )
     return path
 
 

@@ -39,7 +39,7 @@ class RunOnPeers(io.ComfyNode):
         )
         here = (
             f'Whether this computer takes part. "{NO}" keeps its GPU free. "{ALSO}": it runs the '
-            f'part, too, and comes first. "{ONLY}": nobody else does, as if this node were not there.'
+            f'part, too, and comes first. "{ONLY}": nobody else does, as if this node were away.'
         )
         failure = (
             "stop: the first failure is this node's error. try another: a free peer that has not "
