@@ -13,11 +13,12 @@ from pathlib import Path
 import _setup
 from _setup import ROOT, Env, SetupError, say
 
-USAGE = """usage: scripts/test [--fast] [--no-lint] [--stress] [pytest's own arguments]
+USAGE = """usage: scripts/test [--fast] [--no-lint] [--stress] [--late=SEED] [pytest's own arguments]
 
   --fast      leave out the tests that need real ComfyUI processes
   --no-lint   leave out ruff and mypy
   --stress    what takes long, and nothing else (ZBUS_STRESS_SEED=N repeats a stress)
+  --late=N    zbus's threads come late, at random (seed N): who counts on being fast fails
 
 The whole suite runs in two processes, one of which has all the tests on ComfyUIs; with --fast in
 three. A part of it, or what pytest is to show as it goes (-s, --pdb), runs in one, and with "-n 0"

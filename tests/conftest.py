@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import late
 import pytest
 import spilled
 from comfyui import ComfyUI, start_all
@@ -39,6 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--no-comfyui", action="store_true", help="leave out the tests on real ComfyUI processes"
     )
+    parser.addoption(
+        "--late", type=int, metavar="SEED", help="zbus's threads come late, at random (see late.py)"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -49,6 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in ("ZBUS_TRUST", "ZBUS_LISTEN", "ZBUS_REQUIRE_PAIRING", "ZBUS_SHARE_MEMORY"):
         os.environ.pop(name, None)
     spilled.watch()
+    if (seed := config.getoption("--late")) is not None:
+        late.make(seed)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -57,7 +57,8 @@ def there() -> Iterator[Peer]:
 
 
 def noted(operation: Operation[Any], *texts: str, within: float = 5.0) -> str:
-    until(lambda: all(t in operation.note for t in texts), within, f"{texts} in a note")
+    seen = lambda: f"{texts} in a note: {operation.note!r}"  # noqa: E731
+    until(lambda: all(t in operation.note for t in texts), within, seen)
     return operation.note
 
 
@@ -175,12 +176,14 @@ def test_two_clients_on_one_address(here: Peer, there: Peer) -> None:
 
 
 def test_a_peer_that_is_idle_or_busy(here: Peer, there: Peer) -> None:
-    with here.listen("127.0.0.1:0") as listening, there.connect(listening.address) as dialled:
-        listening.close()
-        operation = dialled.start_receive()
-        noted(operation, "press Run on here: it is connected and idle")
-        here.set_activity("KSampler 14/20")
-        noted(operation, "here is connected and busy: KSampler 14/20")
+    with here.listen("127.0.0.1:0", channel="another") as listening:
+        with there.connect(listening.address) as dialled:
+            operation = dialled.start_receive()
+            noted(operation, 'here waits on channel "another"')  # it is connected
+            listening.close()
+            noted(operation, "press Run on here: it is connected and idle")
+            here.set_activity("KSampler 14/20")
+            noted(operation, "here is connected and busy: KSampler 14/20")
 
 
 def test_other_channels(here: Peer, there: Peer) -> None:

@@ -128,6 +128,27 @@ def test_the_window_fits_the_link(rate: float, trip: float) -> None:
     assert MIN_CHUNK <= pace.chunk <= MAX_CHUNK
 
 
+def test_the_burst_of_a_buffer_is_no_rate() -> None:
+    """What takes the first bytes at once, and then gives 2 MB/s, would keep a cancel waiting."""
+    pace, now = Pace(), 0.0
+    for _ in range(3):
+        pace.sent(pace.chunk, now)
+        now += 0.0003
+        pace.delivered(1, now)
+    assert pace.window <= 0.25 * 2e6
+
+
+def test_a_fast_link_is_known_soon() -> None:
+    pace, now, sent = Pace(), 0.0, 0
+    while pace.window < EXTRA_MAX / 2:
+        while pace.room:
+            pace.sent(pace.chunk, now)
+        sent += pace.in_flight
+        now += 0.0003
+        pace.delivered(1000, now)
+    assert now < 0.003 and sent < 16 * 1024 * 1024
+
+
 def test_a_fast_link_queues_milliseconds() -> None:
     pace = Pace()
     run_link(pace, 2e9, 0.0002, 1.0)

@@ -18,13 +18,12 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
 from typing import TypeVar
 
 from ..callbacks import Callbacks, check_waiting, forbid_waiting, guarded
 from ..errors import InternalError, LocalProtocolError, PeerClosed, ZBusError
 from ..machine import free_memory
-from ..net.frames import Closed, Connected, Received
+from ..net.frames import Closed
 from ..net.links import Links
 from ..net.places import DialTarget, Peering, Settings
 from ..net.transport import Transport
@@ -221,10 +220,9 @@ class Engine:
         if busy or self._calls or self._goodbye:
             timeout = 0.0
         woke = None
-        for event in self.transport.poll(timeout):
-            now = time.monotonic()
+        for now in self.links.poll(timeout):
             woke = woke or now
-            self._guard(partial(self._handle, event, now))
+            self._settle()
         now = time.monotonic()
         due = before + (timeout or 0.0)
         late = now - (woke or now) + max(0.0, (woke or now) - due if timeout is not None else 0.0)
@@ -270,14 +268,6 @@ class Engine:
             self._sweep_at,
         )
         return min((t for t in times if t is not None), default=None)
-
-    def _handle(self, event: Received | Connected | Closed, now: float) -> None:
-        if isinstance(event, Received):
-            self.links.received(event, now)
-        elif isinstance(event, Connected):
-            self.links.connected(event, now)
-        else:
-            self.links.closed(event, now)
 
     def _flush(self) -> None:
         for peering in self.links.peerings:

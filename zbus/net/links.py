@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import InternalError, PeerGone, RemoteProtocolError, ZBusError
@@ -163,6 +163,22 @@ class Links:
         self.addresses.widen()
 
     # --- events of the transport --------------------------------------------------------------
+
+    def poll(self, timeout: float | None) -> Iterator[float]:
+        """Wait for input, at most `timeout` seconds; the time of each event, once it was handled.
+        A bug in that ends the one thing, and not every link of this process."""
+        for event in self._transport.poll(timeout):
+            now = time.monotonic()
+            try:
+                if isinstance(event, Received):
+                    self.received(event, now)
+                elif isinstance(event, Connected):
+                    self.connected(event, now)
+                else:
+                    self.closed(event, now)
+            except BaseException:
+                logger.exception("a fault in zbus itself; please report it")
+            yield now
 
     def connected(self, event: Connected, now: float) -> None:
         """A dialled connection stands: say HELLO."""

@@ -15,6 +15,7 @@ MAX_CHUNK = 1024 * 1024
 CHUNK_TIME = 0.025  # a chunk is at most this many seconds of the rate
 EXTRA_TIME = 0.050  # the window is the rate times (round trip + this)...
 EXTRA_MAX = 12 * 1024 * 1024  # ...but beyond the round trip at most this many bytes
+SHORTEST = 0.010  # seconds: what passes in less may be the burst of a buffer, and no rate
 START_RATE = 0.5e6  # bytes/s, until something is known: the first chunks must not take long
 KEEP = 24  # rate samples that count
 STEADY_TIME = 0.050  # seconds of a full window after which the link shows its own rate
@@ -90,12 +91,14 @@ class Pace:
             trip = now - at
             self._trip = trip if self._trip is None else min(self._trip, trip)
             if now > delivered_at:
-                rate = (self._delivered - delivered) / (now - delivered_at)
+                moved, took = self._delivered - delivered, now - delivered_at
+                # A window that passes at once shows that there is room for some times of it.
+                rate = moved / max(took, SHORTEST)
                 if full or not self._rates or rate > self._estimate:
                     self._rates.append(rate)
                 since = self._full_since
                 if full and since is not None and now - since >= STEADY_TIME:
-                    self._steady.append(rate)
+                    self._steady.append(moved / took)
                 self._look_whether_it_grows(rate, now)
 
     def _look_whether_it_grows(self, rate: float, now: float) -> None:
