@@ -185,6 +185,23 @@ def test_every_variable_is_told():
         assert table == code == set(VARIABLE.findall(read(name))), name
 
 
+def test_what_is_handled_has_a_test():
+    """In docs/behaviour.md: the last cell of each row names one that there is, or a dash where zbus
+    has no part in it."""
+    there = set()
+    for path in (ROOT / "tests").rglob("*.py"):
+        there |= set(re.findall(r"^ *(?:async )?def (test_\w+)", path.read_text("utf-8"), re.M))
+    rows = [line for line in read("docs/behaviour.md").splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if not row.startswith("| what is seen |")]
+    assert len(rows) > 60
+    for row in rows:
+        seen, known, does, test = (cell.strip() for cell in row.strip("|").split(" | "))
+        assert seen and known.startswith(("run", "read: ")), row
+        assert (does == "-") == (test == "-"), row
+        names = re.findall(r"`(\w+)`", test)
+        assert test == "-" or (names and set(names) <= there), row
+
+
 def test_every_tunnel_names_both_ends():
     """Where 127.0.0.1 is taken, ssh is content with ::1 for "-L 8282:...", and says nothing: the
     node would talk to whatever has the port."""
@@ -194,10 +211,11 @@ def test_every_tunnel_names_both_ends():
         shown += [path.read_text(encoding="utf-8") for path in paths]
     found = ["".join(ends) for text in shown for ends in TUNNEL.findall(text)]
     assert len(found) > 10
-    # In a text about the short form both stand side by side.
-    assert [end for end in found if not end.startswith("127.0.0.1:")] == [
-        "8282:localhost:8282"
-    ] * 2
+    # What is warned of stands in these texts as well, and nowhere else.
+    warned = [*GUIDES, "docs/behaviour.md"]
+    assert all("::1" in read(name) for name in warned)
+    bad = [end for end in found if not end.startswith("127.0.0.1:")]
+    assert bad == ["8282:localhost:8282"] * len(warned)
 
 
 def test_the_limits_are_the_real_ones():
