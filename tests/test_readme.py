@@ -203,8 +203,8 @@ def test_what_is_handled_has_a_test():
 
 
 def test_every_tunnel_names_both_ends():
-    """Where 127.0.0.1 is taken, ssh is content with ::1 for "-L 8282:...", and says nothing: the
-    node would talk to whatever has the port."""
+    """Where 127.0.0.1 is taken, ssh settles for ::1 with "-L 8282:...": the node would talk to
+    whatever has the port."""
     shown = [read(name) for name in DOCUMENTS if name != "CHANGELOG.md"] + texts_of_the_code()
     for folder in ("web", "locales", "example_workflows"):
         paths = [path for path in (ROOT / folder).rglob("*") if path.suffix in (".md", ".json")]
