@@ -23,6 +23,7 @@ class ZBusExtension(ComfyExtension):
         OWN_LISTENER.job_host = Serving
         QUEUE_WATCHER.jumper = dict(jumper.NODES)
         host.at_start(QUEUE_WATCHER.start)
+        host.on_free(QUEUE_WATCHER.free)
         routes.open_routes()
         classes = {node_id: cls for module in MODULES for node_id, cls in module.NODES.items()}
         return [classes[node_id] for node_id in node_ids.ALL]

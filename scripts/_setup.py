@@ -1,24 +1,31 @@
 """Makes, from nothing but Python and pip, what `scripts/test` and `scripts/demo` run in.
 
 A virtual environment and a real ComfyUI in a cache folder outside the source tree. Both are kept
-and used again; a changed list of requirements makes a new environment. Safe against being
-interrupted (a marker is written last) and against two at once (a lock). Standard library only.
+and used again; a changed list of requirements makes a new environment. A checkout that is named
+gets an environment of its own, on top of that one. Safe against being interrupted (a marker is
+written last) and against two at once (a lock). Standard library only.
 
 Environment variables:
     ZBUS_CACHE             the folder for all of it (else XDG_CACHE_HOME, else ~/.cache)
     COMFYUI_DIR            a ComfyUI checkout to use instead of the downloaded one
-    ZBUS_REQUIRE_COMFYUI   "1": a ComfyUI that cannot be had is an error
+    COMFYUI_PYTHON         the Python that runs it, into which nothing is installed
+    COMFYUI_DIR_2, COMFYUI_PYTHON_2
+                           a second one, of another version: the two are tried with each other
+    ZBUS_REQUIRE_COMFYUI   "1": a ComfyUI that cannot be had is an error; it always is where it
+                           was named
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 import zipfile
@@ -58,6 +65,7 @@ COMFYUI_NEEDS = (
 # These pull a second, CUDA torch of several GB when pip may follow what they ask for.
 NEEDS_NO_DEPS = ("torchsde", "trampoline", "torchvision==0.28.0")
 NEVER_FOLLOWED = ("torch", "torchvision", "torchaudio", "torchsde", "spandrel", "kornia")
+FOLLOWED_BY_HAND = {"torchsde": ("trampoline",), "kornia": ("kornia_rs",)}
 
 
 class SetupError(Exception):
@@ -65,20 +73,33 @@ class SetupError(Exception):
 
 
 @dataclass(frozen=True)
+class Host:
+    """A ComfyUI, and the Python that runs it."""
+
+    folder: Path
+    python: Path
+
+
+@dataclass(frozen=True)
 class Env:
-    """What was set up: an environment, and a ComfyUI or the reason why there is none."""
+    """What was set up: an environment, and a ComfyUI or the reason why there is none; a second
+    one where one was named."""
 
     python: Path
-    comfyui: Path | None
+    comfyui: Host | None
     why_no_comfyui: str = ""
+    second: Host | None = None
 
     def variables(self) -> dict[str, str]:
         """This process's environment, with what the tests read to find ComfyUI."""
         variables = {**os.environ, "PYTHONUNBUFFERED": "1"}
         variables["HYPOTHESIS_STORAGE_DIRECTORY"] = str(cache_root() / "hypothesis")
-        variables.pop("COMFYUI_DIR", None)
-        if self.comfyui:
-            variables["COMFYUI_DIR"] = str(self.comfyui)
+        for number, host in (("", self.comfyui), ("_2", self.second)):
+            for name in ("COMFYUI_DIR", "COMFYUI_PYTHON"):
+                variables.pop(name + number, None)
+            if host:
+                variables[f"COMFYUI_DIR{number}"] = str(host.folder)
+                variables[f"COMFYUI_PYTHON{number}"] = str(host.python)
         variables["ZBUS_WHY_NO_COMFYUI"] = self.why_no_comfyui
         return variables
 
@@ -98,7 +119,8 @@ def prepare(with_comfyui: bool = True) -> Env:
     """Make or find the environment, and ComfyUI if wanted.
 
     Raises:
-        SetupError: the environment cannot be made, or ComfyUI where ZBUS_REQUIRE_COMFYUI=1.
+        SetupError: the environment cannot be made, or a ComfyUI that was named, or any where
+            ZBUS_REQUIRE_COMFYUI=1.
     """
     if sys.version_info < (3, 10):  # noqa: UP036 - run before anything has checked it
         raise SetupError(f"Python 3.10 or newer is needed; this is {platform.python_version()}")
@@ -109,13 +131,16 @@ def prepare(with_comfyui: bool = True) -> Env:
         venv = _environment(root)
         if not with_comfyui:
             return Env(_python_of(venv), None, "scripts/test --fast leaves ComfyUI out")
+        second = _named_comfyui(root, venv, "_2") if os.environ.get("COMFYUI_DIR_2") else None
+        if os.environ.get("COMFYUI_DIR"):
+            return Env(_python_of(venv), _named_comfyui(root, venv), second=second)
         try:
-            return Env(_python_of(venv), _comfyui(root, venv))
+            return Env(_python_of(venv), _own_comfyui(root, venv), second=second)
         except SetupError as error:
             if os.environ.get("ZBUS_REQUIRE_COMFYUI") == "1":
                 raise
             say(f"no ComfyUI: {error}")
-            return Env(_python_of(venv), None, str(error))
+            return Env(_python_of(venv), None, str(error), second)
 
 
 # --- the environment
@@ -126,7 +151,7 @@ def _environment(root: Path) -> Path:
     torch_here = _can_import_torch(Path(sys.executable))
     key = _key([sys.executable if torch_here else "", TORCH, *needs])
     venv = root / f"venv-{_tag()}-{key}"
-    if _is_done(venv, "base", key) and _runs(venv):
+    if _is_done(venv, "base", key) and _starts(_python_of(venv)):
         return venv
     started = time.monotonic()
     say(f"making a virtual environment for Python {platform.python_version()}")
@@ -192,37 +217,145 @@ def _answers(url: str) -> bool:
 # --- ComfyUI
 
 
-def _comfyui(root: Path, venv: Path) -> Path:
-    named = os.environ.get("COMFYUI_DIR")
-    folder = Path(named).expanduser().resolve() if named else _downloaded_comfyui(root, venv)
-    if not (folder / "main.py").is_file():
-        raise SetupError(f"{folder} is not a ComfyUI checkout: it has no main.py")
-    needs = _comfyui_needs(folder) if named else COMFYUI_NEEDS
-    key = _key([*needs, *NEEDS_NO_DEPS])
+def _own_comfyui(root: Path, venv: Path) -> Host:
+    folder = _downloaded_comfyui(root, venv)
+    key = _key([*COMFYUI_NEEDS, *NEEDS_NO_DEPS])
     if not _is_done(venv, "comfyui", key):
         started = time.monotonic()
-        say(f"installing what ComfyUI needs: {len(needs)} packages and theirs (about 400 MB)")
+        say(f"installing what ComfyUI needs: {len(COMFYUI_NEEDS)} packages and theirs (400 MB)")
         # What is pinned for the pack itself stays as it is.
-        _pip(venv, *needs, *_own_needs())
+        _pip(venv, *COMFYUI_NEEDS, *_own_needs())
         _pip(venv, "--no-deps", *NEEDS_NO_DEPS)
         _mark_done(venv, "comfyui", key)
         say(f"ComfyUI's packages ready after {time.monotonic() - started:.0f} s")
     say(f"ComfyUI: {folder}")
-    return folder
+    return Host(folder, _python_of(venv))
+
+
+def _named_comfyui(root: Path, venv: Path, number: str = "") -> Host:
+    """A user's own checkout, with its own Python or in an environment made for it. What is missing
+    there is told.
+
+    Raises:
+        SetupError: there is none in that folder, or it does not start.
+    """
+    name = f"COMFYUI_DIR{number}"
+    folder = Path(os.environ[name]).expanduser().resolve()
+    if not (folder / "main.py").is_file():
+        raise SetupError(f"{name} is not a ComfyUI checkout: {folder} has no main.py")
+    named = os.environ.get(f"COMFYUI_PYTHON{number}")
+    # Not resolved: a virtual environment's Python is a link.
+    python = Path(os.path.abspath(Path(named).expanduser())) if named else None
+    if python and not _starts(python):
+        raise SetupError(f"COMFYUI_PYTHON{number}: {python} does not start")
+    host = Host(folder, python or _python_of(_layer(root, venv, folder)))
+    say(f"ComfyUI {_version(folder)}: {folder}, run by {host.python}")
+    _tell_what_is_missing(host)
+    return host
+
+
+def _layer(root: Path, venv: Path, folder: Path) -> Path:
+    """An environment for that checkout's requirements: what it has of its own, before what `venv`
+    has. Checkouts of several versions want other versions of the same packages."""
+    needs = _comfyui_needs(folder)
+    key = _key([str(venv), *needs])
+    layer = root / f"host-{_tag()}-{key}"
+    if _is_done(layer, "host", key) and _starts(_python_of(layer)):
+        return layer
+    started = time.monotonic()
+    say(f"making an environment for {folder}: {len(needs)} packages and theirs (up to 400 MB)")
+    shutil.rmtree(layer, ignore_errors=True)
+    below = (venv / "pyvenv.cfg").read_text(encoding="utf-8")
+    _make_venv(layer, system_packages="include-system-site-packages = true" in below)
+    (_site_packages(layer) / "zz-zbus.pth").write_text(f"{_site_packages(venv)}\n")
+    alone = [n for n in needs if _project(n) in NEVER_FOLLOWED and _project(n) != "torch"]
+    followed = [n for n in needs if _project(n) not in NEVER_FOLLOWED]
+    _pip(layer, *followed, *_own_needs())
+    for need in alone:
+        wanted = [n for n in NEEDS_NO_DEPS if _project(n) == _project(need)] or [need]
+        done = _try_pip(layer, "--no-deps", *wanted, *FOLLOWED_BY_HAND.get(_project(need), ()))
+        if done.returncode:
+            say(f"pip cannot install {need}: {_tail(done, 1)}")
+    _mark_done(layer, "host", key)
+    say(f"environment ready after {time.monotonic() - started:.0f} s")
+    return layer
+
+
+def _site_packages(venv: Path) -> Path:
+    """Where that environment's packages are."""
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    return Path(_run([str(_python_of(venv)), "-c", code]).stdout.strip().splitlines()[-1])
 
 
 def _comfyui_needs(folder: Path) -> tuple[str, ...]:
-    """Another checkout's own list, less what would bring a second torch."""
+    """The checkout's own list."""
     try:
         lines = (folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return COMFYUI_NEEDS
-    needs = [line.partition("#")[0].strip() for line in lines]
-    return tuple(n for n in needs if n and _project(n) not in NEVER_FOLLOWED)
+        return (*COMFYUI_NEEDS, *NEEDS_NO_DEPS)
+    return tuple(n for n in (line.partition("#")[0].strip() for line in lines) if n)
 
 
 def _project(requirement: str) -> str:
     return re.split(r"[\s<>=!~\[;]", requirement)[0].lower()
+
+
+def _version(folder: Path) -> str:
+    try:
+        text = (folder / "comfyui_version.py").read_text(encoding="utf-8")
+    except OSError:
+        return "of unknown version"
+    return (re.findall(r'__version__ = "([^"]+)"', text) or ["of unknown version"])[0]
+
+
+def _tell_what_is_missing(host: Host) -> None:
+    """Say which requirements of ComfyUI and of the pack its Python lacks, and the pip command.
+
+    Raises:
+        SetupError: ComfyUI does not start without them.
+    """
+    files = [host.folder / "requirements.txt", ROOT / "requirements.txt"]
+    script = ROOT / "tests" / "comfy" / "needs.py"
+    done = _run([str(host.python), "-B", str(script), *(str(f) for f in files if f.is_file())])
+    try:
+        found = json.loads((done.stdout or "").strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        raise SetupError(f"{host.python} cannot say what it has:\n{_tail(done)}") from None
+    lacks = {**found["needed"], **found["optional"]}
+    if not lacks:
+        return
+    for requirement, why in lacks.items():
+        say(f"missing there: {requirement} ({why})")
+    command = " ".join(f'"{n}"' for n in lacks)
+    remedy = f'"{host.python}" -m pip install {command}'
+    say(f"to install {'it' if len(lacks) == 1 else 'them'}: {remedy}")
+    if found["needed"]:
+        _try_start(host, remedy)
+
+
+def _try_start(host: Host, remedy: str) -> None:
+    """ComfyUI starts without some of what it lists, and which differs from version to version."""
+    runner = ROOT / "tests" / "comfy" / "runner.py"
+    with tempfile.TemporaryDirectory(prefix="zbus-try-", ignore_cleanup_errors=True) as base:
+        command = [str(host.python), str(runner), str(host.folder), "--cpu", "--quick-test-for-ci"]
+        command += ["--base-directory", base, "--database-url", "sqlite:///:memory:"]
+        command += ["--disable-all-custom-nodes", "--disable-api-nodes"]
+        log = Path(base) / "log"
+        with (
+            log.open("wb") as out,
+            subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT
+            ) as process,
+        ):  # it ends with its input
+            status = process.wait()
+        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
+    if status:
+        raise SetupError(
+            f"the ComfyUI in {host.folder} does not start:\n"
+            + "\n".join(said)
+            + f"\nInstall what is missing: {remedy}"
+        )
+    say("it starts without; what needs that may fail")
 
 
 def _downloaded_comfyui(root: Path, venv: Path) -> Path:
@@ -279,10 +412,10 @@ def _mark_done(venv: Path, stage: str, key: str) -> None:
     os.replace(draft, marker)
 
 
-def _runs(venv: Path) -> bool:
-    """Whether the environment's Python still starts (the one it was made from may be gone)."""
+def _starts(python: Path) -> bool:
+    """Whether it does (an environment's may not: the one it was made from may be gone)."""
     try:
-        return _run([str(_python_of(venv)), "-c", "pass"]).returncode == 0
+        return _run([str(python), "-c", "pass"]).returncode == 0
     except OSError:
         return False
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import _setup
 from _setup import ROOT, Env, SetupError, say
 
-USAGE = """usage: scripts/test [--fast] [--no-lint] [--stress] [--late=SEED] [pytest's own arguments]
+USAGE = """usage: scripts/test [--fast] [--no-lint] [--stress] [--late=N] [pytest's own arguments]
 
   --fast      leave out the tests that need real ComfyUI processes
   --no-lint   leave out ruff and mypy

@@ -20,16 +20,25 @@ import spilled
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def slowness() -> float:
+    """How many times as long as on an idle machine things may take, beside what else this one
+    does: a factor of at least 1, for bounds of what is promised."""
+    if not hasattr(os, "getloadavg"):
+        return 1.0  # Windows
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
 def until(
     condition: Callable[[], Any], within: float = 10.0, what: str | Callable[[], object] = ""
 ) -> Any:
-    """Poll until `condition` is true; its value. Fails after `within` seconds, and says `what`.
+    """Poll until `condition` is true; its value. Fails after `within` seconds (more on a machine
+    that is busy), and says `what`.
 
     For what happens in another thread or process, which has nothing that could be awaited.
     """
-    deadline = time.monotonic() + within
+    started = time.monotonic()
     while not (value := condition()):
-        if time.monotonic() > deadline:
+        if time.monotonic() > started + within * slowness():
             raise AssertionError(f"not in {within} s: {what() if callable(what) else what}")
         time.sleep(0.005)
     return value

@@ -373,3 +373,21 @@ def test_a_codec_that_one_side_lacks(monkeypatch):
 
 def test_available():
     assert codecs.available() in (ALL, ALL[:-1])
+
+
+@pytest.fixture
+def without_lz4(monkeypatch):
+    """As where the package is missing: `codecs.lz4` is still there, and says so."""
+    monkeypatch.setattr(codecs.lz4, "HERE", False)
+    codecs.available.cache_clear()
+    yield
+    codecs.available.cache_clear()
+
+
+def test_a_side_without_lz4_neither_offers_nor_chooses_it(without_lz4):
+    assert "lz4" not in codecs.available()
+    assert codecs.choose("exact", WORDS, ALL, 1e5, False) != "lz4"
+    with pytest.raises(
+        CodecRefused, match=r"this side cannot.*lz4.*install the Python package lz4"
+    ):
+        codecs.choose("lz4", FILE, ALL, None, False)

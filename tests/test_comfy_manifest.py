@@ -255,7 +255,7 @@ def test_broken_prompts_do_no_harm(planned):
 def test_the_manifest_travels(planned):
     from zbus.protocol.messages import Announce, decode, encode
 
-    title = "名" * 500
+    title = "\u540d" * 500
     prompt = {str(i): own("ZBusSend", i, value="x") for i in range(150)}
     for made in prompt.values():
         made["_meta"] = {"title": title}

@@ -359,9 +359,73 @@ def test_loaders_of_this_sides_files_are_told_by_their_inputs():
         "12": node("LoadImage", image="x.png", gone=["not there", 0]),
         "13": node("LoadImage", channel="red"),
         "14": {"class_type": "LoadImage"},
+        "15": node("LoadImage", image="film.mp4", frame_load_cap=["2", 0]),
+        "16": node("LoadImage", image=" ", base=["2", 0]),  # a painter without a mask
+        "17": node("LoadImage", image="", base=["2", 0]),
+        "18": node("LoadImage", image=None),
+        "19": node("PrimitiveString", value="y.png"),
+        "20": node("LoadImage", image=["19", 0]),
     }
-    assert cutting.loaders(prompt, lambda *of: of == ("LoadImage", "image")) == {"3", "12"}
+    told = cutting.loaders(prompt, lambda *of: of == ("LoadImage", "image"))
+    assert told == {"3", "12", "15", "20"}
     assert cutting.loaders(prompt, lambda *of: False) == set()
+
+
+@pytest.mark.parametrize(
+    ("url", "is_here"),
+    [
+        ("http://127.0.0.1:8188/view?filename=a.png", True),
+        (" http://LOCALHOST:8188/view", True),
+        ("http://user:pass@[::1]/a.png", True),
+        ("https://example.com/127.0.0.1/a.png", False),
+        ("http://192.168.1.5:8188/view", False),
+        ("http://[::1/a.png", False),
+        ("", False),
+    ],
+)
+def test_a_url_of_this_very_machine_is_loaded_here(url, is_here):
+    """On the other one it would lead to that machine's own ComfyUI."""
+    for name in ("LoadImageUrl", "LoadLatentUrl"):
+        prompt = {"1": node(name, url=url), "2": node("Other", url=url)}
+        assert cutting.loaders(prompt, lambda *of: False) == ({"1"} if is_here else set())
+
+
+def painted(**base):
+    """A picture, painted over with a mask of this computer's, goes on to the other ComfyUI."""
+    prompt = {
+        "1": node("ZBusVary", seed=3, step=1),
+        "2": node("EmptyImage", color=5, **base),
+        "3": node("Painter", image=["2", 0], mask="mine.png"),
+        "4": node("ImageInvert", image=["3", 0]),
+        "5": node("ZBusRun", value=["4", 0], peer="cloud", here="no"),
+    }
+    return prompt, cutting.loaders(prompt, lambda *of: of == ("Painter", "mask"))
+
+
+def test_a_loader_with_a_link_runs_here_with_what_it_comes_from():
+    prompt, attach = painted()
+    part = cut(prompt, ("4", 0), attach=attach)
+    assert part.boundaries == {"3.0": ("3", 0)}
+    assert {n["class_type"] for n in part.prompt.values()} == {
+        *("ImageInvert", "ZBusValue", "ZBusResult")
+    }
+
+
+def test_what_differs_on_each_cannot_come_before_a_loader():
+    prompt, attach = painted(width=["1", 0])
+    with pytest.raises(InputError, match=r"Painter #3 loads a file.*once.*ZBusVary #1.*after"):
+        cut(prompt, ("4", 0), attach=attach)
+    assert cut(prompt, ("2", 0), attach=attach).varies  # it is not in this part
+    prompt["2.5"] = node("ZBusHere", value=["2", 0])  # it is wished to be computed here
+    prompt["3"]["inputs"]["image"] = ["2.5", 0]
+    assert cut(prompt, ("4", 0), attach=attach).boundaries == {"3.0": ("3", 0)}
+
+
+def test_a_loader_needs_what_only_the_other_has():
+    prompt, attach = painted()
+    prompt = stand_in(prompt, lambda i, node: i == "2")
+    with pytest.raises(InputError, match=r"Painter #3 loads.*needs EmptyImage #2, which only the"):
+        cut(prompt, ("4", 0), attach=attach)
 
 
 # --- any prompt ---------------------------------------------------------------------------------
@@ -372,7 +436,11 @@ def test_any_part(prompt, data):
     before = text(prompt)
     value = (data.draw(st.sampled_from(list(prompt))), data.draw(st.integers(0, 2)))
     attach = data.draw(st.sets(st.sampled_from([*prompt, "gone"]), max_size=3))
-    part = cut(prompt, value, attach=attach)
+    try:
+        part = cut(prompt, value, attach=attach)
+    except InputError as error:
+        assert "is to differ on each" in str(error)
+        return
     (output,) = part.outputs
     made = {i for i, n in part.prompt.items() if n["class_type"] in ("ZBusValue", "ZBusResult")}
     taken = part.prompt.keys() - made

@@ -87,12 +87,12 @@ def test_unregister_leaves_what_is_anothers_by_now(tmp_path: Path, changed: Any)
 def test_the_longest_entry_fits_its_file(tmp_path: Path) -> None:
     # A backslash takes two bytes in JSON, these letters four in UTF-8.
     longest = entry(
-        name="𝔞" * 80,
+        name="\U0001d51e" * 80,
         address="127.0.0.1:65535",
-        started="𝔞" * 64,
-        boot="𝔞" * 80,
-        url="http://" + "𝔞" * 393,
-        software="𝔞" * 100,
+        started="\U0001d51e" * 64,
+        boot="\U0001d51e" * 80,
+        url="http://" + "\U0001d51e" * 393,
+        software="\U0001d51e" * 100,
         pid=2**32 - 1,
     )
     register(longest, tmp_path)

@@ -200,6 +200,15 @@ def test_a_missing_dependency_names_the_command_that_installs_it(clone, where):
     assert f'"{sys.executable}" -m pip install -r "{clone.resolve() / "requirements.txt"}"' in text
 
 
+def test_a_free_threaded_python_is_not_sent_for_lz4_which_would_stop_the_rest(clone):
+    text = error(
+        "import sysconfig; sysconfig.get_config_var = {'Py_GIL_DISABLED': 1}.get\n"
+        f"sys.modules['msgpack'] = None; load({str(clone)!r})"
+    )
+    assert '-m pip install "pyzmq>=26.4" "msgpack" "numpy"' in text
+    assert "lz4" not in text and "-r " not in text
+
+
 def test_any_other_missing_module_is_reported_as_it_is(clone):
     with (clone / "zbus" / "__init__.py").open("a") as file:
         file.write("\nimport zbus.no_such_part\n")
@@ -224,9 +233,21 @@ def test_the_version_is_written_the_same_everywhere():
 
 
 def test_requirements_txt_lists_the_dependencies_and_not_torch():
+    """A marker in pyproject.toml lets lz4 go where it may stop the install; see there."""
     project = (ROOT / "pyproject.toml").read_text("utf-8")
     block = re.search(r"^dependencies = \[(.*?)^\]", project, re.M | re.S)[1]
     lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
     listed = [line for line in lines if line and not line.startswith("#")]
-    assert listed == re.findall(r'"(.+)"', block)
+    needed = re.findall(r'"(.+)"', block)
+    assert listed == [need.partition(";")[0] for need in needed]
+    assert [need for need in needed if ";" in need] == ["lz4; python_version < '3.14'"]
     assert not any(name.startswith("torch") for name in listed)
+
+
+def test_without_lz4_it_loads_and_says_what_is_left_out(clone):
+    found = outcome(
+        f"sys.modules['lz4'] = None; load({str(clone)!r})\n"
+        "from zbus import codecs; report(here=codecs.available())"
+    )
+    assert "raw" in found["here"] and "zlib" in found["here"] and "lz4" not in found["here"]
+    assert "without the Python package lz4" in found["log"]

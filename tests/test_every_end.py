@@ -29,7 +29,7 @@ from zbus.values import payload, streams, tensors
 from zbus.values.unpack import Unpacker
 
 MIB = 1 << 20
-SOON = 3.0  # seconds; in truth milliseconds
+SOON = 10.0  # seconds; in truth milliseconds
 ERRORS: tuple[BaseException, ...] = (
     ValueError("a mistake"),
     MemoryError(),

@@ -44,10 +44,11 @@ def _load():
     package = types.ModuleType(NAME)
     package.__path__ = [str(FOLDER)]
     sys.modules[NAME] = package
-    return [importlib.import_module(f"{NAME}.netdist.{name}") for name in ("fetching", "decoding")]
+    names = ("fetching", "decoding", "nearness")
+    return [importlib.import_module(f"{NAME}.netdist.{name}") for name in names]
 
 
-fetching, decoding = _load()
+fetching, decoding, near = _load()
 Undecodable = decoding.Undecodable
 BRIEF = fetching.Times(connect=2.0, silence=0.3, whole=0.8)
 
@@ -65,11 +66,11 @@ def _no_proxy(monkeypatch):
 class Server:
     """`answers`: path -> bytes to write, or an async function of (request, writer)."""
 
-    def __init__(self, answers):
-        self.answers, self.requests = answers, []
+    def __init__(self, answers, host="127.0.0.1"):
+        self.answers, self.requests, self.host = answers, [], host
 
     async def __aenter__(self):
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._serve, self.host, 0)
         self.port = self._server.sockets[0].getsockname()[1]
         self._tasks = set()
         return self
@@ -81,7 +82,7 @@ class Server:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def url(self, path, userinfo=""):
-        return f"http://{userinfo}127.0.0.1:{self.port}{path}"
+        return f"http://{userinfo}{self.host}:{self.port}{path}"
 
     async def _serve(self, reader, writer):
         self._tasks.add(asyncio.current_task())
@@ -228,6 +229,152 @@ def test_proxies_of_the_environment_but_not_for_the_loopback(monkeypatch):
             return got, [r.target for r in server.requests]
 
     assert asyncio.run(go()) == ((b"through", b"direct"), ["http://pictures.invalid/a.png", "/a"])
+
+
+def test_no_password_of_netrc_goes_anywhere(monkeypatch, tmp_path):
+    """Neither to a server, nor to a proxy; nor where a redirect leads."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login alice password netrc-secret\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setattr(fetching.webproxy, "is_loopback_host", lambda _: False)
+
+    async def go():
+        there = "http://pictures.invalid/a.png"
+        answers = {"/a": redirect("/b"), "/b": answer(b"direct"), there: answer(b"through")}
+        async with Server(answers) as server:
+            got = [await fetching.get(server.url("/a"))]
+            monkeypatch.setenv("http_proxy", server.url(""))
+            got.append(await fetching.get(there))
+            monkeypatch.setenv("http_proxy", server.url("", "bob:own@"))
+            got.append(await fetching.get(there))
+            return got, server.requests
+
+    got, asked = asyncio.run(go())
+    assert got == [b"direct", b"through", b"through"]
+    assert [r.headers.get("Authorization") for r in asked] == [None] * 4
+    own = "Basic " + b64encode(b"bob:own").decode()
+    assert [r.headers.get("Proxy-Authorization") for r in asked] == [None] * 3 + [own]
+
+
+def test_a_proxy_that_cannot_be_asked_is_not_passed_by(monkeypatch):
+    monkeypatch.setenv("http_proxy", "socks5://me:secret@127.0.0.1:1080")
+    with pytest.raises(Unreachable, match=r"not one of http, but of 'socks5'.*no_proxy") as caught:
+        asyncio.run(fetching.get("http://pictures.invalid/a.png"))
+    assert "secret" not in str(caught.value)
+    monkeypatch.setenv("http_proxy", "proxy.invalid:3128")
+    assert fetching.webproxy.by_environment("http", "a.invalid") == "http://proxy.invalid:3128"
+
+
+# --- who may send us where
+
+
+@pytest.mark.parametrize(
+    "address, expected",
+    [
+        *((loopback, "LOOPBACK") for loopback in ("127.0.0.1", "127.9.9.9", "::1", "0.0.0.0")),
+        *((loopback, "LOOPBACK") for loopback in ("::", "::ffff:127.0.0.1", "2002:7f00:1::")),
+        *((link, "LINK") for link in ("169.254.169.254", "fe80::1", "fe80::1%eth0")),
+        *((own, "PRIVATE") for own in ("10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1")),
+        *((own, "PRIVATE") for own in ("fd00::1", "::ffff:10.0.0.1", "64:ff9b::a00:1")),
+        *((out, "OUTSIDE") for out in ("8.8.8.8", "2606:4700::1111", "64:ff9b::808:808")),
+        ("198.18.0.7", "OUTSIDE"),  # of a fake-IP tunnel
+    ],
+)
+def test_how_near_an_address_is(address, expected):
+    assert near.nearness(address) is near.Nearness[expected]
+
+
+@pytest.fixture
+def places(monkeypatch):
+    """Addresses of this machine that pass for others, further away."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux has all of 127.0.0.0/8 without asking")
+    table = {"127.0.0.2": near.Nearness.OUTSIDE, "127.0.0.3": near.Nearness.PRIVATE}
+    real = near.nearness
+    monkeypatch.setattr(fetching, "nearness", lambda at: table.get(at) or table.get(at, real(at)))
+
+
+@pytest.mark.parametrize(
+    "source, target, name, follows",
+    [
+        ("127.0.0.2", "127.0.0.1", "127.0.0.1", False),
+        ("127.0.0.2", "127.0.0.1", "localhost", False),
+        ("127.0.0.2", "127.0.0.1", "127.1", False),
+        ("127.0.0.2", "127.0.0.1", "2130706433", False),
+        ("127.0.0.2", "127.0.0.1", "0x7f.1", False),
+        ("127.0.0.2", "127.0.0.1", "0.0.0.0", False),
+        ("127.0.0.2", "127.0.0.3", "127.0.0.3", False),
+        ("127.0.0.3", "127.0.0.1", "127.0.0.1", False),
+        ("127.0.0.3", "127.0.0.2", "127.0.0.2", True),
+        ("127.0.0.2", "127.0.0.2", "127.0.0.2", True),
+        ("127.0.0.1", "127.0.0.2", "127.0.0.2", True),
+    ],
+)
+@pytest.mark.parametrize("status", ["302 Found", "307 Temporary"])
+def test_no_redirect_leads_to_what_is_nearer(places, source, target, name, follows, status):
+    """Whichever way its address is written; and so no body is posted there either."""
+
+    async def go():
+        async with Server({"/b": answer(b"near")}, target) as near_one:
+            where = f"http://{name}:{near_one.port}/b"
+            async with Server({"/a": redirect(where, status)}, source) as server:
+                for work in (fetching.get(server.url("/a")), post(server.url("/a"))):
+                    try:
+                        await work
+                    except FetchError as error:
+                        yield str(error)
+            yield [r.method for r in near_one.requests]
+
+    async def post(url):
+        await fetching.post_json(url, {"a.png": "..."})
+
+    async def collect():
+        return [one async for one in go()]
+
+    *errors, asked = asyncio.run(collect())
+    if follows:
+        assert (errors, asked) == ([], ["GET", "POST" if status[:3] == "307" else "GET"])
+    else:
+        assert asked == [] and len(errors) == 2
+        # Some versions of aiohttp take no odd spellings in the first place.
+        assert all("a redirect from elsewhere leads to" in error for error in errors)
+
+
+def test_once_outside_no_later_redirect_comes_back(places):
+    """Not by way of a third one, either."""
+
+    async def go():
+        async with Server({"/c": answer(b"near")}) as home:
+            async with Server({"/b": redirect(home.url("/c"))}, "127.0.0.2") as outside:
+                home.answers["/a"] = redirect(outside.url("/b"))
+                with pytest.raises(FetchError, match="this computer itself.*give the URL"):
+                    await fetching.get(home.url("/a"))
+            return [r.target for r in home.requests]
+
+    assert asyncio.run(go()) == ["/a"]
+
+
+def test_a_name_that_a_proxy_asks_for_is_looked_at_too(places, monkeypatch):
+    import socket
+
+    real = socket.getaddrinfo
+    table = {"outside.invalid": "127.0.0.2", "inside.invalid": "127.0.0.3"}
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *more: real(table.get(host, host), *more)
+    )
+
+    async def go(first):
+        async with Server({}) as proxy:
+            monkeypatch.setenv("http_proxy", proxy.url(""))
+            proxy.answers[first] = redirect("http://inside.invalid/b")
+            proxy.answers["http://inside.invalid/b"] = answer(b"inside")
+            return await fetching.get(first)
+
+    assert asyncio.run(go("http://inside.invalid/a")) == b"inside"
+    for first in ("http://outside.invalid/a", "http://unknown.invalid/a"):
+        with pytest.raises(FetchError, match="leads to an address of a private network"):
+            asyncio.run(go(first))
 
 
 def test_a_url_goes_out_as_it_was_written():
@@ -568,6 +715,42 @@ def test_the_first_frame_of_an_animation():
         assert image[0, 0, 0].tolist() == pytest.approx([1, 0, 0], abs=0.02), kind
 
 
+def test_grey_of_16_bits_is_not_clipped():
+    grey = Image.fromarray(np.array([[0, 0x1000, 0x4000, 0x8000, 0xFFFF]], np.uint16))
+    for made, kind in ((grey, "PNG"), (grey.convert("I"), "TIFF")):
+        image, _ = decoding.picture(packed(made, kind))
+        assert image[0, 0, :, 0].tolist() == pytest.approx([0, 1 / 16, 1 / 4, 1 / 2, 1], abs=1e-4)
+        assert torch.equal(image[..., 0], image[..., 2])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_the_format_of_a_picture(kind):
+    assert decoding.picture_format(packed(RGBA.convert("RGB"), kind)) == kind
+    with pytest.raises(Undecodable, match="30 x 20 pixels"):
+        decoding.picture_format(packed(RGBA.convert("RGB"), kind), pixels=599)
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    whole = packed(Image.fromarray(noise), kind)
+    with pytest.raises(Undecodable):
+        decoding.picture_format(whole[: len(whole) // 2])
+
+
+def test_the_frames_of_an_animation_count_together():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    for kind in ("GIF", "WEBP", "TIFF", "PNG"):
+        data = packed(frames[0], kind, save_all=True, append_images=frames[1:])
+        assert decoding.picture_format(data, pixels=192) == kind
+        with pytest.raises(Undecodable, match="3 frames, which together are more"):
+            decoding.picture_format(data, pixels=191)
+
+
+def test_pages_of_different_sizes_count_together():
+    pages = [Image.new("RGB", (8, 8)), Image.new("RGB", (100, 100))]
+    data = packed(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    assert decoding.picture_format(data, pixels=10_064) == "TIFF"
+    with pytest.raises(Undecodable, match="2 frames, which together"):
+        decoding.picture_format(data, pixels=10_063)
+
+
 def png_of(width, height, *chunks):
     """A PNG that declares a size, with whatever chunks after it."""
 
@@ -659,6 +842,26 @@ def header_of(shape, descr="<f4", numbers=b""):
     return buffer.getvalue() + numbers
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "float8_e4m3fn", "int32"])
+def test_a_latent_of_any_numbers_beside_what_nobody_knows(dtype):
+    samples = torch.arange(2 * 4 * 3 * 3).reshape(2, 4, 3, 3).to(getattr(torch, dtype))
+    version = {"latent_format_version_0": torch.zeros(0)}
+    data = safetensors.torch.save({"latent_tensor": samples, "scales": torch.ones(4), **version})
+    odd = data.replace(b'"F32","shape":[4]', b'"F4?","shape":[4]')  # of a newer safetensors
+    for known in (data, safetensors.torch.save({"latent_tensor": samples, **version})):
+        assert torch.equal(decoding.latent(known), samples.float())
+    with pytest.raises(Undecodable, match="neither a latent"):
+        decoding.latent(odd)
+
+
+@pytest.mark.skipif(not hasattr(torch, "float8_e8m0fnu"), reason="this torch lacks the type")
+def test_a_latent_beside_scales_that_torch_has_and_safetensors_does_not_load():
+    scales = torch.ones(4).to(torch.float8_e8m0fnu)
+    version = {"latent_format_version_0": torch.zeros(0)}
+    data = safetensors.torch.save({"latent_tensor": SAMPLES, "scales": scales, **version})
+    assert torch.equal(decoding.latent(data), SAMPLES)
+
+
 def test_comfyuis_latents_of_both_ages():
     old = {"latent_tensor": SAMPLES}
     new = {"latent_tensor": SAMPLES.half(), "latent_format_version_0": torch.tensor([])}
@@ -700,7 +903,8 @@ def test_which_array_of_an_archive():
         (b"<html>not found</html>", "neither a latent"),
         (struct.pack("<Q", 1 << 60) + b"{}", "neither a latent"),
         (safetensors.torch.save({"weight": torch.zeros(4, 4)}), "it has weight"),
-        (safetensors.torch.save({"latent_tensor": torch.zeros(1, 2, 3).bool()}), "torch.bool"),
+        (safetensors.torch.save({"latent_tensor": torch.zeros(1, 2, 3).bool()}), "BOOL is no"),
+        (safetensors.torch.save({"latent_tensor": torch.zeros(0, 4, 4, 4)}), "no latent"),
         (safetensors.torch.save({"latent_tensor": torch.zeros(4, 4)}), "shape [4, 4] is no"),
         (npy_of(np.zeros((4, 4))), "shape [4, 4] is no latent"),
         (npy_of(np.zeros((0, 4, 4, 4))), "no latent"),

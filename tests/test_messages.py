@@ -194,7 +194,7 @@ def test_a_header_too_long() -> None:
     long = m.Announce("r", "c", "", (), (("send", "x" * 20, None, True, "y" * 120),) * 256)
     assert len(m.encode(long, 1)) < m.MAX_HEADER
     with pytest.raises(LocalProtocolError, match="too long|header of"):
-        m.encode(replace(long, manifest=(("send", "x" * 20, None, True, "界" * 120),) * 256), 1)
+        m.encode(replace(long, manifest=(("send", "x" * 20, None, True, "\u754c" * 120),) * 256), 1)
 
 
 @given(st.binary(max_size=200))

@@ -249,11 +249,17 @@ def test_comfyui_values():
 
 
 def test_nested_tensors():
-    value = {"samples": NestedTensor([torch.rand(1, 4, 3), torch.rand(2, 5)])}
+    samples = NestedTensor([torch.rand(1, 4, 3), torch.rand(2, 5)])
+    value = {
+        "samples": samples,
+        "noise_mask": NestedTensor([torch.rand(1, 1, 3), torch.ones(2, 5)]),
+    }
     assert describe(value) == "latent"
-    got = trip(value)["samples"]
-    assert type(got) is NestedTensor
-    assert same(value["samples"].tensors, got.tensors)
+    got = trip(value | {"batch_index": [2]})
+    assert got.keys() == {"samples", "noise_mask", "batch_index"}
+    for part, sent in value.items():
+        assert type(got[part]) is NestedTensor
+        assert same(sent.tensors, got[part].tensors)
 
 
 def test_nested_tensors_become_comfyuis_own(monkeypatch):

@@ -510,7 +510,7 @@ def test_words_of_the_peer_do_not_command_the_terminal(ping: Run) -> None:
 
 
 def test_a_name_that_the_terminal_cannot_show() -> None:
-    with Peer("机-8188") as peer, peer.listen("127.0.0.1:0") as channel:
+    with Peer("\u673a-8188") as peer, peer.listen("127.0.0.1:0") as channel:
         ended = subprocess.run(
             [sys.executable, str(SCRIPT), channel.address, "--size", "0"],
             env={**os.environ, "PYTHONIOENCODING": "ascii"},

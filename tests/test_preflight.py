@@ -322,6 +322,13 @@ def test_which_inputs_name_files_of_the_user(beside, classes, class_type, name, 
     assert beside("class_inputs").names_file(class_type, name, declared) is is_file
 
 
+@pytest.mark.parametrize("kind", ["WEBCAM", "AUDIO_RECORD"])
+def test_what_the_page_has_recorded_is_a_file_of_the_user(beside, kind):
+    module = beside("class_inputs")
+    assert module.names_file("Recorder", "audio", module.ClassInput.read((kind, {}), "required"))
+    assert not module.names_file("Any", "audio", module.ClassInput.read(("STRING",), "required"))
+
+
 def test_exceptions_in_words(preflight):
     words = preflight.in_words
     oom = "Allocation on device 0 failed\n\nTIPS: smaller"

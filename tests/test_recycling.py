@@ -8,14 +8,35 @@ import pytest
 import torch
 
 from zbus.values import recycling
-from zbus.values.recycling import KEPT, MOST, SWEEP_EVERY, Recycler
+from zbus.values.recycling import KEPT, LOOK_EVERY, MOST, RESERVE, SWEEP_EVERY, Recycler
 
 SIZE = 8 << 20
 
 
+class Machine:
+    """One whose free memory is what the test says."""
+
+    def __init__(self) -> None:
+        self.free = RESERVE
+
+    def __call__(self) -> int:
+        return self.free
+
+
 @pytest.fixture
-def recycler() -> Recycler:
-    return Recycler()
+def machine() -> Machine:
+    return Machine()
+
+
+@pytest.fixture
+def recycler(machine: Machine) -> Recycler:
+    return Recycler(machine)
+
+
+def kept(recycler: Recycler) -> int:
+    """The bytes that it keeps."""
+    pieces = [*recycler._returned, *(memory for _, memory in recycler._kept)]
+    return sum(memory.numel() for memory in pieces)
 
 
 def test_what_was_dropped_is_used_again(recycler: Recycler) -> None:
@@ -78,7 +99,7 @@ def test_it_is_let_go_after_a_while(recycler: Recycler) -> None:
     assert recycler.sweep(1.0) == 1.0 + SWEEP_EVERY
     del tensor
     gc.collect()
-    assert recycler.sweep(2.0) == 2.0 + SWEEP_EVERY
+    assert recycler.sweep(2.0) == 2.0 + LOOK_EVERY
     assert recycler.sweep(2.0 + KEPT) is None
     assert not recycler._kept and not recycler._returned
 
@@ -91,3 +112,56 @@ def test_not_more_is_kept_than_may_be(recycler: Recycler, monkeypatch) -> None:
     recycler.sweep(1.0)
     assert sum(memory.numel() for _, memory in recycler._kept) <= 3 * SIZE
     assert MOST == 512 << 20
+
+
+def test_nothing_is_kept_while_memory_is_short(recycler: Recycler, machine: Machine) -> None:
+    """The host has given it up for want of memory, and looks at once what that has brought."""
+    tensor = recycler.take(torch, SIZE)
+    machine.free = RESERVE - 1
+    del tensor
+    gc.collect()
+    assert kept(recycler) == 0
+
+
+def test_what_is_kept_is_let_go_when_memory_becomes_short(
+    recycler: Recycler, machine: Machine
+) -> None:
+    tensors = [recycler.take(torch, SIZE) for _ in range(2)]
+    tensors.pop()
+    recycler.sweep(1.0)  # one is put away, and one has only come back
+    tensors.pop()
+    gc.collect()
+    assert kept(recycler) == 2 * SIZE
+    recycler.relieve()
+    assert kept(recycler) == 2 * SIZE, "there is enough"
+    machine.free = RESERVE - 1
+    recycler.relieve()
+    assert kept(recycler) == 0
+
+
+def test_the_sweep_sees_that_memory_is_short(recycler: Recycler, machine: Machine) -> None:
+    tensor = recycler.take(torch, SIZE)
+    del tensor
+    gc.collect()
+    assert recycler.sweep(1.0) == 1.0 + LOOK_EVERY
+    machine.free = RESERVE - 1
+    assert recycler.sweep(2.0) is None and kept(recycler) == 0
+
+
+def test_it_lets_go_when_it_is_asked(recycler: Recycler, monkeypatch) -> None:
+    """Also of what comes back in the moments after: the host frees its own results only then."""
+    now = 100.0
+    monkeypatch.setattr(recycling.time, "monotonic", lambda: now)
+    first, second = recycler.take(torch, SIZE), recycler.take(torch, SIZE)
+    del first
+    gc.collect()
+    recycler.let_go(5.0)
+    assert kept(recycler) == 0
+    now += 4.9
+    del second
+    gc.collect()
+    assert kept(recycler) == 0
+    third, now = recycler.take(torch, SIZE), now + 0.2
+    del third
+    gc.collect()
+    assert kept(recycler) == SIZE

@@ -52,10 +52,15 @@ class Classes:
         return False
 
 
+class Interrupted(BaseException):
+    """As ComfyUI's is since 0.20."""
+
+
 class Host(types.ModuleType):
     """A queue with one place to run, and the statuses and events that ComfyUI sends."""
 
     Ending, Classes = Ending, Classes
+    FOREIGN = (Exception, Interrupted)
 
     def __init__(self) -> None:
         super().__init__(f"{PACKAGE}.host")
@@ -359,10 +364,11 @@ def test_a_check_runs_nothing():
     run(story)
 
 
-def test_a_check_that_breaks_is_a_refusal(caplog):
+@pytest.mark.parametrize("raised", [RuntimeError, Interrupted])
+def test_a_check_that_breaks_is_a_refusal(raised, caplog):
     async def story(site):
         async def broken(*_):
-            raise RuntimeError("a foreign node's fault")
+            raise raised("a foreign node's fault")
 
         site.host.validate = broken
         _, desk = site.submit()
@@ -591,6 +597,26 @@ def test_nodes_find_their_jobs_values_and_no_others():
         with pytest.raises(JobError, match="not given by a peer"):
             jobs.result("j1", "out", 1)
         assert desk.log == []
+
+    run(story)
+
+
+def test_a_value_is_let_go_by_the_only_node_that_gives_it():
+    def giver(name):
+        return {"class_type": "ZBusValue", "inputs": {"name": name}}
+
+    async def story(site):
+        jobs = site.module.JOBS
+        prompt = {"1": giver("v"), "2": giver("w"), "3": giver("w")}
+        job, _ = site.job(prompt=prompt, values={"v": 1, "w": 2})
+        jobs.add(job)
+        jobs.let_go("j1", "2", "v")
+        jobs.let_go("j1", "2", "w")
+        assert job.request.values == {"v": 1, "w": 2}, "another node gives it"
+        jobs.let_go("j1", "1", "v")
+        jobs.let_go("j1", "1", "v")
+        jobs.let_go("gone", "2", "w")
+        assert job.request.values == {"w": 2}
 
     run(story)
 

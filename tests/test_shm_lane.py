@@ -178,11 +178,11 @@ def test_memory_is_free_when_the_value_is(lane: str) -> None:
     """And not when the garbage collector comes round to it."""
     settings = Settings(share_memory=lane == "memory")
     with linked(settings, settings) as ends:
-        passed(ends, noise())
+        passed(ends, noise(), "raw")
         gc.collect()
         gc.disable()
         try:
-            got, wire = passed(ends, noise())
+            got, wire = passed(ends, noise(), "raw")
             assert (wire < LARGE) is (lane == "memory")
             ref = weakref.ref(got)
             del got
@@ -213,14 +213,14 @@ def test_what_is_not_for_it_takes_the_socket(ends: Ends, value: Any, quality: st
 def test_who_does_not_want_it(who: str) -> None:
     with linked(**{who: Settings(share_memory=False)}) as ends:
         for up in (True, False):
-            got, wire = passed(ends, noise(), up=up)
+            got, wire = passed(ends, noise(), up=up, quality="raw")
             assert torch.equal(got, noise()) and wire > LARGE
 
 
 def test_it_can_be_turned_off_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZBUS_SHARE_MEMORY", "0")
     with linked() as ends:
-        got, wire = passed(ends, noise())
+        got, wire = passed(ends, noise(), quality="raw")
         assert torch.equal(got, noise()) and wire > LARGE
 
 
@@ -235,7 +235,7 @@ def test_another_users_process_is_not_read(
         for end in (ends.server, ends.client):
             monkeypatch.setattr(end._engine.shm_lane, "offer", lambda *given: told.append(given))
         for _ in range(2):
-            got, wire = passed(ends, noise(), up=up)
+            got, wire = passed(ends, noise(), up=up, quality="raw")
             assert torch.equal(got, noise()) and wire > LARGE
         assert told == [], "addresses were told to a stranger"
 
@@ -259,7 +259,7 @@ def test_what_the_system_forbids_is_not_tried_again(
 ) -> None:
     monkeypatch.setattr(memory, "read", refusing(errno.EPERM))
     for _ in range(2):
-        got, wire = passed(ends, noise())
+        got, wire = passed(ends, noise(), quality="raw")
         assert torch.equal(got, noise()) and wire > LARGE
     assert shares(ends) == [False, False]
     settled(ends)
@@ -269,7 +269,7 @@ def test_what_was_let_go_of_comes_by_the_socket_and_the_next_does_not(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "read", refusing(errno.EFAULT))
-    got, wire = passed(ends, noise())
+    got, wire = passed(ends, noise(), quality="raw")
     assert torch.equal(got, noise()) and wire > LARGE
     got, wire = passed(ends, noise())
     assert torch.equal(got, noise()) and wire < 4096
@@ -282,7 +282,7 @@ def test_a_fault_of_our_own_costs_only_its_saving(
         raise ValueError("a mistake")
 
     monkeypatch.setattr(memory, "read", broken)
-    got, wire = passed(ends, noise())
+    got, wire = passed(ends, noise(), quality="raw")
     assert torch.equal(got, noise()) and wire > LARGE
     assert "please report it" in caplog.text
 
@@ -297,7 +297,7 @@ def test_bytes_that_are_not_what_was_sent_are_sent_again(
         into[len(into) // 2] ^= 1
 
     monkeypatch.setattr(memory, "read", spoilt)
-    got, wire = passed(ends, noise())
+    got, wire = passed(ends, noise(), quality="raw")
     assert torch.equal(got, noise()) and wire > LARGE
     settled(ends)
 

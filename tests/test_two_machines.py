@@ -290,7 +290,7 @@ def test_pair_work_and_part(
     zbus(two.a, "pair", "forget", "lap")
     told = lap.line("failed")
     gone = time.monotonic() - began
-    assert gone < 5
+    assert gone < 15  # in truth under a second; a link that is only lost is waited for longer
     assert "not paired" in told
     for what in ("job", "receive"):
         lap.tell(f"{what} desk")

@@ -343,6 +343,24 @@ def test_the_command_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("declared", "is_known"),
+    [
+        ('parser.add_argument("--database-url", type=str, default=None)', True),
+        ("parser.add_argument('--database-url', type=str)", True),
+        ('parser.add_argument("--port")  # there is no "--database-url-of-old"', False),
+    ],
+)
+def test_a_flag_that_comfyui_does_not_know_is_left_out(
+    tmp_path: Path, declared: str, is_known: bool
+) -> None:
+    (tmp_path / "comfy").mkdir()
+    (tmp_path / "comfy" / "cli_args.py").write_text(declared)
+    made = places.command("python", tmp_path / "main.py", 8189, tmp_path, devices.CPU, [])
+    assert ("--database-url" in made) == is_known
+    assert made[-2:] == ["--disable-auto-launch", "--cpu"]
+
+
+@pytest.mark.parametrize(
     ("more", "text"),
     [
         (["--port", "1"], "--port cannot be given to all"),

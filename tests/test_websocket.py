@@ -664,8 +664,13 @@ def test_login_path_and_query_go_along() -> None:
 
 
 def test_a_proxy_of_the_environment_counts_but_never_for_the_loopback(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """And no password of netrc goes to it, or to the page."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login alice password netrc-secret\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
     asked: list[bytes] = []
 
     def proxy(link: socket.socket) -> None:
@@ -683,6 +688,12 @@ def test_a_proxy_of_the_environment_counts_but_never_for_the_loopback(
         problem_of("https://peer.example/", Unreachable, "proxy", "HTTPS_PROXY")
     assert asked[0].startswith(b"GET http://peer.example:8188/zbus/ws HTTP/1.1")
     assert asked[1].startswith(b"CONNECT peer.example:443")
+    assert all(b"authorization:" not in said.lower() for said in asked)
+
+
+def test_a_proxy_that_cannot_be_asked_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "socks5://127.0.0.1:1080")
+    problem_of("http://peer.example:8188/", Unreachable, "not one of http", "no_proxy")
 
 
 def test_pings_keep_a_silent_link_open_at_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,12 @@ const KINDS = {
 const dialogs = new WeakMap(); // the input of a canvas's dialog -> its node
 let closeMenu = () => {};
 
+// The pack's DisplayName, small and without signs: so that no two packs use one name.
 app.registerExtension({
-  name: "zbus.peers",
+  name: "zbustensorbus.peers",
   setup() {
     for (const event of ["focusin", "click"]) {
-      document.addEventListener(event, ({ target }) => offer(target), true);
+      graphArea()?.addEventListener(event, ({ target }) => offer(target), true);
     }
   },
   nodeCreated(node) {
@@ -28,6 +29,13 @@ app.registerExtension({
     if (widget) drawnOnCanvas(node, widget);
   },
 });
+
+// What holds the canvas, and the nodes that are made of HTML: no other part of the page is listened
+// to.
+function graphArea() {
+  const canvas = app.canvas?.canvas;
+  return canvas?.closest("#graph-canvas-container") ?? canvas?.parentElement;
+}
 
 // --- where such a field is ---------------------------------------------------------------------
 
@@ -162,8 +170,9 @@ function openMenu(input, names, several) {
   input.addEventListener("keydown", onKey, { signal, capture: true });
   input.addEventListener("input", () => show(input.value.slice(start())), { signal });
   input.addEventListener("blur", close, { signal });
-  document.addEventListener("pointerdown", outside, { signal, capture: true });
-  document.addEventListener("wheel", outside, { signal, capture: true, passive: true });
+  // Elsewhere on the page a click takes the focus away, and that is a blur.
+  graphArea()?.addEventListener("pointerdown", outside, { signal, capture: true });
+  graphArea()?.addEventListener("wheel", outside, { signal, capture: true, passive: true });
   window.addEventListener("resize", close, { signal });
   menu.addEventListener("mousedown", (event) => event.preventDefault()); // the focus stays
   for (const event of ["pointerdown", "pointerup", "click", "wheel"]) {

@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 
+from zbus.values.recycling import RECYCLER
+
 from .. import host
 from ..page.own_listener import OWN_LISTENER
 from .activity import IDLE, describe
@@ -14,6 +16,7 @@ from .runs import RUNS
 logger = logging.getLogger(__name__)
 
 TICK = 0.25  # seconds, while a prompt is being executed; without one it sleeps,
+FREEING = 5.0  # seconds that ComfyUI may take to free what it was asked to
 STAY = 2.0  # but not for so long after news: what they announce may not have happened yet
 
 
@@ -32,10 +35,15 @@ class QueueWatcher:
         with self._lock:
             if self._thread is not None:
                 return
+            RECYCLER.reserve = host.memory_reserve()
             OWN_LISTENER.open()
             host.watch_queue(self._news.set)
             self._thread = threading.Thread(target=self._run, name="zbus-runs", daemon=True)
             self._thread.start()
+
+    def free(self) -> None:
+        """ComfyUI is asked to free memory."""
+        RECYCLER.let_go(FREEING)
 
     def _run(self) -> None:
         awake_until = time.monotonic()
@@ -55,6 +63,8 @@ class QueueWatcher:
         busy = RUNS.sync()
         if busy:
             RUNS.stop_broken()
+            RUNS.let_go()
+            RECYCLER.relieve()
             self._look_for_jumper()
         host.peer().set_activity(describe() if busy else IDLE)
         return busy

@@ -20,7 +20,9 @@ from zbus.remote import Remote
 
 from .. import host
 from ..page import peers
+from ..prompt import late_readers
 from .meeting import Meeting
+from .once import Once
 from .plans import OPERATIONS, MeetingPlan, plan_meetings
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,9 @@ class Run:
     id: str
     client: str | None = None
     in_queue: bool = True  # else a program of its own executes it, and its end cannot be seen
+    number: int = 0  # of its turn in the queue
+    execution: object = None  # where it is not in the queue: what no other one has
+    outputs: tuple[str, ...] = ()  # the nodes that are wanted; none: every output node
     plans: dict[Meeting, MeetingPlan] = field(default_factory=dict)
     since: str = field(default_factory=lambda: datetime.now().strftime("%H:%M"))
     channels: dict[Meeting, Channel] = field(default_factory=dict)
@@ -42,6 +47,8 @@ class Run:
     done: set[str] = field(default_factory=set)  # nodes of ours that have ended
     remotes: dict[Meeting, Remote] = field(default_factory=dict)  # whom URLs mean, once asked
     at_end: list[Callable[[str], None]] = field(default_factory=list)  # told "ok", "failed"...
+    once: Once = field(default_factory=Once)  # what its nodes have done
+    _classes: host.Classes = field(default_factory=host.Classes)
 
     def close(self, outcome: str, why: str = "") -> None:
         """Tell the other sides how this run has ended. The first word counts."""
@@ -53,6 +60,24 @@ class Run:
         for node in nodes:
             if node not in self.done:
                 host.show(text, node, self.client)
+
+    def is_wanted(self, node: str) -> bool:
+        """Whether ComfyUI may compute that node again."""
+        execution = host.how_far(self.id, self.outputs)
+        return execution is None or late_readers.may_come(node, execution, self._classes)
+
+    def let_go(self) -> None:
+        """Give the host's memory back what nobody can ask for any more."""
+        if not self.once.is_holding:
+            return
+        execution = host.how_far(self.id, self.outputs)
+        if execution is not None:
+            self.once.let_go(
+                lambda node: (
+                    node not in execution.finished
+                    or late_readers.may_come(node, execution, self._classes)
+                )
+            )
 
 
 class Runs:
@@ -69,7 +94,8 @@ class Runs:
 
     def _sync(self) -> bool:
         running = {item.id: item for item in host.running()}
-        for run in [r for r in self._runs.values() if r.in_queue and r.id not in running]:
+        turns = {item.number for item in running.values()}
+        for run in [r for r in self._runs.values() if r.in_queue and r.number not in turns]:
             self._end(run)
         for item in running.values():
             if item.id not in self._runs:
@@ -77,7 +103,8 @@ class Runs:
         return bool(running)
 
     def _begin(self, item: host.Running) -> None:
-        run = self._runs[item.id] = Run(item.id, item.client)
+        run = Run(item.id, item.client, number=item.number, outputs=item.outputs)
+        self._runs[item.id] = run
         if not any(node.get("class_type") in OPERATIONS for node in item.prompt.values()):
             return
         run.plans = plan_meetings(item.prompt, item.outputs, host.Classes())
@@ -122,6 +149,7 @@ class Runs:
         run.close(outcome, why)
         for tell in run.at_end:
             tell(outcome)
+        run.once.end()
 
     def _open(self, run: Run, meeting: Meeting) -> Channel:
         peer, planned = host.peer(), run.plans.get(meeting)
@@ -167,11 +195,20 @@ class Runs:
         """The run of a prompt that is being executed."""
         with self._lock:
             self._sync()
-            if prompt_id not in self._runs:
-                for before in [r for r in self._runs.values() if not r.in_queue]:
+            execution = host.execution()
+            for before in [r for r in self._runs.values() if not r.in_queue]:
+                if before.id != prompt_id or before.execution is not execution:
                     self._end(before)
-                self._runs[prompt_id] = Run(prompt_id, in_queue=False)
+            if prompt_id not in self._runs:
+                self._runs[prompt_id] = Run(prompt_id, in_queue=False, execution=execution)
             return self._runs[prompt_id]
+
+    def let_go(self) -> None:
+        """Give the host's memory back what no run needs any more."""
+        with self._lock:
+            runs = list(self._runs.values())
+        for run in runs:
+            run.let_go()
 
     def asks(self, run: Run, meeting: Meeting) -> bool:
         """Whether a page must be asked before `channel` can open: `find` its peer first."""

@@ -48,6 +48,9 @@ async def _operate(meeting: Meeting, start: str, *args: Any, **more: Any) -> Any
     QUEUE_WATCHER.start()
     here = host.executing()
     run = RUNS.of(here.prompt_id)
+    before = run.once.find(here.key)
+    if before is not None:  # ComfyUI computes this node again, for a reader that comes late
+        return before.value
     if RUNS.asks(run, meeting):
         RUNS.found(run, meeting, await interruptible(peers.resolve(meeting.address), WHO))
     channel = RUNS.channel(run, meeting)
@@ -59,7 +62,10 @@ async def _operate(meeting: Meeting, start: str, *args: Any, **more: Any) -> Any
         raise
     finally:
         run.done.add(here.node_id)
-    passed = ("sent", args[0]) if start == "start_send" else ("received", value)
+    is_sent = start == "start_send"
+    nbytes = 0 if is_sent else operation.total_bytes
+    run.once.keep(here.key, value, nbytes, is_wanted=lambda: run.is_wanted(here.node_id))
+    passed = ("sent", args[0]) if is_sent else ("received", value)
     host.show(_summary(operation, *passed), here.node_id, run.client)
     return value
 

@@ -5,19 +5,32 @@ from __future__ import annotations
 from .classes import Classes, node_class
 from .facts import facts
 from .files import input_file, input_files, output_file
-from .node import Here, ProgressBar, current_prompt, doing, executing, graph, shown_as
+from .node import (
+    Here,
+    ProgressBar,
+    current_prompt,
+    doing,
+    executing,
+    execution,
+    graph,
+    how_far,
+    shown_as,
+)
 from .process import (
     answer,
     at_start,
     handle,
+    memory_reserve,
     metadata_wanted,
     multi_user,
+    on_free,
     on_loop,
     on_prompt,
     peer,
     port,
 )
 from .queue import (
+    FOREIGN,
     Interrupted,
     Running,
     Validation,
@@ -41,6 +54,7 @@ from .queue import (
 from .showing import notice, preview_at, show, show_at
 
 __all__ = [
+    "FOREIGN",
     "Classes",
     "Here",
     "Interrupted",
@@ -57,19 +71,23 @@ __all__ = [
     "ending",
     "enqueue",
     "executing",
+    "execution",
     "facts",
     "follow",
     "forget",
     "graph",
     "handle",
+    "how_far",
     "input_file",
     "input_files",
     "interrupt",
     "interrupted",
+    "memory_reserve",
     "metadata_wanted",
     "multi_user",
     "node_class",
     "notice",
+    "on_free",
     "on_loop",
     "on_prompt",
     "outcome",

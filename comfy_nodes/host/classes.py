@@ -9,6 +9,7 @@ from typing import Any
 import nodes
 
 from ..prompt.class_inputs import ClassInput, names_file
+from .queue import FOREIGN
 
 KINDS = {
     **{"IMAGE": "image", "MASK": "mask", "LATENT": "latent", "AUDIO": "audio"},
@@ -37,9 +38,15 @@ class Classes:
 
     def expands(self, class_type: str) -> bool:
         # To copy what is before it, a node must see the graph.
-        hidden = self._inputs(class_type).get("hidden") or {}
-        kinds = [kind[0] if isinstance(kind, tuple) else kind for kind in hidden.values()]
-        return "DYNPROMPT" in kinds
+        return "DYNPROMPT" in self._hidden(class_type)
+
+    def asks_late(self, class_type: str, name: str) -> bool:
+        declared = self.inputs(class_type).get(name)
+        # One that gets the link itself can hand it to a node that it adds.
+        return self.is_lazy(class_type, name) or bool(declared and declared.options.get("rawLink"))
+
+    def sees_graph(self, class_type: str) -> bool:
+        return self.expands(class_type) or "EXECUTION_LIST" in self._hidden(class_type)
 
     def kind(self, class_type: str, slot: int) -> str:
         try:
@@ -76,10 +83,14 @@ class Classes:
         found = self.inputs(class_type).get(name)
         return found is not None and names_file(class_type, name, found)
 
+    def _hidden(self, class_type: str) -> list[Any]:
+        hidden = self._inputs(class_type).get("hidden") or {}
+        return [kind[0] if isinstance(kind, tuple) else kind for kind in hidden.values()]
+
     def _inputs(self, class_type: str) -> Mapping[str, Any]:
         if class_type not in self._seen:
             try:
                 self._seen[class_type] = node_class(class_type).INPUT_TYPES()  # type: ignore
-            except Exception:  # a foreign node's own code
+            except FOREIGN:  # a node's own code
                 self._seen[class_type] = {}
         return self._seen[class_type]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import folder_paths
+import nodes
+import torch
 
 from zbus.errors import InputError
+
+from .queue import Interrupted
 
 
 def input_files(*endings: str) -> list[str]:
@@ -57,3 +64,41 @@ def output_file(prefix: str, ending: str) -> Path:
         said = f'filename_prefix "{prefix}" leads out of the output folder'
         raise InputError(said, remedy=remedy) from error
     return Path(folder) / f"{name}_{counter:05}_.{ending}"
+
+
+def load_image(data: bytes, ending: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What this ComfyUI's own Load Image makes of a picture file with that content.
+
+    You must have looked at the file's head before: it is decoded by whatever decodes it there.
+
+    Returns:
+        IMAGE [N, H, W, 3], a picture for each frame, and MASK; None where it cannot take it.
+
+    Raises:
+        InputError: The temp folder cannot be written.
+    """
+    try:
+        folder = folder_paths.get_temp_directory()
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            prefix="zbus-", suffix=f".{ending}", dir=folder, delete=False
+        ) as file:
+            file.write(data)
+    except OSError as error:
+        raise InputError(f"the temp folder cannot be written: {error.strerror}") from error
+    try:
+        return _loaded(f"{os.path.basename(file.name)} [temp]")
+    finally:
+        with contextlib.suppress(OSError):  # Windows, while something has it open
+            os.unlink(file.name)
+
+
+def _loaded(name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+    loader: Any = nodes.LoadImage
+    try:
+        image, mask = getattr(loader(), loader.FUNCTION)(name)
+    except Interrupted:
+        raise
+    except Exception:  # its decoders raise whatever they stumble over
+        return None
+    return (image, mask) if isinstance(image, torch.Tensor) and image.dim() == 4 else None

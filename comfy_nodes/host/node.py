@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import comfy.utils
+import nodes
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
+
+from ..prompt.late_readers import Execution
 
 ProgressBar = comfy.utils.ProgressBar
 
@@ -19,6 +22,11 @@ class Here(NamedTuple):
     node_id: str
     node: Mapping[str, Any]
     list_index: int | None = None  # where a list input runs it once for each item
+
+    @property
+    def key(self) -> tuple[str, int | None]:
+        """What tells it from all that its prompt executes beside it."""
+        return self.node_id, self.list_index
 
 
 def executing() -> Here:
@@ -35,6 +43,35 @@ def graph() -> dict[str, Any]:
     """All nodes of the prompt that is being executed, those that nodes have added among them."""
     dynamic = get_progress_state().dynprompt
     return {node_id: dynamic.get_node(node_id) for node_id in dynamic.all_node_ids()}
+
+
+def execution() -> object:
+    """Something that no other execution of a prompt has, also of one with the same id."""
+    return get_progress_state()
+
+
+def how_far(prompt_id: str, outputs: Collection[str]) -> Execution | None:
+    """How far that prompt is; None where it is not the one that is being executed.
+
+    Args:
+        outputs: The nodes that are wanted; none: all that are output nodes.
+    """
+    registry = get_progress_state()
+    if registry is None or registry.prompt_id != prompt_id:
+        return None
+    dynamic = registry.dynprompt
+    prompt = {node_id: dynamic.get_node(node_id) for node_id in dynamic.all_node_ids()}
+    added = {i: parent for i in prompt if (parent := dynamic.get_parent_node_id(i)) is not None}
+    states = list(registry.nodes.items())
+    finished = {node_id for node_id, state in states if state["state"].value == "finished"}
+    return Execution(prompt, outputs or _output_nodes(prompt), added, finished)
+
+
+def _output_nodes(prompt: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    classes = nodes.NODE_CLASS_MAPPINGS
+    return [
+        i for i, n in prompt.items() if getattr(classes.get(n["class_type"]), "OUTPUT_NODE", False)
+    ]
 
 
 def shown_as(node_id: str) -> str:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import comfy.model_management
 import folder_paths
 from aiohttp import web
 from comfy.cli_args import args
@@ -97,6 +98,29 @@ def handle(
     server = the_server()
     if server is not None:
         server.routes.route(method, path)(handler)
+
+
+def on_free(call: Callable[[], None]) -> None:
+    """Have `call` run, on the server's loop, when somebody asks ComfyUI to free memory. Only
+    before its server starts."""
+
+    async def answering(request: web.Request, _: web.StreamResponse) -> None:
+        if request.method == "POST" and request.path in ("/free", "/api/free"):
+            call()
+
+    server = the_server()
+    if server is not None and not server.app.frozen:
+        server.app.on_response_prepare.append(answering)
+
+
+def memory_reserve() -> int:
+    """The bytes of memory that ComfyUI means to leave free: it gives up results for them."""
+    told = getattr(args, "cache_ram", None)  # one number, or up to two
+    wanted = [float(number) for number in (told if isinstance(told, list) else [told or 0.0])]
+    if any(wanted):
+        return int(max(wanted) * (1 << 30))
+    tenth = comfy.model_management.total_ram * (1 << 20) // 10
+    return int(min(10 << 30, max(2 << 30, tenth)))
 
 
 def metadata_wanted() -> bool:

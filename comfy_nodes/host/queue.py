@@ -20,7 +20,9 @@ from .process import the_server
 
 logger = logging.getLogger(__name__)
 
+# An Exception in older hosts, and a BaseException since 0.20.
 Interrupted = comfy.model_management.InterruptProcessingException
+FOREIGN = (Exception, Interrupted)  # what the code of other packs may raise
 
 
 class _StandIn:
@@ -74,6 +76,7 @@ class Running(NamedTuple):
     prompt: Mapping[str, Any]
     client: str | None  # the page that queued it
     outputs: tuple[str, ...]
+    number: int = 0  # of its turn: a later prompt may have the same id
 
 
 def running() -> list[Running]:
@@ -82,8 +85,8 @@ def running() -> list[Running]:
     if queue is None:
         return []
     with queue.mutex:
-        items = list(queue.currently_running.values())
-    return [Running(i[1], i[2], i[3].get("client_id"), tuple(i[4])) for i in items]
+        items = list(queue.currently_running.items())
+    return [Running(i[1], i[2], i[3].get("client_id"), tuple(i[4]), number) for number, i in items]
 
 
 class Ending(NamedTuple):

@@ -21,7 +21,7 @@ from ..host.lists import unwrap, wrap
 from ..prompt.cutting import THIS
 from ..prompt.graph import Link, title
 from ..prompt.single import only
-from .batching import join
+from .batching import join, widening
 from .submitting import Share, SubmittedJobs
 
 INTERNAL = "zbus/internal"
@@ -52,7 +52,7 @@ def expand(
     _SUBMITTED[ticket] = jobs
     nodes: dict[str, dict[str, Any]] = {}
     started = collected = None
-    if jobs.boundaries:
+    if not jobs.is_given:
         started = (f"{node_id}.zbus-start", 0)
         links = {f"b{i}": list(link) for i, link in enumerate(jobs.boundaries.values())}
         nodes[started[0]] = {"class_type": node_ids.START, "inputs": {"ticket": ticket, **links}}
@@ -69,7 +69,7 @@ def expand(
 
 def _submitted(ticket: Any) -> SubmittedJobs:
     jobs = _SUBMITTED.get(only("ticket", ticket))
-    if jobs is None:
+    if jobs is None or jobs.is_over:
         raise LocalProtocolError(
             "its run has ended", remedy="This node is made by zbus itself: remove it"
         )
@@ -131,7 +131,7 @@ class Collect(io.ComfyNode):
         await jobs.collect(f"the prompt with {title(shown, host.graph().get(shown, here.node))}")
         results = [] if local is None else [list(local)]
         results += [unwrap(share.result("value")) for share in jobs.shares]
-        report = _report(jobs, at_home)
+        report = "\n".join(filter(None, (_report(jobs, at_home), widening(results))))
         jobs.shown_here.say(report)
         return io.NodeOutput(join(results), report)
 

@@ -7,8 +7,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from zbus.errors import JobError, LocalProtocolError
+from zbus.values.payload import flatten
 
 from .. import host, node_ids
+from ..exchange.once import SMALL
+from ..exchange.runs import RUNS
 from ..host.lists import unwrap, wrap
 from ..prompt.single import only
 from .serving import JOBS
@@ -44,7 +47,18 @@ class Value(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str, digest: str) -> Any:
-        return io.NodeOutput(unwrap(JOBS.value(host.executing().prompt_id, name)))
+        here = host.executing()
+        once = RUNS.of(here.prompt_id).once
+        once.find(here.key)  # raises where the value has been let go
+        value = JOBS.value(here.prompt_id, name)
+        if flatten(value).nbytes > SMALL:
+            once.keep(
+                here.key,
+                None,
+                None,
+                give_back=lambda: JOBS.let_go(here.prompt_id, here.node_id, name),
+            )
+        return io.NodeOutput(unwrap(value))
 
 
 class Result(io.ComfyNode):

@@ -21,7 +21,7 @@ from ..exchange.send_receive import CATEGORY, QUALITY
 from ..exchange.waiting import WHO, interruptible
 from ..page import peers
 from ..prompt.cutting import ALSO, NO, ONLY, Part, cut, elsewhere, loaders
-from ..prompt.graph import link, title
+from ..prompt.graph import Link, link, title
 from ..prompt.single import only
 from .expanding import INTERNAL, expand
 from .submitting import ON_FAILURE, JobPlan, SubmittedJobs
@@ -101,6 +101,11 @@ class RunOnPeers(io.ComfyNode):
         others, is_named = elsewhere(str(only("peer", peer)))
         share = only("here", here)
         takes_part = is_named or share != NO
+        local = wired if takes_part else None
+        run = RUNS.of(node.prompt_id)
+        before = run.once.find(node.key)
+        if before is not None:  # ComfyUI computes this node again, for a reader that comes late
+            return _expanded(before.value, node.node_id, local)
         if share != ONLY and (others or not is_named):
             remotes = await _chosen(",".join(others))
             piece = cut(graph, wired, attach=loaders(graph, host.Classes().is_file_input))
@@ -115,12 +120,17 @@ class RunOnPeers(io.ComfyNode):
             quality=how,
             group=node.node_id,
         )
-        jobs = SubmittedJobs(plan, RUNS.of(node.prompt_id), node.node_id)
+        jobs = SubmittedJobs(plan, run, node.node_id)
         await jobs.begin()
-        made = expand(jobs, node.node_id, wired if takes_part else None, collect=True)
-        assert made.collected is not None
-        collect = made.collected[0]
-        return io.NodeOutput([collect, 0], [collect, 1], expand=made.nodes)
+        run.once.keep(node.key, jobs, None, give_back=jobs.forget)
+        return _expanded(jobs, node.node_id, local)
+
+
+def _expanded(jobs: SubmittedJobs, node_id: str, local: Link | None) -> Any:
+    made = expand(jobs, node_id, local, collect=True)
+    assert made.collected is not None
+    collect = made.collected[0]
+    return io.NodeOutput([collect, 0], [collect, 1], expand=made.nodes)
 
 
 def _found_by(schema: Any, *words: str) -> Any:

@@ -23,10 +23,10 @@ from zbus.protocol.fields import clip
 from zbus.reasons import Reason, lines
 from zbus.values import payload
 
-from .. import host
+from .. import host, node_ids
 from ..prompt import preflight
 from ..prompt.cutting import value_names, with_digests, with_job
-from ..prompt.graph import ancestors, clean, title
+from ..prompt.graph import ancestors, class_type_of, clean, inputs_of, title
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,14 @@ class Jobs:
                 remedy="Run it again from the workflow that has Run on Peers in it",
             )
         return values[name]
+
+    def let_go(self, prompt_id: str, node_id: str, name: str) -> None:
+        """The node that gives this value will not be computed again. (One that another node of
+        the prompt gives as well stays until the job ends.)"""
+        with self._lock:
+            job = self._jobs.get(prompt_id)
+        if job is not None and _givers(job.request.prompt, name) == {node_id}:
+            job.request.values.pop(name, None)
 
     def result(self, prompt_id: str, name: str, value: Any) -> None:
         """Hand a result to the peer that gave the job. Returns at once.
@@ -174,7 +182,7 @@ class Serving(JobHost):
                 job.passed()
             else:
                 self._queue(served, outputs)
-        except Exception as error:  # foreign nodes' code, and theirs to fail
+        except host.FOREIGN as error:  # nodes' own code, and theirs to fail
             logger.exception("a job of %s could not be checked", job.client)
             self._release(served)
             job.refuse([Reason("other", text=f"it could not be checked: {clip(str(error))}")])
@@ -395,6 +403,15 @@ class Serving(JobHost):
             "message": clip(preflight.in_words(kind, said, self._name), MAX_MESSAGE),
             "traceback": clip(traceback, MAX_TRACEBACK),
         }
+
+
+def _givers(prompt: Mapping[str, Mapping[str, Any]], name: str) -> set[str]:
+    """The nodes that give that value."""
+    return {
+        node_id
+        for node_id, node in prompt.items()
+        if class_type_of(node) == node_ids.VALUE and inputs_of(node).get("name", "") == name
+    }
 
 
 async def _with_digests(

@@ -123,6 +123,8 @@ class SubmittedJobs:
         shares: One for each peer that takes part, in order.
         lost: Those that failed and are done without.
         at_home: When this machine's own share began.
+        is_given: Whether the peers have the jobs, or get them now, and not only the question.
+        is_over: The results have been let go.
     """
 
     def __init__(self, plan: JobPlan, run: Run, node_id: str) -> None:
@@ -136,7 +138,21 @@ class SubmittedJobs:
         self._values: dict[str, Any] | None = None  # of the boundaries, once they are there
         self._who = ""  # what waits for the results, in words
         self._tried: set[str] = set()
-        run.at_end.append(lambda outcome: None if outcome == "ok" else self.cancel())
+        self.is_given = not plan.piece.boundaries
+        self.is_over = False
+        run.at_end.append(self._ended)
+
+    def _ended(self, outcome: str) -> None:
+        if outcome != "ok":
+            self.cancel()
+        self.forget()
+
+    def forget(self) -> None:
+        """Nobody asks for the results any more. This object may be cached with its node's outputs,
+        and would hold them in memory."""
+        self.is_over = True
+        for share in (*self.shares, *self.lost):
+            share.job = None
 
     def cancel(self) -> None:
         """Nobody wants the results any more."""
@@ -165,8 +181,10 @@ class SubmittedJobs:
         await self._until_all(_is_accepted)
 
     async def start(self, values: dict[str, Any]) -> None:
-        """The values of the boundaries are there: give the jobs. Raises as `begin`."""
-        self._values = values
+        """The values of the boundaries are there: give the jobs, once. Raises as `begin`."""
+        if self.is_given:
+            return
+        self.is_given, self._values = True, values
         for share in self.shares:
             self._give(share)
         await self._until_all(_is_accepted)

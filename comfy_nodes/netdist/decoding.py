@@ -7,12 +7,13 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
 import numpy as np
-import safetensors.torch
+import safetensors
 import torch
 from numpy.lib import format as npy
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -27,6 +28,11 @@ MAX_PIXELS = 178_956_970  # where Pillow itself refuses; ours holds where a pack
 MAX_LATENT = 1 << 30  # bytes of one array, unpacked and as float32
 SD1_SCALE = 1.0 / 0.18215  # what ComfyUI multiplies a .latent of before its format had versions by
 MAX_DIMENSIONS = 8
+SAFETENSOR_TYPES = {
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{"BF16": "bfloat16", "U8": "uint8", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
+}
 _HEADER = 1 << 14  # bytes that surely hold the header of an array (NumPy reads at most 10,000)
 
 
@@ -37,8 +43,47 @@ class Undecodable(Exception):
 # --- pictures
 
 
+def picture_format(data: bytes, *, pixels: int = MAX_PIXELS) -> str:
+    """Which of FORMATS a picture file is of. It is decoded once: ComfyUI's LoadImage makes do with
+    one that is cut short.
+
+    Raises:
+        Undecodable: No picture of a common format, damaged, or all its frames together have more
+            than `pixels`.
+    """
+    with _opened(data) as opened:
+        _check_size(opened, pixels)
+        opened.load()
+        count = int(getattr(opened, "n_frames", 1))
+        if _all_pixels(opened, count) > pixels:
+            raise Undecodable(
+                f"the picture has {count} frames, which together are more than the "
+                f"{pixels / 1e6:.0f} million pixels that are taken"
+            )
+        return "JPEG" if opened.format == "MPO" else str(opened.format)  # more than one JPEG
+
+
+def _check_size(opened: Image.Image, pixels: int) -> None:
+    width, height = opened.size
+    if width * height > pixels:
+        raise Undecodable(
+            f"the picture has {width} x {height} pixels, more than the "
+            f"{pixels / 1e6:.0f} million that are taken"
+        )
+
+
+def _all_pixels(opened: Image.Image, count: int) -> int:
+    if opened.format != "TIFF":
+        return opened.width * opened.height * count
+    total = 0
+    for page in range(count):  # which have sizes of their own
+        opened.seek(page)
+        total += opened.width * opened.height
+    return total
+
+
 def picture(data: bytes, *, pixels: int = MAX_PIXELS) -> tuple[torch.Tensor, torch.Tensor]:
-    """A picture file's first frame, as ComfyUI's LoadImage gives it.
+    """A picture file's first frame, where ComfyUI's own LoadImage does not take it.
 
     Returns:
         IMAGE float32 [1, H, W, 3], and MASK [1, H, W]: 1 - alpha, or zeros [1, 64, 64].
@@ -46,15 +91,16 @@ def picture(data: bytes, *, pixels: int = MAX_PIXELS) -> tuple[torch.Tensor, tor
     Raises:
         Undecodable: No picture of a common format, damaged, or of more than `pixels`.
     """
+    with _opened(data) as opened:
+        _check_size(opened, pixels)
+        return _image_and_mask(ImageOps.exif_transpose(opened))
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as opened:
-            width, height = opened.size
-            if width * height > pixels:
-                raise Undecodable(
-                    f"the picture has {width} x {height} pixels, more than the "
-                    f"{pixels / 1e6:.0f} million that are taken"
-                )
-            return _image_and_mask(ImageOps.exif_transpose(opened))
+            yield opened
     except Undecodable:
         raise
     except Image.DecompressionBombError as error:
@@ -67,17 +113,18 @@ def picture(data: bytes, *, pixels: int = MAX_PIXELS) -> tuple[torch.Tensor, tor
 
 
 def _image_and_mask(frame: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
-    if frame.mode == "I":
-        frame = frame.point(lambda i: i * (1 / 255))
-    image = np.array(frame.convert("RGB"), dtype=np.float32)
-    image /= 255.0
+    if frame.mode.startswith("I"):  # grey of 16 bits, which a conversion to RGB would clip
+        grey = np.clip(np.array(frame).astype(np.float32) / 65535.0, 0.0, 1.0)
+        image = np.repeat(grey[..., None], 3, axis=2)
+    else:
+        image = np.array(frame.convert("RGB"), dtype=np.float32) / np.float32(255.0)
     return torch.from_numpy(image)[None], _mask(frame)[None]
 
 
 def _mask(frame: Image.Image) -> torch.Tensor:
     if "A" in frame.getbands():
         alpha = frame.getchannel("A")
-    elif frame.mode == "P" and "transparency" in frame.info:
+    elif "transparency" in frame.info and frame.mode in ("P", "RGB", "L"):
         alpha = frame.convert("RGBA").getchannel("A")
     else:
         return torch.zeros((64, 64), dtype=torch.float32)
@@ -122,25 +169,33 @@ def latent(data: bytes, *, most: int = MAX_LATENT) -> torch.Tensor:
         found = _from_archive(data, most)
     else:
         found = _from_safetensors(data)
-    if found.dim() < 3:
+    if found.dim() < 3 or not found.numel():
         raise Undecodable(f"an array of shape {list(found.shape)} is no latent (3 dimensions up)")
     return found.unsqueeze(0) if found.dim() == 3 else found
 
 
 def _from_safetensors(data: bytes) -> torch.Tensor:
     try:
-        tensors = safetensors.torch.load(data)
+        tensors = dict(safetensors.deserialize(data))
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         said = "it is neither a latent of ComfyUI (.latent, .safetensors) nor of NumPy (.npy, .npz)"
         raise Undecodable(said) from error
     if "latent_tensor" not in tensors:
         there = clip(", ".join(sorted(tensors)) or "nothing", 100)
         raise Undecodable(f'it is a file of tensors without "latent_tensor"; it has {there}')
-    found = tensors["latent_tensor"]
-    if found.is_complex() or found.dtype == torch.bool:
-        raise Undecodable(f"{found.dtype} is no type for a latent")
-    found = found.to(torch.float32)
+    # It alone: beside it may lie what neither this torch nor this safetensors knows.
+    found = _safetensor(tensors["latent_tensor"]).to(torch.float32)
     return found if "latent_format_version_0" in tensors else found * SD1_SCALE
+
+
+def _safetensor(told: Mapping[str, Any]) -> torch.Tensor:
+    name, shape = str(told["dtype"]), list(told["shape"])
+    dtype = getattr(torch, SAFETENSOR_TYPES.get(name, ""), None)
+    if dtype is None:
+        raise Undecodable(f"{clip(name, 30)} is no type for a latent")
+    if not told["data"]:
+        return torch.empty(shape, dtype=dtype)  # frombuffer takes no empty one
+    return torch.frombuffer(bytearray(told["data"]), dtype=dtype).reshape(shape)
 
 
 def _from_archive(data: bytes, most: int) -> torch.Tensor:

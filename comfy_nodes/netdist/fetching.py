@@ -1,4 +1,5 @@
-"""Pure: HTTP for nodes that take a URL. Whatever a server does, it ends, in bounded memory.
+"""Pure: HTTP for nodes that take a URL. Whatever a server does, it ends, in bounded memory, and
+reaches through us nothing that is nearer than itself.
 
 Errors show a URL without its user, password and query: those may hold secrets. The exceptions of
 aiohttp hold them as well, so none is chained to ours.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import re
 import socket
@@ -23,10 +25,12 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from zbus import __version__
-from zbus.address import is_loopback_host
 from zbus.errors import FetchError, InvalidAddress, Unreachable, ZBusError
+from zbus.net import webproxy
 from zbus.operation import size_text
 from zbus.protocol.fields import clip
+
+from .nearness import Nearness, nearness
 
 LIMIT = 512 << 20  # bytes of an answer, unpacked
 MAX_REDIRECTS = 5
@@ -34,6 +38,7 @@ MAX_REASON = 200  # characters of what a server says about a failure
 PIECE = 1 << 16
 EXAMPLE = 'Write it in full, for example "http://127.0.0.1:8188/view?filename=a.png"'
 CHECK = "Check the URL, and that the server runs"
+ITSELF = "If that is meant, give the URL to which it leads"
 # Unpacked here and not by aiohttp, of which older versions unpack without a limit.
 _HEADERS = {"User-Agent": f"comfyui-bus/{__version__}", "Accept-Encoding": "identity"}
 _SECRET = 4  # characters of a user or a query's value from which on they are kept out of texts
@@ -129,6 +134,7 @@ class _Exchange:
     def __init__(self, method: str, url: URL, body: bytes | None, what: str, times: Times) -> None:
         self._method, self._url, self._body = method, url, body
         self._what, self._times = what, times
+        self._nearest = Nearness.LOOPBACK  # that may be asked: what the user wrote may be anywhere
 
     async def run(self, limit: int | None) -> bytes:
         """The answer's body of at most `limit` bytes; None does not read it."""
@@ -144,6 +150,8 @@ class _Exchange:
                 target, body = await self._ask(limit)
             except (aiohttp.ClientError, OSError) as error:
                 raise self._explained(error) from None
+            except _TooNear as error:
+                raise self._unusable(str(error), remedy=ITSELF) from None
             if target is None:
                 return body
             self._go_to(target)
@@ -154,30 +162,47 @@ class _Exchange:
         headers, data = dict(_HEADERS), None
         if self._body is not None:
             headers["Content-Type"], data = "application/json", BytesIO(self._body)
-        async with self._session() as session:
+        host = self._url.host or ""
+        proxy = webproxy.by_environment(self._url.scheme, host)
+        names = _Resolver(self._nearest)
+        await self._look_at_once(host, names, proxy is not None)
+        async with self._session(_Resolver() if proxy else names) as session:
             asked = session.request(
-                self._method, self._url, data=data, headers=headers, allow_redirects=False
+                self._method,
+                self._url,
+                data=data,
+                headers=headers,
+                allow_redirects=False,
+                proxy=proxy,
             )
             async with asked as response:
                 target = response.headers.get("Location")
                 if target and response.status in (301, 302, 303, 307, 308):
                     if response.status < 307:  # as browsers do
                         self._method, self._body = "GET", None
+                    self._nearest = names.farthest
                     return target, b""
                 if response.status >= 300:
                     raise await self._refused(response)
                 return None, b"" if limit is None else await self._read(response, limit)
 
-    def _session(self) -> aiohttp.ClientSession:
-        # One a request, since whether proxies of the environment count depends on the host.
+    async def _look_at_once(self, host: str, names: _Resolver, is_proxied: bool) -> None:
+        """What aiohttp does not ask the resolver for: numeric hosts, and those behind a proxy."""
+        numeric = _numeric_form(host)
+        if numeric:
+            names.note([numeric])
+        elif is_proxied:
+            names.farthest = Nearness.OUTSIDE  # if this computer does not know the name
+            with contextlib.suppress(OSError):
+                await asyncio.wait_for(names.resolve(host), self._times.connect)
+
+    def _session(self, names: _Resolver) -> aiohttp.ClientSession:
+        # One a request, since what may be reached depends on who has sent us there.
         wait = aiohttp.ClientTimeout(
             total=None, connect=self._times.connect, sock_read=self._times.silence
         )
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(resolver=_Resolver()),
-            timeout=wait,
-            trust_env=not is_loopback_host(self._url.host or ""),
-            auto_decompress=False,
+            connector=aiohttp.TCPConnector(resolver=names), timeout=wait, auto_decompress=False
         )
 
     def _go_to(self, target: str) -> None:
@@ -320,12 +345,31 @@ def _unpacker(response: aiohttp.ClientResponse) -> _Plain | _Inflate | None:
     return _Inflate() if packed in ("gzip", "x-gzip", "deflate") else None
 
 
+class _TooNear(Exception):
+    """A redirect leads to what is nearer than who sent it; the text says where to."""
+
+
 class _Resolver(AbstractResolver):
-    """Looks names up on a thread of its own.
+    """Looks names up on a thread of its own, and at how near they are.
 
     The loop's thread pool would do it too, but the end of a prompt waits for that pool: a slow
     name server would hold it up after the user's X.
+
+    Attributes:
+        farthest: The farthest address that was looked at.
     """
+
+    def __init__(self, nearest: Nearness = Nearness.LOOPBACK) -> None:
+        self._nearest = self.farthest = nearest
+
+    def note(self, addresses: list[str]) -> None:
+        """Raises _TooNear: one of them is nearer than what may be asked."""
+        found = [nearness(address) for address in addresses]
+        if max(found) > self._nearest:
+            home = max(found) is Nearness.LOOPBACK
+            where = "this computer itself" if home else "an address of a private network"
+            raise _TooNear(f"a redirect from elsewhere leads to {where}, and is not followed")
+        self.farthest = min(found)
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
@@ -352,11 +396,13 @@ class _Resolver(AbstractResolver):
 
         threading.Thread(target=look, name="zbus-name", daemon=True).start()
         flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        found = await future
+        self.note([str(at[0]) for *_, at in found])
         return [
             ResolveResult(
                 hostname=host, host=_numeric(at), port=at[1], family=kind, proto=proto, flags=flags
             )
-            for kind, _, proto, _, at in await future
+            for kind, _, proto, _, at in found
         ]
 
     async def close(self) -> None:
@@ -366,3 +412,15 @@ class _Resolver(AbstractResolver):
 def _numeric(at: tuple[Any, ...]) -> str:
     """The address, with its zone where it has one (link-local IPv6)."""
     return f"{at[0]}%{at[3]}" if len(at) > 3 and at[3] else str(at[0])
+
+
+def _numeric_form(host: str) -> str:
+    """The address that a numeric host is; "" for a name."""
+    if ":" not in host and not host.replace(".", "").isdigit():
+        return ""
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_address(host))
+    try:  # "127.1" and the like, which some versions of aiohttp hand to the system as they are
+        return socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        return ""

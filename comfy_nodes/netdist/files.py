@@ -17,6 +17,7 @@ from zbus.errors import InputError
 
 from .. import host, node_ids
 from ..exchange.waiting import interruptible
+from ..host.files import load_image
 from ..prompt.graph import whole
 from . import decoding, fetching
 from .fileaccess import fetched, fingerprint, read, write
@@ -53,17 +54,25 @@ class LoadImageUrl(_UrlNode):
             node_id=node_ids.LOAD_IMAGE_URL,
             display_name="Load Image (URL)",
             category=IMAGE,
-            description="Loads a picture from the web; the first frame of an animation.",
+            description="Loads a picture from the web, as Load Image loads a file.",
             inputs=[_url("Where the picture is.")],
             outputs=[
                 io.Image.Output("image", display_name="IMAGE"),
-                io.Mask.Output("mask", display_name="MASK", tooltip="1 - alpha, or zeros 64x64."),
+                io.Mask.Output(
+                    "mask", display_name="MASK", tooltip="1 - alpha; zeros 64x64 without."
+                ),
             ],
         )
 
     @classmethod
     async def execute(cls, url: str) -> Any:
-        return io.NodeOutput(*await fetched(url, "loading the picture", decoding.picture))
+        return io.NodeOutput(*await fetched(url, "loading the picture", _picture))
+
+
+def _picture(data: bytes) -> tuple[torch.Tensor, torch.Tensor]:
+    """What this ComfyUI's own Load Image makes of it; ours is for what that cannot take."""
+    ending = decoding.picture_format(data).lower()
+    return load_image(data, ending) or decoding.picture(data)
 
 
 class SaveImageUrl(_UrlNode):

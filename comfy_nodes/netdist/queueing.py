@@ -18,10 +18,10 @@ from zbus.errors import InputError, JobError
 
 from .. import host, node_ids
 from ..exchange.queue_watcher import QUEUE_WATCHER
-from ..exchange.runs import RUNS
+from ..exchange.runs import RUNS, Run
 from ..exchange.waiting import WHO, interruptible
 from ..host.lists import unwrap
-from ..jobs.batching import join
+from ..jobs.batching import join, widening
 from ..jobs.expanding import expand
 from ..jobs.submitting import JobPlan, SubmittedJobs
 from ..page import peers
@@ -68,13 +68,13 @@ class Dispatched(SubmittedJobs):
         self.queue_id, self.url, self.workflow = queue_id, url, workflow
         self.everything, self.edit = everything, edit
         self._started: asyncio.Task[None] | None = None
-        self._later: tuple[str, asyncio.Task[Dispatched]] | None = None  # prompt, and its job
+        self._later: tuple[Run, asyncio.Task[Dispatched]] | None = None  # a run, and its job
 
     async def again(self) -> Dispatched:
         """The same job once more, of the prompt that is being executed now: one for all of that
         prompt's fetch nodes."""
-        now = host.executing().prompt_id
-        if self._later is None or self._later[0] != now:
+        now = RUNS.of(host.executing().prompt_id)
+        if self._later is None or self._later[0] is not now:
             work = _dispatch(
                 self.queue_id, self.url, self.workflow, everything=self.everything, edit=self.edit
             )
@@ -134,7 +134,13 @@ async def _queued(
 ) -> Any:
     """What a queue node returns: `first`, and the job as REMINFO."""
     here = host.executing()
-    jobs = await _dispatch(here.node_id, remote_url, workflow, everything=everything, **more)
+    once = RUNS.of(here.prompt_id).once
+    before = once.find(here.key)
+    if before is not None:  # ComfyUI computes this node again, for a reader that comes late
+        jobs: Dispatched = before.value
+    else:
+        jobs = await _dispatch(here.node_id, remote_url, workflow, everything=everything, **more)
+        once.keep(here.key, jobs)
     made = expand(jobs, here.node_id, collect=False)
     if made.started is None:
         return io.NodeOutput(*first, jobs)
@@ -245,7 +251,7 @@ class FetchRemote(io.ComfyNode):
                 remedy="Wire the remote_info of a Queue on remote node to it",
             )
         here = host.executing()
-        if remote_info.prompt_id != here.prompt_id:
+        if remote_info.is_over or remote_info.prompt_id != here.prompt_id:
             # Its queue node is cached: those results belong to what was queued then.
             remote_info = await remote_info.again()
             made = expand(remote_info, here.node_id, collect=False)
@@ -269,7 +275,8 @@ async def _fetch(jobs: Dispatched, here: host.Here) -> Any:
             peer=share.who,
             remedy="Wire an image to final_image, and queue it again",
         )
-    images = join([[image] for image in unwrap(share.result(name))])
+    parts = [[image] for image in unwrap(share.result(name))]
+    images = join(parts)
     if len(images) != 1:
         raise InputError(
             f"the remote made {len(images)} pictures of different sizes, which are no batch",
@@ -278,7 +285,8 @@ async def _fetch(jobs: Dispatched, here: host.Here) -> Any:
         )
     count = len(images[0])
     plural = "s" * (count != 1)
-    jobs.shown_here.say(f"{count} image{plural} from {share.who} in {share.seconds:.2f} s")
+    said = f"{count} image{plural} from {share.who} in {share.seconds:.2f} s"
+    jobs.shown_here.say("\n".join(filter(None, (said, widening(parts)))))
     return images[0]
 
 

@@ -13,8 +13,11 @@ LOADERS = {
     (node_ids.LOAD_LATENT_NUMPY, "latent"),
     (node_ids.LOAD_WORKFLOW, "workflow"),
     ("VHS_LoadVideo", "video"),
+    ("VHS_LoadVideoFFmpeg", "video"),
     ("VHS_LoadAudioUpload", "audio"),
 }
+# What the page has recorded, and put into the input folder.
+RECORDED = ("WEBCAM", "AUDIO_RECORD")
 
 
 class ClassInput(NamedTuple):
@@ -41,4 +44,4 @@ class ClassInput(NamedTuple):
 def names_file(class_type: str, name: str, declared: ClassInput) -> bool:
     """Whether an input names a file of the user's own: in the input, output or temp folder."""
     uploads = [key for key, on in declared.options.items() if key.endswith("upload") and on is True]
-    return bool(uploads) or (class_type, name) in LOADERS
+    return bool(uploads) or declared.kind in RECORDED or (class_type, name) in LOADERS

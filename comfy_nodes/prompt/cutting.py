@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
-from zbus.address import several
+from zbus.address import is_loopback_host, several
 from zbus.errors import InputError
 
 from .. import node_ids
@@ -20,6 +21,7 @@ from .graph import (
     Prompt,
     class_type_of,
     clean,
+    constant,
     consumers,
     copied,
     fresh_id,
@@ -27,6 +29,7 @@ from .graph import (
     link,
     reach,
     sources,
+    title,
 )
 
 NO, ALSO, ONLY = "no", "also run here", "only here"  # `here` of a ZBusRun
@@ -74,7 +77,7 @@ def cut(prompt: Prompt, value: Link, *, attach: Collection[str] = ()) -> Part:
         attach: Ids of nodes to run here in any case: see `loaders`.
 
     Raises:
-        InputError: Nothing is wired there.
+        InputError: Nothing is wired there; or a loader cannot run here.
     """
     if value[0] not in prompt:
         raise InputError(
@@ -85,6 +88,7 @@ def cut(prompt: Prompt, value: Link, *, attach: Collection[str] = ()) -> Part:
     output = add_result(graph, value, "value")
     ends = boundary_nodes(graph, BOUNDARIES, attach)
     part, boundaries = closed(graph, up_to(graph, [output], ends), ends)
+    _check_loaders(prompt, {source for source, _ in boundaries.values() if source in attach})
     varies = any(class_type_of(node) == node_ids.VARY for node in part.values())
     return Part(part, (output,), boundaries, varies)
 
@@ -297,18 +301,61 @@ def _original(node_id: str, node: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def loaders(prompt: Prompt, is_file_input: Callable[[str, str], bool]) -> set[str]:
     """The nodes that load a file of the user's own on this side, to be attached by `cut`: the
-    peer may lack it, or have another picture under the same name.
+    peer may lack it, or have another picture under the same name. So are those that load from a
+    URL of this very machine, which means another one there.
 
-    Those with links are not among them (their file's name may be computed), nor are those with a
-    stand-in, whose file only the peer has.
+    Links beside the file's name do not matter: what they come from runs here as well. Those whose
+    file's name is computed are not among them (the peer may have made that file), nor are those
+    with a stand-in, whose file only the peer has, and those that name none (a painter without a
+    mask).
 
     Args:
         prompt: The whole prompt.
         is_file_input: Whether that input of that class names such a file.
     """
+
+    def is_loader(class_type: str, name: str, value: Any) -> bool:
+        named = constant(prompt, value)
+        if not str(named or "").strip():
+            return False
+        if class_type in (node_ids.LOAD_IMAGE_URL, node_ids.LOAD_LATENT_URL):
+            return name == "url" and _is_of_this_machine(str(named))
+        return is_file_input(class_type, name)
+
     return {
         i
         for i, node in prompt.items()
-        if any(is_file_input(class_type_of(node), name) for name in inputs_of(node))
-        and not any(sources(prompt, i))
+        if any(is_loader(class_type_of(node), *given) for given in inputs_of(node).items())
     }
+
+
+def _is_of_this_machine(url: str) -> bool:
+    try:
+        return is_loopback_host(urlsplit(url.strip()).hostname or "")
+    except ValueError:  # it is none, which its node will say
+        return False
+
+
+def _check_loaders(prompt: Prompt, attached: Collection[str]) -> None:
+    """That what is before them can run here, once for all who take part."""
+
+    def goes_on(node: str, name: str) -> bool:
+        return class_type_of(prompt[node]) not in BOUNDARIES
+
+    for loader in sorted(attached):
+        before = {class_type_of(prompt[i]): i for i in reach(prompt, [loader], goes_on)}
+        it = f"{title(loader, prompt[loader])} loads a file of this computer, so it runs here"
+        if node_ids.THERE in before:
+            there = before[node_ids.THERE]
+            only = title(there, _original(there, prompt[there]))
+            raise InputError(
+                f"{it}; but it needs {only}, which only the other ComfyUI has",
+                remedy="Copy the file there, and give its name over a link; or wire the loader "
+                "to nodes that both have.",
+            )
+        if node_ids.VARY in before:
+            vary = title(before[node_ids.VARY], prompt[before[node_ids.VARY]])
+            raise InputError(
+                f"{it}, once for all; but {vary} before it is to differ on each",
+                remedy=f"Wire {vary} to a node after the loader, which can run there.",
+            )

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import spilled
-from children import until
+from children import slowness, until
 
 if TYPE_CHECKING:
     from events import Events
@@ -76,6 +77,7 @@ class ComfyUI:
         env: Environment variables on top of the isolated ones; None as value removes one.
         args: More arguments for ComfyUI's command line.
         port: Default a free one.
+        python: The Python that runs it; default COMFYUI_PYTHON, or the one that runs this.
     """
 
     def __init__(
@@ -88,8 +90,10 @@ class ComfyUI:
         env: Mapping[str, str | None] | None = None,
         args: Sequence[str] = (),
         port: int | None = None,
+        python: str = "",
     ) -> None:
         self.comfyui_dir = Path(comfyui_dir)
+        self.python = python or host_python()
         self.name = name
         self._own_base = base is None
         # Resolved: on macOS the temporary folder is behind a link.
@@ -102,6 +106,7 @@ class ComfyUI:
         self.process: subprocess.Popen[bytes] | None = None
         self._env = dict(env or {})
         self._events: Events | None = None
+        self._told: dict[str, int] = {}  # prompts whose events we get, and since when
 
     @property
     def zbus_home(self) -> Path:
@@ -132,8 +137,8 @@ class ComfyUI:
 
     def wait_ready(self, timeout: float = START_TIME) -> ComfyUI:
         """Wait until it answers. Raises NotReady, with the end of the log."""
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
+        started = time.monotonic()
+        while time.monotonic() < started + timeout * slowness():
             if not self.alive:
                 raise NotReady(f"{self.name} ended while starting:\n{self.log()[-6000:]}")
             try:
@@ -172,7 +177,7 @@ class ComfyUI:
             assert self.process is not None
             self.process.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout)
+                self.process.wait(timeout * slowness())
         taken = time.monotonic() - started
         self.kill()
         return taken
@@ -227,26 +232,43 @@ class ComfyUI:
             PromptRefused: Validation failed, wholly or for one of the outputs.
         """
         body = {"prompt": prompt, "client_id": client_id or self.client_id, **extra}
+        since = self._events.mark() if self._events is not None else None
         reply = self.post("/prompt", body)
         if "prompt_id" not in reply or reply.get("node_errors"):
             raise PromptRefused(reply)
+        if since is not None and client_id is None:
+            self._told[str(reply["prompt_id"])] = since
         return str(reply["prompt_id"])
 
     def wait(self, prompt_id: str, timeout: float = 60.0) -> dict[str, Any]:
-        """Wait until that prompt has ended, however it did; return its history entry."""
-        deadline = time.monotonic() + timeout
+        """Wait until that prompt has ended, however it did; return its history entry.
+
+        Where ``events`` was used before the prompt, all that the page is told of it has come.
+        """
+        started = time.monotonic()
         while True:
             entry = self.ended(prompt_id)
             if entry:
+                self._wait_last_event(prompt_id)
                 return entry
             if not self.alive:
                 raise RuntimeError(f"{self.name} ended:\n{self.log()[-6000:]}")
-            if time.monotonic() > deadline:
+            if time.monotonic() > started + timeout * slowness():
                 raise TimeoutError(
                     f"{self.name}: prompt {prompt_id} has not ended in {timeout} s; its log:\n"
                     + self.log()[-3000:]
                 )
-            time.sleep(0.01)  # the history is written after the last event
+            time.sleep(0.01)  # that it is in the history now is told by nothing
+
+    def _wait_last_event(self, prompt_id: str) -> None:
+        """The history can be ahead of the page: the last event is sent once it is written."""
+        since = self._told.pop(prompt_id, None)
+        if self._events is None or since is None:
+            return
+        last = {"node": None, "prompt_id": prompt_id}
+        self._events.wait_for(
+            lambda e: e.kind == "executing" and last.items() <= e.data.items(), 20.0, since
+        )
 
     def ended(self, prompt_id: str) -> dict[str, Any] | None:
         """The history entry of a prompt that has ended, else None."""
@@ -277,10 +299,10 @@ class ComfyUI:
     def clear(self, timeout: float = 10.0) -> bool:
         """Empty the queue and interrupt what runs; False if something still runs then."""
         self.post("/queue", {"clear": True})
-        deadline = time.monotonic() + timeout
+        started = time.monotonic()
         while self.queue()[0]:
             self.interrupt()
-            if time.monotonic() > deadline:
+            if time.monotonic() > started + timeout * slowness():
                 return False
             time.sleep(0.05)
         return True
@@ -361,12 +383,13 @@ class ComfyUI:
     # --- details
 
     def _command(self) -> list[str]:
-        command = [sys.executable, str(HERE / "runner.py"), str(self.comfyui_dir)]
+        command = [self.python, str(HERE / "runner.py"), str(self.comfyui_dir)]
         command += ["--cpu", "--port", str(self.port), "--base-directory", str(self.base)]
         command += ["--database-url", "sqlite:///:memory:", "--disable-all-custom-nodes"]
         if self.packs:
             command += ["--whitelist-custom-nodes", *self.packs]
-        return [*command, "--disable-api-nodes", *self.args]
+        more = shlex.split(os.environ.get("COMFYUI_ARGS", ""))  # for a whole run with a flag
+        return [*command, "--disable-api-nodes", *(self.args or more)]
 
     def _environment(self) -> dict[str, str]:
         home = str(self.base / "home")
@@ -379,6 +402,11 @@ class ComfyUI:
             if value is not None:
                 env[name] = value
         return env
+
+
+def host_python() -> str:
+    """The Python that runs ComfyUI: a user's own checkout has one of its own."""
+    return os.environ.get("COMFYUI_PYTHON") or sys.executable
 
 
 def free_port() -> int:

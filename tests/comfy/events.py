@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+from children import slowness
 
 PREVIEW_IMAGE, TEXT, PREVIEW_WITH_METADATA = 1, 3, 4
 
@@ -46,7 +47,7 @@ class Events:
         self._task: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._run, name="events", daemon=True)
         self._thread.start()
-        if not self._ready.wait(10):
+        if not self._ready.wait(10 * slowness()):
             raise TimeoutError(f"no WebSocket at {self._url}")
 
     def mark(self) -> int:
@@ -68,7 +69,7 @@ class Events:
         self, predicate: Callable[[Event], bool], timeout: float = 10.0, since: int = 0
     ) -> Event:
         """The first event from ``since`` on that fits; waits for one to come."""
-        deadline = time.monotonic() + timeout
+        started = time.monotonic()
         seen = since
         with self._news:
             while True:
@@ -76,7 +77,7 @@ class Events:
                     if predicate(event):
                         return event
                 seen = max(seen, len(self._events))
-                left = deadline - time.monotonic()
+                left = started + timeout * slowness() - time.monotonic()
                 if left <= 0 or not self._news.wait(left):
                     last = [(e.kind, e.data) for e in self._events[since:][-10:]]
                     raise TimeoutError(f"no such event in {timeout} s; the last ones: {last}")

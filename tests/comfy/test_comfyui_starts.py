@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import workflows
-from children import until
+from children import slowness, until
 from comfyui import ROOT, ComfyUI, PromptRefused
 
 JUMPER = {
@@ -89,7 +89,7 @@ def test_an_interrupt_ends_a_slow_node(pair):
     started = time.monotonic()
     pair.a.interrupt()
     assert pair.a.outcome(pair.a.wait(prompt_id, 5)) == "interrupted"
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 1 * slowness()
 
 
 def test_a_refused_prompt_says_why(pair):
@@ -100,7 +100,7 @@ def test_a_refused_prompt_says_why(pair):
 def test_stop_leaves_nothing_running(make_comfyui):
     comfyui = make_comfyui(name="stopped").start()
     process, base = comfyui.process, comfyui.base
-    assert comfyui.stop() < 5
+    assert comfyui.stop(60) < 5 * slowness()
     assert process.poll() is not None
     assert not base.exists()
 

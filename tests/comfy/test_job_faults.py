@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 from chains import node
-from children import until
+from children import slowness, until
 from paired import rerouted
 from proxy import Proxy
 
@@ -51,7 +51,7 @@ def works(a, b, seed=99):
     started = time.monotonic()
     entry = a.run(on(b.peer, make(seed)), 20)
     assert a.outcome(entry) == "success", a.errors(entry)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 5 * slowness()
 
 
 def idle(comfyui, timeout=5.0):
@@ -73,8 +73,8 @@ def ended(a, prompt_id, started, what, measured, b):
     there = time.monotonic() - started
     measured(f"cancel {what}: ended here after {took:.3f} s, there {there:.3f} s")
     assert a.outcome(entry) == "interrupted", a.errors(entry)
-    assert took < BOUND
-    assert there < BOUND + 0.5
+    assert took < BOUND * slowness()
+    assert there < (BOUND + 0.5) * slowness()
     works(a, b)
 
 
@@ -105,7 +105,7 @@ def test_cancel_while_it_is_queued(pair, measured):
     took = time.monotonic() - started
     measured(f"cancel while queued: ended after {took:.3f} s")
     assert a.outcome(entry) == "interrupted"
-    assert took < BOUND
+    assert took < BOUND * slowness()
     until(lambda: not b.queue()[1], BOUND)
     assert other in b.queue()[0], "the prompt of that ComfyUI's own user goes on"
     b.interrupt()
@@ -185,7 +185,7 @@ def test_the_remote_is_killed_in_mid_job(fresh_pair):
     started = time.monotonic()
     b.kill(keep_base=True)
     entry = a.wait(prompt_id, 10)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 5 * slowness()
     assert name in a.errors(entry) and "has ended" in a.errors(entry), a.errors(entry)
     b.start()
     works(a, b)
@@ -202,7 +202,7 @@ def test_the_remote_is_killed_in_mid_result(fresh_pair):
         started = time.monotonic()
         b.kill(keep_base=True)
         entry = a.wait(prompt_id, 20)
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 10 * slowness()
         assert name in a.errors(entry) and "has ended" in a.errors(entry), a.errors(entry)
     b.start()
     works(a, b)
@@ -215,7 +215,7 @@ def test_the_client_is_killed(fresh_pair):
     started = time.monotonic()
     a.kill(keep_base=True)
     idle(b, 10), "its job is stopped: nobody wants the result"
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 10 * slowness()
     a.start()
     assert a.events is not None
     works(a, b)

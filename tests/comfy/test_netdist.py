@@ -15,7 +15,7 @@ import pytest
 import torch
 import workflows
 from chains import Node, Prompt, node
-from children import until
+from children import slowness, until
 from comfyui import ROOT, ComfyUI, free_port, start_all
 from paired import home_of, paired
 from PIL import Image
@@ -774,7 +774,7 @@ def test_models_that_the_remote_lacks_are_listed_before_any_sampling(pair, name)
     prompt["last"] = node("TestStamp", value=["sampling", 0], after=["3", 0])
     began = time.monotonic()
     text = fails(a, prompt)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 15 * slowness()
     assert text.startswith("RemoteQueueSimple: ")
     assert 'LoraLoader "Style 1" #lora1: lora_name "mine-one.safetensors" is not there' in text
     assert 'LoraLoader "Style 2" #lora2: lora_name "mine-two.safetensors" is not there' in text
@@ -807,7 +807,7 @@ def test_an_interrupt_stops_the_remote_job_at_once(pair, while_):
     began = time.monotonic()
     a.interrupt()
     until(lambda: job[0] not in b.queue()[0], 3)
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 0.5 * slowness()
     assert a.outcome(a.wait(prompt_id)) == "interrupted"
     assert b.outcome(b.wait(behind)) == "success"
     entry = run(a, simple(b.url, seed=1300 + len(while_)))

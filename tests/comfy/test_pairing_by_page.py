@@ -27,6 +27,7 @@ def ends(comfyui_dir, tmp_path_factory):
         ComfyUI(
             comfyui_dir,
             name=f"page-{name}",
+            base=folder / f"base-{name}",  # the log is read when they have ended
             env={"ZBUS_HOME": str(folder / name)},
             args=("--verbose", "DEBUG", *more),
         )
@@ -125,12 +126,13 @@ def test_with_several_users_only_the_terminal(make_comfyui, tmp_path):
     assert Trust(home).lan == ""
 
 
-def test_an_invitation_ends_with_comfyui(make_comfyui, tmp_path):
-    home = tmp_path / "ending"
-    comfyui = make_comfyui(name="ending", env={"ZBUS_HOME": str(home)}).start()
-    made = comfyui.post(f"{PAGE}/invite", {"at": f"192.0.2.1:{free_port()}"})
+def test_an_invitation_ends_with_comfyui(ends):
+    """The last one: it ends the first of them."""
+    a, _ = ends
+    made = a.post(f"{PAGE}/invite", {"at": f"192.0.2.1:{free_port()}"})
     assert made["lan"] == "0.0.0.0" and made["token"], made
-    assert comfyui.stop() < 10
-    assert comfyui.process.returncode == 0
-    assert Trust(home).lan == "", "opened for that invitation alone"
-    assert "Traceback" not in comfyui.log()
+    a.stop(60)
+    assert a.process.returncode == 0, "by itself"
+    assert trust_of(a).lan == "", "opened for that invitation alone"
+    log = a.log()
+    assert "zbus" in log and "Traceback" not in log

@@ -31,7 +31,10 @@ def test_a_comfyui_tells_how_it_is(pair, measured, by):
     assert "FAIL" not in ended.stdout
     assert "  identity    ok    the one meant, by its key\n" in ended.stdout
     assert "  jobs        ok    permitted; queue: 0 running, 0 pending\n" in ended.stdout
-    told = json.loads(_ping(pair.b, target, "--jobs", "--size", "0", "--json").stdout)
+
+
+def test_the_same_for_a_program(pair):
+    told = json.loads(_ping(pair.b, pair.b.peer, "--jobs", "--size", "0", "--json").stdout)
     stats = pair.b.get("/system_stats")["system"]
     jobs = told["jobs"]
     assert jobs["comfyui"] == stats["comfyui_version"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 
 import av
 import numpy as np
+import pytest
 from chains import node, own, run_both
+from PIL import Image
 
 
 def there(peer, value):
@@ -27,6 +30,11 @@ def film(path):
             made.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         made.mux(stream.encode())
     return path.read_bytes()
+
+
+def lacking(comfyui, class_type):
+    if not comfyui.object_info(class_type):
+        pytest.skip(f"this ComfyUI has no {class_type}")
 
 
 def digest_of(comfyui, prompt):
@@ -55,6 +63,39 @@ def test_a_film_from_here_is_worked_on_there(pair, tmp_path):
     middle = {**load, "2": node("TestSlow", value=["1", 0], seconds=0.01)}
     assert digest_of(a, {**middle, "out": there(b.peer, ["2", 0])}) == here
     assert not (b.base / "input" / name).exists()
+
+
+def test_a_film_is_cut_here_and_worked_on_there(pair, tmp_path):
+    a, b = pair
+    lacking(a, "Video Slice")
+    data = film(tmp_path / "film.mp4")
+    name = a.put_input(data, f"film-{hashlib.sha256(data).hexdigest()[:8]}.mp4")
+    load = {"1": node("LoadVideo", file=name)}
+    load["2"] = node("ZBusHere", value=["cut", 0])
+    how = {"start_time": 0.1, "duration": 0.3, "strict_duration": False}
+    load["cut"] = node("Video Slice", video=["1", 0], **how)
+    whole = digest_of(a, {**load, "out": node("TestSlow", value=["1", 0], seconds=0.0)})
+    here = digest_of(a, {**load, "out": node("TestSlow", value=["2", 0], seconds=0.0)})
+    middle = {**load, "3": node("TestSlow", value=["2", 0], seconds=0.01)}
+    assert digest_of(a, {**middle, "out": there(b.peer, ["3", 0])}) == here != whole
+
+
+def test_a_painters_mask_is_painted_here(pair):
+    """A loader with a link beside its file's name: there is no such mask on the other side."""
+    a, b = pair
+    lacking(a, "Painter")
+    mask = io.BytesIO()
+    Image.fromarray(np.arange(32 * 48 * 4, dtype=np.uint8).reshape(32, 48, 4)).save(mask, "png")
+    name = a.put_input(mask.getvalue(), "painted-here.png")
+    made = {"1": noise()}
+    how = {"width": 64, "height": 64, "bg_color": "#000000"}
+    made["2"] = node("Painter", image=["1", 0], mask=name, **how)
+    made["3"] = node("ImageInvert", image=["2", 0])
+    made["4"] = there(b.peer, ["3", 0])
+    made |= {f"digest {i}": node("TestDigest", value=[i, 0]) for i in ("3", "4")}
+    entry = a.run(made, 30)
+    assert a.outcome(entry) == "success", a.errors(entry)
+    assert a.ui(entry, "digest 3", "digest") == a.ui(entry, "digest 4", "digest")
 
 
 def test_a_video_between_two_workflows(pair, addr):

@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 from chains import node
 from children import ROOT, until
-from comfyui import HERE, PACKS, ComfyUI, place_pack
+from comfyui import HERE, PACKS, ComfyUI, host_python, place_pack
 
 from zbus import discovery
 
 SCRIPT = ROOT / "scripts" / "zbus-up"
-# ComfyUI's main.py, with what `runner` does for torchvision.
+# ComfyUI's main.py, with what `runner` does for torch's other packages.
 MAIN = """
 import runpy, sys
 sys.path.insert(0, {here!r})
 import runner
-runner._make_torchvision_importable()
+runner.make_importable()
 sys.path[0] = {folder!r}
 sys.argv[0] = {folder!r} + "/main.py"
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -73,6 +73,7 @@ def zbus_up(comfyui_dir, tmp_path, home):
         place_pack(pack, base / "custom_nodes" / name)
     (comfyui / "main.py").write_text(MAIN.format(here=str(HERE), folder=str(comfyui_dir)))
     command = [sys.executable, str(SCRIPT), "--cpu", "3", "--comfyui", str(comfyui), "--json"]
+    command += ["--python", host_python()]
     command += ["--port", "12189", "--folder", str(tmp_path / "up")]
     command += ["--", "--base-directory", str(base), "--disable-api-nodes"]
     command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", *PACKS]

@@ -8,6 +8,7 @@ name mean 8-bit too. A codec works on one chunk at a time, knows of it what its
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection
 from functools import cache
@@ -23,6 +24,8 @@ from ..values.layout import MOST_ROWS, Layout
 
 if TYPE_CHECKING:
     from ..values.payload import Buffer, EightBit, Packed
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "CHOICES",
@@ -66,6 +69,11 @@ CODECS: dict[str, Codec] = {
 }
 
 CHOICES = ("exact", "8-bit", *CODECS)
+# What an installation may do without, and how it shows.
+_LACKS: dict[str, Callable[[], bool]] = {
+    "lz4": lambda: not lz4.HERE,
+    "webp": lambda: not features.check("webp"),
+}
 
 FAST = 600e6  # bytes/s: above it no codec here keeps up
 FAST_HERE = 150e6  # between two peers on one machine: a slow one has no time for codecs either
@@ -107,7 +115,10 @@ def pack_mode(choice: str, rate: float | None, local: bool) -> EightBit:
 @cache
 def available() -> tuple[str, ...]:
     """The codecs that this process can do, in the table's order."""
-    return tuple(name for name in CODECS if name != "webp" or features.check("webp"))
+    lacking = {name for name, lacks in _LACKS.items() if lacks()}
+    if "lz4" in lacking:
+        logger.info("without the Python package lz4: the codec of that name is left out")
+    return tuple(name for name in CODECS if name not in lacking)
 
 
 def choose(
@@ -147,9 +158,10 @@ def _named(name: str, both: list[str], theirs: Collection[str]) -> str:
     if name in both or name == "raw":  # every peer can do raw
         return name
     whose = "this side" if name in theirs else "the peer"
+    install = " Or install the Python package lz4 there." if name == "lz4" else ""
     raise CodecRefused(
         f"{whose} cannot do the codec {name}",
-        remedy=f"Choose exact, 8-bit, or what both can do: {', '.join(both) or 'raw'}.",
+        remedy=f"Choose exact, 8-bit, or what both can do: {', '.join(both) or 'raw'}.{install}",
     )
 
 

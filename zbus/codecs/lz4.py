@@ -2,17 +2,26 @@
 
 The exponents of neighbouring floats are alike where their mantissas are noise, so shuffled they
 make runs that LZ4 finds.
+
+The package lz4 may be missing: it has no wheel for some Pythons (the free-threaded 3.14), and the
+other codecs do without it. Then `HERE` is False, and nobody is told that this side can do it.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import lz4.block
 import numpy as np
 
 from ..errors import RemoteProtocolError
 from ..values.layout import Layout
+
+try:
+    import lz4.block
+except ImportError:
+    HERE = False
+else:
+    HERE = True
 
 
 def encode(view: memoryview, layout: Layout) -> bytes | None:

@@ -18,7 +18,6 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..address import is_loopback_host
 from ..errors import (
     ConnectError,
     InvalidAddress,
@@ -28,6 +27,7 @@ from ..errors import (
     Unreachable,
 )
 from ..protocol.fields import clip
+from . import webproxy
 
 if TYPE_CHECKING:  # where aiohttp is not installed, all but the lane works
     import aiohttp
@@ -127,7 +127,6 @@ class Lane:
 
         async with aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=CONNECT_TIME),
-            trust_env=not is_loopback_host(self._page.host or ""),
             trace_configs=[_no_redirects()],
         ) as session:
             await self._accept_all(session)
@@ -175,10 +174,14 @@ class Lane:
             try:
                 ws = await session.ws_connect(
                     (self._page / PATH).with_query(self._page.query),
+                    proxy=webproxy.by_environment(self._page.scheme, self._page.host or ""),
                     ssl=tls,
                     max_msg_size=MAX_MESSAGE,
                     timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIME),
                 )
+            except ConnectError as error:
+                self.problem = error
+                return
             except (aiohttp.ClientError, OSError, asyncio.TimeoutError, _Redirected) as error:
                 self.problem = _explained(error, self._page)
                 return

@@ -2,14 +2,22 @@
 
 Fresh memory is slow: the system clears and maps it page by page while it is filled, which takes
 longer than the bytes do. A workflow that runs again wants the same sizes again.
+
+Nothing is kept while memory is short: a host that gives up its results for want of memory looks
+whether that has helped, and would go on with others.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from ..machine import free_memory
 
 if TYPE_CHECKING:
     import torch
@@ -17,14 +25,26 @@ if TYPE_CHECKING:
 LARGE = 4 << 20  # bytes; smaller ones are not worth it
 MOST = 512 << 20  # bytes kept, all together
 KEPT = 60.0  # seconds
-SWEEP_EVERY = 30.0
+SWEEP_EVERY = 5.0
+LOOK_EVERY = 1.0  # while some is kept
+RESERVE = 2 << 30  # bytes that are to be free beside what is kept
 SLACK = 1.25  # how much larger than asked for a kept one may be
 
 
 class Recycler:
-    """Hands out memory, and takes it back when the last tensor on it is gone."""
+    """Hands out memory, and takes it back when the last tensor on it is gone.
 
-    def __init__(self) -> None:
+    Args:
+        free: Tells the bytes of memory that are free.
+
+    Attributes:
+        reserve: The bytes under which memory is short.
+    """
+
+    def __init__(self, free: Callable[[], int] = free_memory) -> None:
+        self.reserve = RESERVE
+        self._free = free
+        self._closed_until = 0.0
         self._lock = threading.Lock()
         self._kept: list[tuple[float, torch.Tensor]] = []  # (since, memory), the oldest first
         # What comes back comes from the garbage collector, at any moment and in any thread: it is
@@ -45,8 +65,26 @@ class Recycler:
 
     def _give_back(self, memory: torch.Tensor) -> None:
         self._lent -= 1
-        if sum(waiting.numel() for waiting in list(self._returned)) < MOST:
+        if sys.is_finalizing():  # what would tell how much is free may be gone already
+            return
+        waiting = sum(piece.numel() for piece in list(self._returned))
+        if waiting < MOST and time.monotonic() >= self._closed_until and not self._is_short():
             self._returned.append(memory)
+
+    def _is_short(self) -> bool:
+        return self._free() < self.reserve
+
+    def relieve(self) -> None:
+        """Let go of all that is kept, if memory is short."""
+        if (self._kept or self._returned) and self._is_short():
+            self.let_go()
+
+    def let_go(self, seconds: float = 0.0) -> None:
+        """Let go of all that is kept, and keep nothing for so long."""
+        self._closed_until = max(self._closed_until, time.monotonic() + seconds)
+        with self._lock:
+            self._kept.clear()
+            self._returned.clear()
 
     def _find(self, nbytes: int) -> torch.Tensor | None:
         with self._lock:
@@ -66,12 +104,16 @@ class Recycler:
             del self._kept[0]
 
     def sweep(self, now: float) -> float | None:
-        """Let go of what nobody wanted; returns when to look again."""
+        """Let go of what nobody wanted, and of all where memory is short; returns when to look
+        again."""
+        self.relieve()
         with self._lock:
             self._now = now
             self._collect()
             self._kept = [kept for kept in self._kept if now - kept[0] < KEPT]
-            return now + SWEEP_EVERY if self._kept or self._lent > 0 else None
+            if self._kept:
+                return now + LOOK_EVERY
+            return now + SWEEP_EVERY if self._lent > 0 else None
 
 
 RECYCLER = Recycler()

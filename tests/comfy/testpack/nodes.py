@@ -217,6 +217,35 @@ class TestModel:
 
 
 @node()
+class TestLate(Always):
+    """Passes on `late`, which it asks for only when `now` is there: where ComfyUI does not keep
+    results, what gives it is computed for this reader again."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"now": (ANY,), "late": (ANY, {"lazy": True})}}
+
+    def check_lazy_status(self, now: Any = None, late: Any = None) -> list[str]:
+        return ["late"] if late is None else []
+
+    def run(self, now: Any, late: Any) -> tuple[Any]:
+        return (late,)
+
+
+@node(returns=("STRING",))
+class TestToken(Always):
+    """Tells what the page has sent along for nodes that cost money."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        hidden = {"token": "AUTH_TOKEN_COMFY_ORG", "key": "API_KEY_COMFY_ORG"}
+        return {"required": {}, "hidden": hidden}
+
+    def run(self, token: Any = None, key: Any = None) -> tuple[str]:
+        return (f"token {token}, key {key}",)
+
+
+@node()
 class TestExpand:
     """Becomes a part that must run on the ComfyUI at `port`, and the ZBusRun that sees to it."""
 

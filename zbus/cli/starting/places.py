@@ -16,6 +16,7 @@ from .devices import Device
 COMFYUI_DIR = "COMFYUI_DIR"
 BUS = 10000  # what zbus adds to the port of ComfyUI's page
 LAST_PORT = 65535
+DATABASE = "--database-url"
 # What each must have for itself, or zbus-up could not tell which is which.
 RESERVED = (
     "--port",
@@ -23,7 +24,7 @@ RESERVED = (
     "--cpu",
     "--user-directory",
     "--temp-directory",
-    "--database-url",
+    DATABASE,
 )
 
 
@@ -131,13 +132,29 @@ def command(
         str(main),
         *("--port", str(port)),
         *("--user-directory", str(folder / "user")),
-        *("--database-url", f"sqlite:///{(folder / 'user' / 'comfyui.db').as_posix()}"),
+        *_database(main, folder),
         *("--temp-directory", str(folder)),
         *("--output-directory", str(folder / "output")),
         "--disable-auto-launch",
         *device.arguments,
         *more,
     ]
+
+
+def _database(main: Path, folder: Path) -> list[str]:
+    """One of its own: the second ComfyUI that finds a database in use ends, or goes on without."""
+    where = folder / "user" / "comfyui.db"
+    return ["--database-url", f"sqlite:///{where.as_posix()}"] if knows(main, DATABASE) else []
+
+
+def knows(main: Path, flag: str) -> bool:
+    """Whether that ComfyUI has a flag: one that it does not know would end it. It is looked up and
+    not tried, since a ComfyUI takes its time to say so. In doubt it has."""
+    try:
+        declared = (main.parent / "comfy" / "cli_args.py").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return True
+    return f'"{flag}"' in declared or f"'{flag}'" in declared
 
 
 def make_folders(folder: Path) -> None:

@@ -1,0 +1,18 @@
+"""What not every version of ComfyUI has: each a fact of the host, and the reason of a skip."""
+
+from __future__ import annotations
+
+import pytest
+from comfyui import ComfyUI
+
+
+def has_nested_latents(*comfyuis: ComfyUI) -> bool:
+    """Latents of several parts of different shapes: all of those ComfyUIs know them."""
+    return all((c.comfyui_dir / "comfy" / "nested_tensor.py").is_file() for c in comfyuis)
+
+
+def make_or_skip(kind: str, *comfyuis: ComfyUI) -> str:
+    """That kind of value of the test pack; skips where one of those ComfyUIs has no such class."""
+    if kind == "latent nested" and not has_nested_latents(*comfyuis):
+        pytest.skip("this ComfyUI has no nested latents (comfy.nested_tensor came after 0.3.64)")
+    return kind

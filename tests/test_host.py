@@ -1,0 +1,301 @@
+"""`comfy_nodes.host` on ComfyUIs of several ages, each as small as what is asked of it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+import threading
+import types
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent.parent / "comfy_nodes"
+PACKAGE = "zbus_host_under_test"
+INTERNALS = {"comfy", "comfy_api", "comfy_execution", "execution", "folder_paths", "app"}
+INTERNALS |= {"latent_preview", "nodes", "server", "comfyui_version"}
+GIB = 1 << 30
+
+
+class ComfyUI:
+    """Finds a module of any name for what only ComfyUI has."""
+
+    def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name.partition(".")[0] in INTERNALS else None
+
+    def create_module(self, spec: ModuleSpec) -> Any:
+        made = mock.MagicMock(__path__=[], __spec__=spec)
+        if spec.name == "comfy.model_management":
+            made.InterruptProcessingException = type("Interrupted", (BaseException,), {})
+        return made
+
+    def exec_module(self, module: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """``comfy_nodes.host``, where ComfyUI can do nothing but be asked."""
+    before = set(sys.modules)
+    monkeypatch.setattr(sys, "meta_path", [ComfyUI(), *sys.meta_path])
+    sys.modules[PACKAGE] = types.ModuleType(PACKAGE)
+    sys.modules[PACKAGE].__path__ = [str(FOLDER)]
+    yield importlib.import_module(f"{PACKAGE}.host")
+    for loaded in set(sys.modules) - before:
+        if loaded.partition(".")[0] in {PACKAGE, *INTERNALS}:
+            del sys.modules[loaded]
+
+
+# --- the queue
+
+
+class Queue:
+    """What ComfyUI's queue holds; "b" is executed."""
+
+    def __init__(self) -> None:
+        self.mutex = threading.RLock()
+        self.queue = [(2, "c", {}, {}, [], {})]
+        self.currently_running = {7: (1, "b", {"1": {}}, {"client_id": "page"}, ["1"], {})}
+        self.put = self.queue.append
+
+    def delete_queue_item(self, is_meant: Any) -> bool:
+        found = [item for item in self.queue if is_meant(item)]
+        self.queue = [item for item in self.queue if item not in found]
+        return bool(found)
+
+
+class NewerQueue(Queue):
+    """Of 0.26 on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def interrupt_if_running(self, prompt_id: str) -> bool:
+        self.asked.append(prompt_id)
+        return True
+
+
+@pytest.fixture
+def queue(host: Any) -> Any:
+    return sys.modules[f"{PACKAGE}.host.queue"]
+
+
+def server_with(queue: Any, held: Queue) -> Any:
+    server = mock.MagicMock(prompt_queue=held, number=5)
+    queue.the_server = lambda: server
+    return server
+
+
+def test_only_what_is_executed_is_interrupted(host: Any, queue: Any) -> None:
+    server_with(queue, Queue())
+    told = sys.modules["nodes"].interrupt_processing = mock.Mock()
+    host.interrupt("c")
+    assert not told.called
+    host.interrupt("b")
+    assert told.call_count == 1
+
+
+def test_a_newer_host_is_asked_to_look_and_interrupt_at_once(host: Any, queue: Any) -> None:
+    held = NewerQueue()
+    server_with(queue, held)
+    told = sys.modules["nodes"].interrupt_processing = mock.Mock()
+    assert host.cancel("b") == "interrupting"
+    assert held.asked == ["b"] and not told.called
+    assert host.cancel("c") == "deleted" and host.cancel("c") == "unknown"
+    assert held.asked == ["b"]
+
+
+def test_each_execution_has_its_number(host: Any, queue: Any) -> None:
+    """A program may queue one id again and again."""
+    held = Queue()
+    server_with(queue, held)
+    (first,) = host.running()
+    held.currently_running = {8: held.currently_running[7]}
+    (second,) = host.running()
+    assert first[:-1] == second[:-1] == ("b", {"1": {}}, "page", ("1",))
+    assert (first.number, second.number) == (7, 8)
+
+
+def test_a_job_is_queued_without_anybodys_token(host: Any, queue: Any) -> None:
+    held = Queue()
+    server_with(queue, held)
+
+    def task_done(item_id, history_result, status, process_item=None):
+        pass
+
+    sys.modules["execution"].PromptQueue.task_done = task_done
+    host.enqueue("j", {"1": {}}, {"client_id": "zbus-j"}, ["1"])
+    number, prompt_id, prompt, extra, outputs, secret = held.queue[-1]
+    assert (number, prompt_id, prompt, outputs) == (5, "j", {"1": {}}, ["1"])
+    assert set(extra) <= {"client_id", "create_time", "preview_method"} and secret == {}
+
+
+def test_what_foreign_code_raises_is_an_interrupt_too(host: Any) -> None:
+    assert not issubclass(host.Interrupted, Exception)
+    with pytest.raises(host.FOREIGN):
+        raise host.Interrupted
+
+    class Broken:
+        @classmethod
+        def INPUT_TYPES(cls) -> Any:
+            raise host.Interrupted
+
+    sys.modules["nodes"].NODE_CLASS_MAPPINGS = {"Broken": Broken}
+    assert host.Classes().inputs("Broken") == {}
+
+
+# --- runs: each execution has one, and what came of its nodes is its own
+
+
+@pytest.fixture
+def runs(host: Any, queue: Any) -> Any:
+    """A fresh ``Runs`` of ``comfy_nodes.exchange``."""
+    made = importlib.import_module(f"{PACKAGE}.exchange.runs").Runs()
+    queue.ending = lambda prompt_id: None
+    return made
+
+
+def test_the_same_id_in_the_queue_again_is_another_run(runs: Any, queue: Any) -> None:
+    held = Queue()
+    server_with(queue, held)
+    first = runs.of("b")
+    first.once.keep(("1", 0), "text")
+    assert runs.of("b") is first
+    held.currently_running = {8: held.currently_running[7]}  # and nobody looked in between
+    second = runs.of("b")
+    assert second is not first and second.once.find(("1", 0)) is None
+    assert first.once.find(("1", 0)) is None, "what it kept is given back"
+    assert (second.client, second.outputs) == ("page", ("1",))
+
+
+def test_the_same_id_outside_of_the_queue_again_is_another_run(runs: Any, queue: Any) -> None:
+    """A program of its own executes it, and calls all that it executes by one name."""
+    held = Queue()
+    held.currently_running = {}
+    server_with(queue, held)
+    node = sys.modules[f"{PACKAGE}.host.node"]
+    registry = mock.Mock()
+    node.get_progress_state = lambda: registry
+    first = runs.of("x")
+    first.once.keep(("1", 0), "text")
+    assert runs.of("x") is first
+    registry = mock.Mock()
+    second = runs.of("x")
+    assert second is not first and second.once.find(("1", 0)) is None
+    assert runs.of("y") is not second
+
+
+def test_what_no_run_needs_is_given_back(runs: Any, queue: Any, host: Any) -> None:
+    server_with(queue, Queue())
+    sys.modules["nodes"].NODE_CLASS_MAPPINGS = {"Late": Late, "Plain": object}
+    prompt = {
+        "r": {"class_type": "Plain", "inputs": {}},
+        "l": {"class_type": "Late", "inputs": {"lazy": ["r", 0]}},
+        "1": {"class_type": "Plain", "inputs": {"x": ["l", 0]}},
+    }
+    dynamic = mock.Mock(all_node_ids=lambda: set(prompt), get_node=prompt.__getitem__)
+    dynamic.get_parent_node_id = lambda node: None
+    registry = mock.Mock(prompt_id="b", dynprompt=dynamic, nodes={})
+    sys.modules[f"{PACKAGE}.host.node"].get_progress_state = lambda: registry
+    run = runs.of("b")
+    run.once.keep(("r", 0), "large", 5 << 20, is_wanted=lambda: run.is_wanted("r"))
+    assert run.once.held == 5 << 20, "the lazy input may ask for it"
+    done = {"state": mock.Mock(value="finished")}
+    registry.nodes = {"l": done}
+    runs.let_go()
+    assert run.once.held == 5 << 20, "it is being computed"
+    registry.nodes = {"l": done, "r": done}
+    runs.let_go()
+    assert run.once.held == 0
+    assert not run.is_wanted("r") and run.once.is_holding is False
+
+
+# --- classes, and how far a prompt is
+
+
+class Late:
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Any:
+        required = {"now": ("IMAGE",), "lazy": ("IMAGE", {"lazy": True})}
+        return {"required": {**required, "raw": ("IMAGE", {"rawLink": True})}}
+
+
+class Loop:
+    @classmethod
+    def INPUT_TYPES(cls) -> Any:
+        return {"required": {}, "hidden": {"list": ("EXECUTION_LIST",), "id": "UNIQUE_ID"}}
+
+
+def test_who_may_ask_late(host: Any) -> None:
+    sys.modules["nodes"].NODE_CLASS_MAPPINGS = {"Late": Late, "Loop": Loop}
+    classes = host.Classes()
+    asks = [name for name in ("now", "lazy", "raw", "none") if classes.asks_late("Late", name)]
+    assert asks == ["lazy", "raw"]
+    assert classes.sees_graph("Loop") and not classes.sees_graph("Late")
+
+
+def test_how_far_a_prompt_is(host: Any) -> None:
+    sys.modules["nodes"].NODE_CLASS_MAPPINGS = {"Late": Late, "Loop": Loop}
+    prompt = {"1": {"class_type": "Loop"}, "1.0": {"class_type": "Late"}}
+    parents = {"1.0": "1"}
+    dynamic = mock.Mock(all_node_ids=lambda: set(prompt), get_node=prompt.__getitem__)
+    dynamic.get_parent_node_id = parents.get
+    states = {"1": {"state": mock.Mock(value="finished")}, "1.0": {"state": mock.Mock(value="x")}}
+    registry = mock.Mock(prompt_id="p", dynprompt=dynamic, nodes=states)
+    sys.modules[f"{PACKAGE}.host.node"].get_progress_state = lambda: registry
+    assert host.how_far("p", ("1",)) == (prompt, ("1",), parents, {"1"})
+    assert host.how_far("p", ()).outputs == ["1.0"]
+    assert host.how_far("another", ()) is None
+    assert host.execution() is registry
+
+
+# --- memory
+
+
+@pytest.mark.parametrize(
+    ("flag", "total", "reserve"),
+    [
+        (None, 8, 2),  # a host that has no such flag
+        (0, 64, 6.4),  # 0.3.75, without it
+        (4.0, 64, 4),  # and with it
+        ([], 512, 10),  # 0.23 on, without it
+        ([3.0], 64, 3),
+        ([3.0, 24.0], 64, 24),
+    ],
+)
+def test_the_memory_that_comfyui_means_to_leave(
+    host: Any, flag: Any, total: int, reserve: float
+) -> None:
+    process = sys.modules[f"{PACKAGE}.host.process"]
+    process.args = types.SimpleNamespace(**({} if flag is None else {"cache_ram": flag}))
+    sys.modules["comfy.model_management"].total_ram = total * 1024
+    assert host.memory_reserve() == pytest.approx(reserve * GIB)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "is_told"),
+    [
+        ("POST", "/free", True),
+        ("POST", "/api/free", True),
+        ("GET", "/free", False),
+        ("POST", "/prompt", False),
+    ],
+)
+def test_it_is_told_that_memory_is_to_be_freed(
+    host: Any, method: str, path: str, is_told: bool
+) -> None:
+    server, called = mock.MagicMock(), mock.Mock()
+    server.app.frozen, server.app.on_response_prepare = False, []
+    sys.modules[f"{PACKAGE}.host.process"].the_server = lambda: server
+    host.on_free(called)
+    (answering,) = server.app.on_response_prepare
+    asyncio.run(answering(types.SimpleNamespace(method=method, path=path), None))
+    assert called.called == is_told
