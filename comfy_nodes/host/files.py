@@ -85,7 +85,10 @@ def load_image(data: bytes, ending: str) -> tuple[torch.Tensor, torch.Tensor] | 
         ) as file:
             file.write(data)
     except OSError as error:
-        raise InputError(f"the temp folder cannot be written: {error.strerror}") from error
+        raise InputError(
+            f"the temp folder cannot be written: {error.strerror}",
+            remedy="Look whose it is, and how much room its disk has",
+        ) from error
     try:
         return _loaded(f"{os.path.basename(file.name)} [temp]")
     finally:
