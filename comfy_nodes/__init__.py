@@ -7,13 +7,16 @@ from comfy_api.latest import ComfyExtension, io
 from . import host, node_ids
 from .exchange import jumper, send_receive
 from .exchange.queue_watcher import QUEUE_WATCHER
-from .jobs import expanding, internal, run_on_peers
+from .jobs import expanding, internal, run_on_peers, tapped_run
 from .jobs.serving import Serving
 from .netdist import files, queueing
 from .page import routes
 from .page.own_listener import OWN_LISTENER
 
-MODULES = (send_receive, jumper, run_on_peers, expanding, internal, queueing, files)
+MODULES = (
+    *(send_receive, jumper, run_on_peers, tapped_run, expanding, internal),
+    *(queueing, files),
+)
 
 
 class ZBusExtension(ComfyExtension):

@@ -15,7 +15,10 @@ RUN, VARY, COMPUTE_HERE = "ZBusRun", "ZBusVary", "ZBusHere"
 START, COLLECT = "ZBusStart", "ZBusCollect"
 VALUE, RESULT = "ZBusValue", "ZBusResult"
 THERE, VARY_AT = "ZBusThere", "ZBusVaryAt"
-INTERNAL = (START, COLLECT, VALUE, RESULT, THERE, VARY_AT)
+RUN_TAPPED, WANTED, TAP = "ZBusRunTapped", "ZBusWanted", "ZBusTap"
+INTERNAL = (START, COLLECT, VALUE, RESULT, THERE, VARY_AT, RUN_TAPPED, WANTED, TAP)
+
+RUNS = (RUN, RUN_TAPPED)  # the second is the first one whose part is looked into
 
 # ComfyUI_NetDist's: a workflow on a remote.
 QUEUE_SIMPLE, QUEUE_WORKER = "RemoteQueueSimple", "RemoteQueueWorker"

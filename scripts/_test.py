@@ -24,6 +24,10 @@ The whole suite runs in two processes, one of which has all the tests on ComfyUI
 three. A part of it, or what pytest is to show as it goes (-s, --pdb), runs in one, and with "-n 0"
 everything does.
 
+COMFYUI_DIR=FOLDER takes that ComfyUI in place of a downloaded one, with the packages that it lists
+or, with COMFYUI_PYTHON=PROGRAM, with its own Python as it is; what is missing there is told first.
+COMFYUI_DIR_2 (and COMFYUI_PYTHON_2) names one of another version, to be tried with the first.
+
 examples:  scripts/test -k session      scripts/test tests/test_links.py -x
 """
 PROCESSES = {False: 2, True: 3}  # fast? Most of the time a test waits; ComfyUIs need much of a core

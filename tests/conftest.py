@@ -136,6 +136,14 @@ def comfyui_dir() -> Path:
 
 
 @pytest.fixture
+def keeps_results() -> None:
+    """For tests of what ComfyUI has cached of the prompt before."""
+    given = os.environ.get("COMFYUI_ARGS", "")
+    if "--cache-none" in given:
+        pytest.skip("with --cache-none ComfyUI computes everything in each prompt")
+
+
+@pytest.fixture
 def by_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of the wire: no value goes around it, through memory."""
     monkeypatch.setenv("ZBUS_SHARE_MEMORY", "0")
@@ -172,16 +180,6 @@ def make_comfyui(comfyui_dir: Path) -> Iterator[Callable[..., ComfyUI]]:
         comfyui.kill()
 
 
-@pytest.fixture
-def fresh_pair(make_comfyui: Callable[..., ComfyUI], tmp_path: Path) -> Pair:
-    """Two ComfyUIs for this test alone, which may kill them. They know each other by name."""
-    home = {"ZBUS_HOME": str(tmp_path / "zbus-home")}
-    pair = Pair(make_comfyui(name="fresh-a", env=home), make_comfyui(name="fresh-b", env=home))
-    start_all(*pair)
-    _connect_events(pair)
-    return pair
-
-
 class _Shared:
     """The session's ComfyUIs: each started at its first use, and again after a test has broken
     it. They share a home of zbus, so that they know each other by name."""
@@ -198,9 +196,10 @@ class _Shared:
                 self._all.pop(name).kill()
         made = {name: ComfyUI(self._dir, name=name, env=env) for name in dead}
         start_all(*made.values())
-        _connect_events(made.values())
         self._all |= made
-        return [self._all[name] for name in names]
+        found = [self._all[name] for name in names]
+        _connect_events(found)
+        return found
 
     def tidy(self) -> None:
         """Leave nothing running or queued for the next test."""
@@ -232,6 +231,32 @@ def trio(_shared: _Shared) -> Iterator[Trio]:
     """Three of them: those of `pair`, and one more."""
     yield Trio(*_shared.get("a", "b", "c"))
     _shared.tidy()
+
+
+@pytest.fixture(scope="module")
+def _breakable(
+    comfyui_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], _Shared]]:
+    """A module's own, for each way in which they are started."""
+    made: dict[str, _Shared] = {}
+
+    def get(started: str) -> _Shared:
+        if started not in made:
+            made[started] = _Shared(comfyui_dir, tmp_path_factory.mktemp("zbus-home"))
+        return made[started]
+
+    yield get
+    for shared in made.values():
+        shared.end()
+
+
+@pytest.fixture
+def fresh_pair(_breakable: Callable[[str], _Shared]) -> Iterator[Pair]:
+    """Two ComfyUIs that a test may kill: of those of its module what is dead is started again.
+    They know each other by name."""
+    shared = _breakable(os.environ.get("ZBUS_SHARE_MEMORY", ""))  # of the fixture `by_socket`
+    yield Pair(*shared.get("fresh-a", "fresh-b"))
+    shared.tidy()
 
 
 def _connect_events(comfyuis: Iterable[ComfyUI]) -> None:

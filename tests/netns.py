@@ -145,7 +145,7 @@ def pair(a: Machine, a_home: Path, b: Machine, b_home: Path) -> tuple[str, str]:
     what each of the two commands has said."""
     invites = a.start(a_home, ZBUS, "pair", "invite", "--lan", "--name", "lap")
     try:
-        token = invites.line("zbus-pair accept ").split()[-1]
+        token = invites.line("zbus-a").strip()
         accepted = b.zbus(b_home, "pair", "accept", token, "--name", "desk")
         return invites.rest(), accepted
     finally:

@@ -19,6 +19,9 @@ node_ids = importlib.import_module(f"{PACKAGE}.node_ids")
 graph = importlib.import_module(f"{PACKAGE}.prompt.graph")
 cutting = importlib.import_module(f"{PACKAGE}.prompt.cutting")
 dispatching = importlib.import_module(f"{PACKAGE}.prompt.dispatching")
+tapping = importlib.import_module(f"{PACKAGE}.prompt.tapping")
+loops = importlib.import_module(f"{PACKAGE}.prompt.loops")
+admitting = importlib.import_module(f"{PACKAGE}.prompt.admitting")
 
 IDS = ["1", "10", "2", "57:8", "57:9", "4.0.0.12", "4.0.0.7:1", "loader", "é", "3", "0", "77"]
 CLASSES = ["A", "B", "Save", "LoadImage", "ZBusHere", "ZBusRun", "ZBusVary", "ZBusSend"]

@@ -27,7 +27,9 @@ BELONGS = {
     **dict.fromkeys(("errors", "reasons", "printable", "given", "settings"), "basics"),
     **dict.fromkeys(("address", "machine", "callbacks", "operation"), "basics"),
     "codecs": "values",
-    **dict.fromkeys(("keys", "private", "principals", "trust", "wrong", "remote"), "trust"),
+    **dict.fromkeys(
+        ("keys", "opening", "private", "principals", "trust", "wrong", "remote"), "trust"
+    ),
     **dict.fromkeys(("discovery", "lan", "card", "resolver", "probe"), "trust"),
     **dict.fromkeys(("peer", "run", "job", "__init__"), "engine"),
     "nudging": "pairing",

@@ -19,7 +19,10 @@ class Classes:
         return (class_type, name) in LAZY
 
     def expands(self, class_type):
-        return class_type == "LoopEnd"
+        return class_type in ("LoopEnd", "StartLoop")
+
+    def loop_boundary(self, class_type):
+        return {"StartLoop": "start", "EndLoop": "end"}.get(class_type, "")
 
     def kind(self, class_type, slot):
         return dict(enumerate(RETURNS.get(class_type, []))).get(slot, "any")

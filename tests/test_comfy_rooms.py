@@ -117,7 +117,7 @@ def test_what_is_registered_is_the_table(extension: types.ModuleType) -> None:
     classes = asyncio.run(extension.ZBusExtension().get_node_list())
     table = extension.node_ids.ALL
     assert tuple(cls.define_schema().node_id for cls in classes) == table
-    assert len(set(table)) == len(table) == len(set(classes)) == 30
+    assert len(set(table)) == len(table) == len(set(classes)) == 33
     registered = [node_id for module in extension.MODULES for node_id in module.NODES]
     assert sorted(registered) == sorted(table), "one that ComfyUI would never be told of"
 

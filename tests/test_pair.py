@@ -21,7 +21,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from children import ROOT, child
+from children import ROOT, child, until
 from comfyui import free_port
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,20 +41,24 @@ from zbus.errors import (
 )
 from zbus.keys import generate, to_text
 from zbus.net.frames import Closed, Connected, Connection, Received
+from zbus.net.places import ListenedAddress
 from zbus.net.transport import Transport
 from zbus.pairing import accepting, hellos, invitation, inviting, reach, tokens
 from zbus.pairing.accepting import accept
 from zbus.pairing.hellos import own_hello
 from zbus.pairing.invitation import LIFETIME, MAX_MESSAGE, Acceptance, Hello, Invitation
 from zbus.pairing.inviting import Inviting
+from zbus.pairing.offers import Offer
 from zbus.pairing.reach import Reach
 from zbus.pairing.tokens import PREFIX, Token
+from zbus.peer import Peer
 from zbus.trust import EXCHANGE, JOBS, Principal, Trust
 
 INVITER, ACCEPTER, OTHER = (bytes([i]) * 32 for i in (1, 2, 3))
 SECRET = bytes(range(16))
 HINTS = (Address("192.168.1.20", 18187), Address("pod.example.org", 40123), Address("fe80::1", 1))
 ANY_PORT = Reach(port=0)
+BEGIN = f"{PREFIX}a"  # of a token of version 1
 
 
 @pytest.fixture(autouse=True)
@@ -972,7 +976,8 @@ def test_two_terminals(tmp_path: Path) -> None:
     homes = [tmp_path / "desk", tmp_path / "pod"]
     port = free_port()
     with child(COMMAND, "invite", "--port", port, env=environment(homes[0])) as host:
-        token = host.line("zbus-pair accept zbus-").split()[-1]
+        host.line("run  zbus-pair accept  and paste this token")
+        token = host.line(BEGIN)
         parts = [token[:50].upper(), token[50:]]
         with child(
             COMMAND, "accept", *parts, "--name", "my desk", env=environment(homes[1])
@@ -1002,6 +1007,52 @@ def test_a_signal_ends_an_invitation_and_closes_what_it_opened(tmp_path: Path, n
         assert "Cancelled: the token counts no longer." in host.rest()
         assert host.process.returncode == 130
     assert Trust(tmp_path / "desk").lan == ""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+def test_one_that_is_killed_leaves_nothing_open(tmp_path: Path) -> None:
+    """No handler runs: the ComfyUIs that listen notice it by themselves, and are the only ones
+    that have to."""
+    home = tmp_path / "desk"
+    with Peer("desk-8188", trust=Trust(home)) as comfyui:
+        comfyui.serve(None)
+
+        def open_at() -> set[str]:
+            (place,) = comfyui._engine.links.places
+            assert isinstance(place, ListenedAddress)
+            return place.listener.other_hosts
+
+        at = f"pod.example.org:{free_port()}"
+        with child(COMMAND, "invite", "--at", at, env=environment(home)) as host:
+            host.line(BEGIN)
+            # What `nudge` does to those that are entered as running.
+            comfyui._engine.ask(comfyui._engine.links.admission.refresh)
+            assert open_at() == {"0.0.0.0"} and comfyui.trust.is_lan_lent
+            host.kill_alone()
+            assert Trust(home).lan == ""
+            until(lambda: open_at() == set(), 10)
+
+
+def test_who_has_paired_keeps_it_open_and_another_invitation_does_not_matter(
+    desk: Trust, pod: Trust
+) -> None:
+    # Not for real: nobody needs to reach this machine under that name.
+    first, second = (Offer(at=f"pod.example.org:{port}") for port in (40123, 40124))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(first.opened(desk))
+        with pytest.raises(KeyboardInterrupt), second.opened(Trust(desk.folder)):
+            raise KeyboardInterrupt
+        meanwhile = Trust(desk.folder)
+        assert (meanwhile.lan, meanwhile.is_lan_lent) == ("0.0.0.0", True)
+    again = Trust(desk.folder)
+    assert (again.lan, again.is_lan_lent) == ("0.0.0.0", False)
+
+
+def test_lan_off_takes_back_what_is_lent(desk: Trust) -> None:
+    with pytest.raises(KeyboardInterrupt), Offer(at="pod.example.org:40123").opened(desk):
+        Trust(desk.folder).set_lan("off")
+        assert Trust(desk.folder).lan == ""
+        raise KeyboardInterrupt
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a terminal")
@@ -1039,6 +1090,54 @@ def test_the_token_can_come_through_a_pipe(tmp_path: Path, desk: Trust, invite: 
         guest.tell(host.token)
         assert 'Paired with "' in guest.rest()
     assert host.end().paired is not None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a terminal")
+def test_the_token_is_asked_for_and_may_be_pasted_in_lines(
+    tmp_path: Path, desk: Trust, invite: Invite
+) -> None:
+    """As a mail breaks it; what is typed at a terminal stands in no list of commands."""
+    import pty
+
+    host, (ours, its) = invite(desk), pty.openpty()
+    command = [sys.executable, "-B", "-m", "zbus", "pair", "accept", "--name", "my desk"]
+    variables = {**os.environ, **environment(tmp_path / "pod"), "PYTHONPATH": str(ROOT)}
+    guest = subprocess.Popen(command, env=variables, stdin=its, stdout=its, stderr=its)
+    os.close(its)
+    said = b""
+
+    def read_until(words: bytes) -> None:
+        nonlocal said
+        while words not in said:
+            said += os.read(ours, 4096)
+
+    try:
+        read_until(b"Token: ")
+        middle = len(host.token) // 2
+        os.write(ours, f"\n{host.token[:middle]}\n".encode())
+        read_until(b"More: ")
+        os.write(ours, f"  {host.token[middle:]}\n".encode())
+        read_until(b'Paired with "my desk"')
+        assert guest.wait(20) == 0
+    finally:
+        os.close(ours)
+        guest.kill()
+        guest.wait()
+    assert host.end().paired is not None
+
+
+@pytest.mark.parametrize(
+    "given, words", [("", "there is no token"), ("zbus-aeb\n\n", "incomplete")]
+)
+def test_what_is_asked_for_and_not_given(tmp_path: Path, given: str, words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "zbus", "pair", "accept"],
+        input=given,
+        env={**os.environ, **environment(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and words in done.stderr
 
 
 def test_a_bad_token_is_told_without_being_repeated(

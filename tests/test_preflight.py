@@ -37,6 +37,62 @@ CLASSES = {
     "LoadImage": ({"image": (["a.png", "b.png"], {"image_upload": True})}, 2),
     "LoadOutput": ({"image": ("COMBO", {"image_upload": True, "image_folder": "output"})}, 2),
     "LoadLatent": ({"latent": [["x.latent"]]}, 1),
+    "Batch": (
+        {
+            "images": (
+                "COMFY_AUTOGROW_V3",
+                {
+                    "template": {
+                        "input": {"required": {"image": ("IMAGE", {"lazy": True})}},
+                        "prefix": "image",
+                        "min": 2,
+                        "max": 50,
+                    }
+                },
+            )
+        },
+        1,
+    ),
+    "Resize": (
+        {
+            "input": ("COMFY_MATCHTYPE_V3", {"template": {"allowed_types": "IMAGE,MASK"}}),
+            "mode": (
+                "COMFY_DYNAMICCOMBO_V3",
+                {
+                    "options": [
+                        {
+                            "key": "by size",
+                            "inputs": {"required": {"width": ("INT", {"min": 0, "max": 512})}},
+                        },
+                        {
+                            "key": "by model",
+                            "inputs": {
+                                "required": {"model": (LORAS, {})},
+                                "optional": {
+                                    "picture": (["a.png"], {"image_upload": True}),
+                                    "masks": (
+                                        "COMFY_AUTOGROW_V3",
+                                        {
+                                            "template": {
+                                                "input": {"optional": {"mask": ("MASK", {})}},
+                                                "names": ["a", "b"],
+                                                "min": 1,
+                                            }
+                                        },
+                                    ),
+                                },
+                            },
+                        },
+                    ]
+                },
+            ),
+            "slot": (
+                "COMFY_DYNAMICSLOT_V3",
+                {"slotType": "IMAGE", "inputs": {"required": {"times": ("INT", {"max": 3})}}},
+            ),
+        },
+        1,
+    ),
     "Odd": ({"a": "IMAGE", "b": ()}, None),
     "Out": ({"images": ("IMAGE",)}, 0),
 }
@@ -62,16 +118,16 @@ def beside(preflight):
 
 
 @pytest.fixture
-def classes(preflight):
+def classes(preflight, beside):
     class Classes:
         own = {("LoadImage", "image")}
 
         def names(self):
             return CLASSES.keys()
 
-        def inputs(self, class_type):
+        def inputs(self, class_type, given):
             declared = CLASSES.get(class_type, ({}, 0))[0]
-            return {name: preflight.ClassInput.read(i, "required") for name, i in declared.items()}
+            return beside("class_inputs").expanded({"required": declared}, given)
 
         def slots(self, class_type):
             return CLASSES.get(class_type, ({}, None))[1]
@@ -318,7 +374,7 @@ def test_a_summary_has_twenty_lines_and_says_how_many_more(preflight, classes):
     ],
 )
 def test_which_inputs_name_files_of_the_user(beside, classes, class_type, name, is_file):
-    declared = classes.inputs(class_type)[name]
+    declared = classes.inputs(class_type, {})[name]
     assert beside("class_inputs").names_file(class_type, name, declared) is is_file
 
 
@@ -357,3 +413,81 @@ def test_previews_are_read(beside):
     }
     assert read_preview(struct.pack(">II", 3, 1) + b"5text") is None
     assert read_preview(b"") is None
+
+
+# --- inputs that grow ---------------------------------------------------------------------------
+
+
+def reasons(preflight, classes, *nodes):
+    prompt = {str(i): n for i, n in enumerate(nodes)}
+    return [(r.kind, r.input, r.near) for r in preflight.look(prompt, classes)]
+
+
+def test_the_parts_of_an_autogrow(preflight, classes):
+    good = node("Batch", **{f"images.image{i}": ["0", 0] for i in range(3)})
+    assert reasons(preflight, classes, good) == []
+    good["inputs"].pop("images.image1")
+    assert reasons(preflight, classes, good) == [("input", "images.image1", ())]
+    good["inputs"].pop("images.image2")  # it need not be there
+    assert len(reasons(preflight, classes, good)) == 1
+
+
+def test_what_a_choice_brings(preflight, classes):
+    small = node("Resize", input=["0", 0], mode="by size", **{"mode.width": 100})
+    assert reasons(preflight, classes, small) == []
+    small["inputs"]["mode.width"] = 600
+    assert reasons(preflight, classes, small) == [("value", "mode.width", ())]
+    small["inputs"].pop("mode.width")
+    assert reasons(preflight, classes, small) == [("input", "mode.width", ())]
+    small["inputs"] |= {"mode": "by model", "mode.model": "foo.safetensors"}
+    ((kind, name, near),) = reasons(preflight, classes, small)
+    assert (kind, name, near[0]) == ("choice", "mode.model", "foo_v2.safetensors")
+    small["inputs"]["mode"] = "by sizes"
+    assert reasons(preflight, classes, small) == [("choice", "mode", ("by size",))]
+
+
+def test_what_a_slot_brings(preflight, classes):
+    plain = node("Resize", input=["0", 0], mode="by size", **{"mode.width": 1})
+    assert reasons(preflight, classes, plain) == []
+    plain["inputs"]["slot"] = ["0", 0]
+    assert reasons(preflight, classes, plain) == [("input", "slot.times", ())]
+    plain["inputs"]["slot.times"] = 4
+    assert reasons(preflight, classes, plain) == [("value", "slot.times", ())]
+
+
+def test_separators_in_what_a_choice_brings(preflight, classes):
+    given = {"input": ["0", 0], "mode": "by model", "mode.model": "styles/anime.safetensors"}
+    prompt = {"0": node("Resize") | {"inputs": given}}
+    made = preflight.separators(prompt, classes)["0"]["inputs"]
+    assert made == given | {"mode.model": "styles\\anime.safetensors"}
+
+
+def test_an_input_by_its_name_alone(beside):
+    find, names_file = beside("class_inputs").find, beside("class_inputs").names_file
+    batch, grown = ({"required": CLASSES[c][0]} for c in ("Batch", "Resize"))
+    assert find(batch, "images.image49").options["lazy"]
+    assert find(batch, "images.image50") is find(batch, "images.x") is find(batch, "image0") is None
+    assert find(grown, "input").kind == "IMAGE,MASK" and find(grown, "slot").kind == "IMAGE"
+    assert find(grown, "mode").choices == ["by size", "by model"]
+    assert find(grown, "mode.width").kind == "INT" and find(grown, "slot.times").kind == "INT"
+    assert find(grown, "mode.masks.b").kind == "MASK" and find(grown, "mode.masks.c") is None
+    assert names_file("Resize", "mode.picture", find(grown, "mode.picture"))
+    assert not names_file("Resize", "mode.model", find(grown, "mode.model"))
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        *(None, 7, [], {"required": 7}, {"required": {"a": None, 7: 8, "b": ()}}),
+        {"required": {"a": ("COMFY_AUTOGROW_V3",)}},
+        {"required": {"a": ("COMFY_AUTOGROW_V3", {"template": {"input": 7, "max": "x"}})}},
+        {"required": {"a": ("COMFY_AUTOGROW_V3", {"template": {"input": {"required": {"i": 1}}}})}},
+        {"required": {"a": ("COMFY_DYNAMICCOMBO_V3", {"options": [1, {"key": "k", "inputs": 7}]})}},
+        {"required": {"a": ("COMFY_DYNAMICSLOT_V3", {"inputs": [1]})}},
+        {"required": {"a": ("COMFY_MATCHTYPE_V3", {"template": None})}},
+    ],
+)
+def test_whatever_foreign_code_has_declared(beside, declared):
+    module = beside("class_inputs")
+    assert isinstance(module.expanded(declared, {"a": "k"}), dict)
+    assert module.find(declared, "a.b") is None

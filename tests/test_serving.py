@@ -42,7 +42,7 @@ class Classes:
     def names(self):
         return ("Make", "ZBusResult")
 
-    def inputs(self, class_type):
+    def inputs(self, class_type, given):
         return {}
 
     def slots(self, class_type):
@@ -82,6 +82,14 @@ class Host(types.ModuleType):
 
     def watch_queue(self, call):
         self.watchers.append(call)
+
+    def replaced(self, prompt):
+        """What is gone since is put in place of by what there is now."""
+        made = {i: dict(node) for i, node in prompt.items()}
+        for node in made.values():
+            if node["class_type"] == "Old":
+                node["class_type"] = "Make"
+        return made
 
     async def validate(self, prompt_id, prompt, wanted):
         self.asked.set()
@@ -314,6 +322,15 @@ def test_a_refusal_has_every_reason_and_nothing_is_queued():
         site.serving.forget(job)
         await turn()
         assert site.left() == NOTHING
+
+    run(story)
+
+
+def test_what_comfyui_would_replace_is_not_missing():
+    async def story(site):
+        _, desk = site.submit(prompt={**PROMPT, "1": {**PROMPT["1"], "class_type": "Old"}})
+        await desk.until("queued")
+        assert site.host.queued["j1"][0]["1"]["class_type"] == "Make"
 
     run(story)
 

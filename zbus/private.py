@@ -226,6 +226,20 @@ def locked(file: Path) -> Iterator[None]:
         os.close(descriptor)  # which gives the lock back
 
 
+def is_locked(file: Path) -> bool:
+    """Whether somebody, this process among them, holds the lock of that file.
+
+    Raises:
+        TrustError: That cannot be told, or it is another user's.
+        FileNotFoundError: There is none.
+    """
+    descriptor = _open(file, os.O_RDWR)
+    try:
+        return not _lock(file, descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _lock(file: Path, descriptor: int) -> bool:
     """Try to get the lock."""
     try:

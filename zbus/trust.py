@@ -8,20 +8,22 @@ other's. The file is checked like anything that comes from outside.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
-from . import discovery, given, private
+from . import discovery, given, opening, private
 from .errors import InputError, InvalidAddress, TrustError, UnknownPeer
 from .keys import KeyPair, from_text, generate, public_of, short, to_text
 from .principals import (
+    EVERY_HOST,
     EXCHANGE,
     JOBS,
     MAX_NAME,
@@ -67,7 +69,8 @@ class Trust:
         self._store: Store | None = None
         self._by_key: dict[bytes, Principal] | None = None
         self._stamp: tuple[int, ...] | None = None  # of the file as last read
-        self._told = Store()  # what `refresh` has told of
+        self._is_lent = False  # the LAN, to an invitation
+        self._told = (Store(), False)  # what `refresh` has told of
         self._complaint = ""  # the last one of `refresh`
 
     @property
@@ -111,7 +114,16 @@ class Trust:
     def lan(self) -> str:
         """The host to listen on beyond the loopback; "": none. ZBUS_LISTEN wins."""
         written = os.environ.get("ZBUS_LISTEN", "").strip()
-        return _listen_by_environment(written) if written else self._known().lan
+        if written:
+            return _listen_by_environment(written)
+        return self._known().lan or (EVERY_HOST if self._is_lent else "")
+
+    @property
+    def is_lan_lent(self) -> bool:
+        """Whether an invitation to pair has opened the LAN, for as long as it lasts; as was seen
+        when the store was last looked at."""
+        store = self._store
+        return self._is_lent and not (store is not None and store.lan)
 
     @property
     def require_pairing(self) -> bool:
@@ -141,13 +153,14 @@ class Trust:
                 self._complaint = str(error)
                 raise
             self._complaint = ""
-            now = self._store or Store()
+            now = (self._store or Store(), self._is_lent)
             changed, self._told = now != self._told, now
             return changed
 
     def reload(self) -> None:
         """Read the file if it has changed, and leave it to `refresh` to tell of that."""
         with self._lock:
+            self._is_lent = opening.is_lent(self.folder)
             stamp = private.stamp(self.file)
             if stamp == self._stamp and self._stamp is not None:
                 return
@@ -256,9 +269,23 @@ class Trust:
         return self._change(edit)
 
     def set_lan(self, host: str) -> None:
-        """Listen on that numeric address too: "on" for all of them, "off" or "" for none."""
+        """Listen on that numeric address too: "on" for all of them, "off" or "" for none, whatever
+        is lent."""
         lan = listen_host(host)
+        if not lan:
+            opening.take_back(self.folder)
         self._change(lambda store: (replace(store, lan=lan), None))
+
+    @contextlib.contextmanager
+    def lan_lent(self) -> Iterator[None]:
+        """Listen on all addresses meanwhile. Whatever ends this process ends that, too."""
+        try:
+            with opening.lent(self.folder):
+                self.reload()
+                yield
+        finally:
+            with contextlib.suppress(TrustError):  # what has ended it is worth more
+                self.reload()
 
     def set_require_pairing(self, flag: bool) -> None:
         """Close the plain loopback, or open it again."""

@@ -10,7 +10,7 @@ from .plans import OPERATIONS
 
 IDLE = "idle"
 # For a peer.
-WAITING = (*OPERATIONS, node_ids.RUN, node_ids.START, node_ids.COLLECT, node_ids.FETCH)
+WAITING = (*OPERATIONS, *node_ids.RUNS, node_ids.START, node_ids.COLLECT, node_ids.FETCH)
 
 
 def describe() -> str:

@@ -17,6 +17,7 @@ from zbus.protocol.messages import MAX_PLANNED, Planned
 
 from .. import node_ids
 from ..prompt.graph import Prompt, ancestors, class_type_of, constant, inputs_of, link, reach, title
+from ..prompt.loops import LoopClasses, loops_of
 from .meeting import Meeting, at_addr, at_peer
 
 MAX_TEXTS = 30_000  # bytes of titles: a manifest travels in one message of 64 KiB
@@ -42,7 +43,7 @@ OPERATIONS = {
 }
 
 
-class Classes(Protocol):
+class Classes(LoopClasses, Protocol):
     """What the host knows of node classes."""
 
     def is_lazy(self, class_type: str, name: str) -> bool:
@@ -127,9 +128,14 @@ class _Graph:
         wanted = [i for i in outputs if i in prompt]
         self.possible = ancestors(prompt, wanted)
         self.certain = set(reach(prompt, wanted, self._is_strong))
-        loops = [i for i in self.possible if classes.expands(self._class(i))]
-        # What a loop repeats runs an unknown number of times.
+        loops = [
+            i
+            for i in self.possible
+            if classes.expands(self._class(i)) and not classes.loop_boundary(self._class(i))
+        ]
+        # What a loop repeats runs an unknown number of times: of ComfyUI's own, what lies in it.
         self._repeated = set(ancestors(prompt, loops)) - set(loops)
+        self._repeated.update(*(loop.body for loop in loops_of(prompt, classes).values()))
 
     def _class(self, node: str) -> str:
         return class_type_of(self._prompt[node])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from .classes import Classes, node_class
+from .classes import Classes, node_class, replaced
 from .facts import facts
 from .files import input_file, input_files, output_file
 from .node import (
     Here,
     ProgressBar,
+    blocked,
     current_prompt,
     doing,
     executing,
@@ -15,6 +16,7 @@ from .node import (
     graph,
     how_far,
     shown_as,
+    tell_prompt_as,
 )
 from .process import (
     answer,
@@ -63,6 +65,7 @@ __all__ = [
     "Validation",
     "answer",
     "at_start",
+    "blocked",
     "cancel",
     "check_interrupt",
     "current_prompt",
@@ -97,10 +100,12 @@ __all__ = [
     "port",
     "preview_at",
     "queue",
+    "replaced",
     "running",
     "show",
     "show_at",
     "shown_as",
+    "tell_prompt_as",
     "unfollow",
     "validate",
     "watch_queue",

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import nodes
 
-from ..prompt.class_inputs import ClassInput, names_file
+from ..prompt import replacing
+from ..prompt.class_inputs import ClassInput, expanded, find, names_file
+from ..prompt.graph import Prompt
+from .process import the_server
 from .queue import FOREIGN
+
+logger = logging.getLogger(__name__)
 
 KINDS = {
     **{"IMAGE": "image", "MASK": "mask", "LATENT": "latent", "AUDIO": "audio"},
@@ -24,6 +30,16 @@ def node_class(class_type: str) -> type | None:
     return found
 
 
+def replaced(prompt: Prompt) -> Prompt:
+    """The prompt with what this ComfyUI puts in place of classes that are gone."""
+    manager = getattr(the_server(), "node_replace_manager", None)
+    try:
+        return replacing.replaced(prompt, nodes.NODE_CLASS_MAPPINGS.keys(), manager)
+    except Exception:  # ComfyUI's own, and its own to tell of its prompts
+        logger.warning("a node whose class is gone could not be replaced", exc_info=True)
+        return prompt
+
+
 class Classes:
     """What ComfyUI knows of node classes: see `plans.Classes` and `preflight.Classes`.
 
@@ -34,14 +50,15 @@ class Classes:
         self._seen: dict[str, Mapping[str, Any]] = {}
 
     def is_lazy(self, class_type: str, name: str) -> bool:
-        return bool(self.inputs(class_type).get(name, (None, {}, ""))[1].get("lazy"))
+        found = self._find(class_type, name)
+        return found is not None and bool(found.options.get("lazy"))
 
     def expands(self, class_type: str) -> bool:
         # To copy what is before it, a node must see the graph.
         return "DYNPROMPT" in self._hidden(class_type)
 
     def asks_late(self, class_type: str, name: str) -> bool:
-        declared = self.inputs(class_type).get(name)
+        declared = self._find(class_type, name)
         # One that gets the link itself can hand it to a node that it adds.
         return self.is_lazy(class_type, name) or bool(declared and declared.options.get("rawLink"))
 
@@ -55,16 +72,34 @@ class Classes:
         except (AttributeError, IndexError, TypeError):
             return "any"
 
+    def is_output(self, class_type: str) -> bool:
+        return getattr(node_class(class_type), "OUTPUT_NODE", None) is True
+
+    def loop_boundary(self, class_type: str) -> str:
+        try:
+            return str(node_class(class_type).GET_SCHEMA().loop_boundary or "")  # type: ignore
+        except FOREIGN:  # none of the newest ones; or a node's own code
+            return ""
+
+    def returned(self, class_type: str, slot: int) -> str:
+        try:
+            found = node_class(class_type).RETURN_TYPES[slot]  # type: ignore[union-attr]
+        except (AttributeError, IndexError, TypeError, KeyError):
+            return ""
+        return found if isinstance(found, str) else "COMBO" if isinstance(found, list) else ""
+
+    def accepted(self, class_type: str, name: str) -> str:
+        found = self._find(class_type, name)
+        return found.kind if found is not None and isinstance(found.kind, str) else ""
+
     def names(self) -> Collection[str]:
         return nodes.NODE_CLASS_MAPPINGS.keys()
 
-    def inputs(self, class_type: str) -> dict[str, ClassInput]:
-        groups = self._inputs(class_type)
-        return {
-            name: ClassInput.read(info, group)
-            for group in ("optional", "required")
-            for name, info in dict(groups.get(group) or {}).items()
-        }
+    def inputs(self, class_type: str, given: Mapping[str, Any]) -> dict[str, ClassInput]:
+        try:
+            return expanded(self._inputs(class_type), given)
+        except FOREIGN:  # a node's own code may have declared anything
+            return {}
 
     def slots(self, class_type: str) -> int | None:
         returns = getattr(node_class(class_type), "RETURN_TYPES", None)
@@ -80,8 +115,14 @@ class Classes:
         return spec is not None and (spec.varkw is not None or name in spec.args)
 
     def is_file_input(self, class_type: str, name: str) -> bool:
-        found = self.inputs(class_type).get(name)
+        found = self._find(class_type, name)
         return found is not None and names_file(class_type, name, found)
+
+    def _find(self, class_type: str, name: str) -> ClassInput | None:
+        try:
+            return find(self._inputs(class_type), name)
+        except FOREIGN:  # as above
+            return None
 
     def _hidden(self, class_type: str) -> list[Any]:
         hidden = self._inputs(class_type).get("hidden") or {}

@@ -18,7 +18,7 @@ from zbus.errors import LocalProtocolError
 
 from .. import host, node_ids
 from ..host.lists import unwrap, wrap
-from ..prompt.cutting import THIS
+from ..prompt.cutting import THIS, result_names
 from ..prompt.graph import Link, title
 from ..prompt.single import only
 from .batching import join, widening
@@ -35,7 +35,7 @@ class Expansion(NamedTuple):
 
     nodes: dict[str, dict[str, Any]]
     started: Link | None  # where `SubmittedJobs` that are given come out; None: they are already
-    collected: Link | None  # where [values] and the report come out
+    collected: Link | None  # where [values], the report and what was tapped come out
 
 
 def expand(
@@ -110,7 +110,11 @@ class Collect(io.ComfyNode):
                 io.AnyType.Input("started", optional=True),
                 io.AnyType.Input("local", optional=True, lazy=True),
             ],
-            outputs=[io.AnyType.Output("values"), io.String.Output("report")],
+            outputs=[
+                io.AnyType.Output("values"),
+                io.String.Output("report"),
+                io.AnyType.Output("tapped"),
+            ],
             is_input_list=True,
             is_deprecated=True,
             not_idempotent=True,
@@ -133,7 +137,17 @@ class Collect(io.ComfyNode):
         results += [unwrap(share.result("value")) for share in jobs.shares]
         report = "\n".join(filter(None, (_report(jobs, at_home), widening(results))))
         jobs.shown_here.say(report)
-        return io.NodeOutput(join(results), report)
+        return io.NodeOutput(join(results), report, _tapped(jobs))
+
+
+def _tapped(jobs: SubmittedJobs) -> dict[str, list[Any]]:
+    """What came along with the value, by name; nothing under one that was blocked there."""
+    found = {}
+    for name in sorted(result_names(jobs.piece.prompt) - {"value"}):
+        results = [unwrap(s.result(name)) for s in jobs.shares if s.job and name in s.job.results]
+        if results:
+            found[name] = join(results)
+    return found
 
 
 def _report(jobs: SubmittedJobs, at_home: float | None) -> str:

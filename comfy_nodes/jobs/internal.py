@@ -104,7 +104,11 @@ class There(io.ComfyNode):
     def define_schema(cls) -> Any:
         return _schema(
             node_ids.THERE,
-            [io.String.Input("class_type", default=""), io.String.Input("inputs", default="{}")],
+            [
+                io.String.Input("class_type", default=""),
+                io.String.Input("inputs", default="{}"),
+                io.String.Input("of", default="", optional=True),
+            ],
             [io.AnyType.Output(f"output_{slot}") for slot in range(SLOTS)],
             "Stands for a node that is not installed here, and that another peer runs.",
             not_idempotent=True,
@@ -118,8 +122,50 @@ class There(io.ComfyNode):
         )
 
 
+class Wanted(io.ComfyNode):
+    """What a part is looked into for, before the lazy value of Run on Peers: never executed."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return _schema(
+            node_ids.WANTED,
+            [io.AnyType.Input("value")],
+            [io.AnyType.Output("same")],
+            "Says what another peer is to bring along with the value.",
+            not_idempotent=True,
+        )
+
+    @classmethod
+    def execute(cls, **_: Any) -> Any:
+        raise LocalProtocolError(
+            "this node is to be read by Run on Peers, and was reached here",
+            remedy="It is made by zbus itself: remove it",
+        )
+
+
+class Tap(io.ComfyNode):
+    """Gives one of the values that Run on Peers has brought along, to a preview or a save."""
+
+    @classmethod
+    def define_schema(cls) -> Any:
+        return _schema(
+            node_ids.TAP,
+            [io.AnyType.Input("tapped"), io.String.Input("name", default="")],
+            [io.AnyType.Output("value", display_name="value", is_output_list=True)],
+            "Gives a value out of the part that another peer runs.",
+            is_input_list=True,
+        )
+
+    @classmethod
+    def execute(cls, tapped: list[Any], name: Any) -> Any:
+        values = only("tapped", tapped).get(only("name", name))
+        return io.NodeOutput(host.blocked() if values is None else values)
+
+
 NODES: dict[str, type[io.ComfyNode]] = {
     node_ids.VALUE: Value,
     node_ids.RESULT: Result,
     node_ids.THERE: There,
+    node_ids.WANTED: Wanted,
+    node_ids.TAP: Tap,
 }

@@ -32,6 +32,12 @@ MAX_SEED = 0xFFFFFFFFFFFFFFFF
 class RunOnPeers(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
+        schema = cls.schema(node_ids.RUN, CATEGORY, [])
+        return _found_by(schema, "remote", "second GPU", "multi GPU", "distributed", "parallel")
+
+    @classmethod
+    def schema(cls, node_id: str, category: str, outputs: list[Any], **more: Any) -> Any:
+        """Its schema under that id; `outputs` come after its own."""
         peer = (
             '"any free": the one with the shortest queue. "all": every one. Or the name '
             'of one on this computer or a paired one ("desk-8189"), several ("desk-8189,gpu-pc"), '
@@ -46,10 +52,10 @@ class RunOnPeers(io.ComfyNode):
             "been tried. return the rest: do without it, and say so in the report."
         )
         quality = "How results travel. exact: bit for bit. 8-bit: images as 8 bits a channel."
-        schema = io.Schema(
-            node_id=node_ids.RUN,
+        return io.Schema(
+            node_id=node_id,
             display_name="Run on Peers",
-            category=CATEGORY,
+            category=category,
             description="Runs everything before it on other ComfyUIs, and returns what comes out. "
             "Compute Here marks what is to be computed here and sent along.",
             inputs=[
@@ -71,12 +77,13 @@ class RunOnPeers(io.ComfyNode):
                 io.String.Output(
                     "report", display_name="report", tooltip="Who did what, in which time."
                 ),
+                *outputs,
             ],
             is_input_list=True,
             not_idempotent=True,
             enable_expand=True,
+            **more,
         )
-        return _found_by(schema, "remote", "second GPU", "multi GPU", "distributed", "parallel")
 
     @classmethod
     def check_lazy_status(cls, **_: Any) -> list[str]:
@@ -90,6 +97,7 @@ class RunOnPeers(io.ComfyNode):
         on_failure: Any,
         quality: Any,
         value: Any = None,
+        **_: Any,  # what holds it back: see `prompt.loops`
     ) -> Any:
         QUEUE_WATCHER.start()
         node, graph = host.executing(), host.graph()

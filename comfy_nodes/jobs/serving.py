@@ -194,7 +194,7 @@ class Serving(JobHost):
         given, wanted = served.job.request.prompt, served.job.request.outputs
         needed = ancestors(given, wanted) if wanted else given
         classes = host.Classes()
-        prompt = {i: clean(node) for i, node in given.items() if i in needed}
+        prompt = host.replaced({i: clean(node) for i, node in given.items() if i in needed})
         prompt = with_job(preflight.separators(prompt, classes), served.job.id)
         prompt = await _with_digests(prompt, served.job.request.values)
         served.prompt = prompt

@@ -105,6 +105,8 @@ async def _dispatch(
     is_bare = ":" in url and "://" not in url
     remote = await interruptible(peers.resolve(f"http://{url}" if is_bare else url), WHO)
     prompt = workflow if workflow is not None else host.current_prompt()
+    if workflow is None and here.node_id not in prompt:  # it is one of a turn of a loop
+        prompt = host.graph()
 
     # A saved workflow's files are those of the remote: it was made for that one.
     attach = () if workflow is not None else loaders(prompt, host.Classes().is_file_input)

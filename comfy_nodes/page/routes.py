@@ -11,8 +11,9 @@ from zbus.errors import InputError
 
 from .. import host
 from ..prompt import preflight
-from ..prompt.cutting import stand_in
+from ..prompt.admitting import admit
 from ..prompt.graph import class_type_of, inputs_of
+from ..prompt.tapping import as_made
 from . import names
 from .own_listener import OWN_LISTENER
 from .pairing import Pairing
@@ -29,14 +30,22 @@ def open_routes() -> None:
     for route in Pairing(lambda: host.peer().trust, host.multi_user()).routes():
         host.handle(*route)
     host.on_prompt(_admit)
+    host.tell_prompt_as(as_made)
 
 
 def _admit(body: Any) -> Any:
     """A prompt has come, and is not validated yet: nodes that only a peer can run (a checkpoint
-    that only it has) get stand-ins, or ComfyUI would refuse the whole of it."""
+    that only it has) get stand-ins, or ComfyUI would refuse the whole of it; previews and saves
+    inside a part get what the peer makes, or ComfyUI would run the part here as well."""
     prompt = body.get("prompt") if isinstance(body, dict) else None
     if isinstance(prompt, dict) and all(isinstance(node, dict) for node in prompt.values()):
-        body["prompt"] = stand_in(prompt, _only_elsewhere(host.Classes()))
+        classes, targets = host.Classes(), body.get("partial_execution_targets")
+        targets = targets if isinstance(targets, list) and targets else None
+        made = admit(host.replaced(prompt), targets, classes, _only_elsewhere(classes))
+        body["prompt"] = made.prompt
+        for note in made.notes:
+            logger.warning("%s", note)
+            host.notice(note, body.get("client_id"))
     return body
 
 

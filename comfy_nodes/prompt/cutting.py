@@ -19,6 +19,7 @@ from .graph import (
     Graph,
     Link,
     Prompt,
+    ancestors,
     class_type_of,
     clean,
     constant,
@@ -31,14 +32,16 @@ from .graph import (
     sources,
     title,
 )
+from .loops import ITERATION, Loop, around, begun, closed_here
 
 NO, ALSO, ONLY = "no", "also run here", "only here"  # `here` of a ZBusRun
 THIS = "this computer"  # the same in its `peer`, in workflows from before there was ONLY
+_OWN = ("class_type", "inputs", "of")  # inputs of a stand-in itself
 
 # They run on this side: they take part in what this run sends, receives and fetches (VALUE: in
-# the job that this run is).
+# the job that this run is). A turn of a loop is given here, and hangs on the one before.
 HERE = frozenset(
-    {node_ids.COMPUTE_HERE, node_ids.RUN, node_ids.VALUE}
+    {node_ids.COMPUTE_HERE, *node_ids.RUNS, node_ids.VALUE, ITERATION}
     | {node_ids.SEND, node_ids.RECEIVE, *node_ids.JUMPER}
 )
 # NetDist's nodes too: on the peer they would queue its prompt on yet another machine.
@@ -57,7 +60,7 @@ class Part(NamedTuple):
 
     Attributes:
         prompt: The nodes to run there.
-        outputs: The ids of those whose results are wanted.
+        outputs: The ids of those whose results are wanted: "value", and what is tapped.
         boundaries: For each value to attach, the link in the whole prompt that it comes from.
         varies: Whether the part is a different one at each position (`for_position`).
     """
@@ -85,12 +88,16 @@ def cut(prompt: Prompt, value: Link, *, attach: Collection[str] = ()) -> Part:
             remedy="Un-mute that node, or wire another one to value.",
         )
     graph = restored(prompt)
-    output = add_result(graph, value, "value")
+    wanted = {"value": value}
+    if class_type_of(graph[value[0]]) == node_ids.WANTED:
+        wanted = dict(sources(graph, value[0]))
+    outputs = [add_result(graph, source, name) for name, source in wanted.items()]
     ends = boundary_nodes(graph, BOUNDARIES, attach)
-    part, boundaries = closed(graph, up_to(graph, [output], ends), ends)
+    ends |= closed_here(begun(prompt), ends)
+    part, boundaries = closed(graph, up_to(graph, outputs, ends), ends)
     _check_loaders(prompt, {source for source, _ in boundaries.values() if source in attach})
     varies = any(class_type_of(node) == node_ids.VARY for node in part.values())
-    return Part(part, (output,), boundaries, varies)
+    return Part(part, tuple(outputs), boundaries, varies)
 
 
 # --- what every job is made with (see also dispatching.py) --------------------------------------
@@ -98,7 +105,7 @@ def cut(prompt: Prompt, value: Link, *, attach: Collection[str] = ()) -> Part:
 
 def restored(prompt: Prompt) -> Graph:
     """Clean copies of all nodes, with the originals in place of their stand-ins."""
-    return {node: clean(_original(node, prompt[node])) for node in prompt}
+    return {node: clean(original(node, prompt[node])) for node in prompt}
 
 
 def add_result(graph: Graph, value: Link, name: str) -> str:
@@ -218,7 +225,12 @@ def _changed(
 # --- nodes that only the peer can run -----------------------------------------------------------
 
 
-def stand_in(prompt: Prompt, is_bad: Callable[[str, Mapping[str, Any]], bool]) -> Prompt:
+def stand_in(
+    prompt: Prompt,
+    is_bad: Callable[[str, Mapping[str, Any]], bool],
+    outputs: Collection[str] | None = None,
+    loops: Mapping[str, Loop] | None = None,
+) -> Prompt:
     """The prompt with stand-ins for what only the peer can run, so that it is valid here.
 
     A node is stood in for if all that it feeds is what a ZBusRun runs elsewhere alone, and if it
@@ -227,29 +239,68 @@ def stand_in(prompt: Prompt, is_bad: Callable[[str, Mapping[str, Any]], bool]) -
     Args:
         prompt: The whole prompt, as it came.
         is_bad: Whether this ComfyUI could not run that node (id, node).
+        outputs: The ids of the output nodes that are to be executed: what none of them needs is
+            not needed here. None: every node whose values nobody takes.
+        loops: Its loops: see `loops.loops_of`.
 
     Returns:
         A changed copy; the very same object if there is nothing to change.
     """
-    bad = {i for i in _only_elsewhere(prompt) if is_bad(i, prompt[i])}
+    bad = {i for i in _only_elsewhere(prompt, outputs, loops or {}) if is_bad(i, prompt[i])}
     if not bad:
         return prompt
-    return {i: _stood_in(node) if i in bad else copied(node) for i, node in prompt.items()}
+    return {i: stood_in(node) if i in bad else copied(node) for i, node in prompt.items()}
 
 
-def _only_elsewhere(prompt: Prompt) -> list[str]:
-    """The nodes that nothing on this side needs, in the order of the prompt."""
-    after = consumers(prompt)
-    runs = {
+def elsewhere_runs(prompt: Prompt) -> dict[str, Link]:
+    """The ZBusRuns that are known to run their part elsewhere alone, each with its value's link."""
+    runs = [i for i in _runs(prompt) if isinstance(_peer(prompt, i), str)]
+    return {i: source for i in runs for name, source in sources(prompt, i) if name == "value"}
+
+
+def _runs(prompt: Prompt) -> list[str]:
+    """Those that do not, as far as one can tell, run their part here too."""
+    return [
         i
-        for i in prompt
-        if class_type_of(prompt[i]) == node_ids.RUN and not _runs_here_too(inputs_of(prompt[i]))
-    }
-    values = [s[0] for i in runs for name, s in sources(prompt, i) if name == "value"]
-    there = up_to(prompt, values, boundary_nodes(prompt, BOUNDARIES, ()))
+        for i, node in prompt.items()
+        if class_type_of(node) in node_ids.RUNS
+        and inputs_of(node).get("here", NO) == NO
+        and not elsewhere(str(_peer(prompt, i)))[1]
+    ]
+
+
+def _peer(prompt: Prompt, run: str) -> Any:
+    return constant(prompt, inputs_of(prompt[run]).get("peer", ""))
+
+
+def parts_of(
+    prompt: Prompt,
+    values: Mapping[str, Link],
+    attach: Collection[str],
+    loops: Mapping[str, Loop],
+) -> dict[str, set[str]]:
+    """For each of these runs its part, before any loop has run: its Start Loop runs here."""
+    ends = boundary_nodes(prompt, BOUNDARIES, attach)
+    ends |= closed_here(loops, ends)
+    return {run: up_to(prompt, [s], ends | around(loops, run)) for run, (s, _) in values.items()}
+
+
+def _only_elsewhere(
+    prompt: Prompt, outputs: Collection[str] | None, loops: Mapping[str, Loop]
+) -> set[str]:
+    """The nodes that nothing on this side needs."""
+    runs = set(_runs(prompt))
+    values = {i: s for i in runs for name, s in sources(prompt, i) if name == "value"}
+    parts = set().union(*parts_of(prompt, values, (), loops).values())
+    used = prompt.keys() if outputs is None else ancestors(prompt, outputs).keys()
+    after, there = consumers(prompt), set(parts)
 
     def is_needed_here(node: str) -> bool:
-        return not all(to in there or (to in runs and name == "value") for to, name in after[node])
+        return node in (outputs or ()) or not all(
+            to in there or (to in runs and name == "value")
+            for to, name in after[node]
+            if to in used
+        )
 
     left = list(there)
     while left:  # what a node that is needed here needs is needed here
@@ -257,33 +308,47 @@ def _only_elsewhere(prompt: Prompt) -> list[str]:
         if node in there and is_needed_here(node):
             there.discard(node)
             left += [source for _, (source, _) in sources(prompt, node)]
-    return [i for i in prompt if i in there and class_type_of(prompt[i]) != node_ids.THERE]
+    there |= _beside(prompt, parts, prompt.keys() - used)
+    return {i for i in there if class_type_of(prompt[i]) != node_ids.THERE}
 
 
-def _runs_here_too(inputs: Mapping[str, Any]) -> bool:
-    peer = inputs.get("peer")
-    return inputs.get("here", NO) != NO or (isinstance(peer, str) and elsewhere(peer)[1])
+def _beside(prompt: Prompt, part: Collection[str], unused: Collection[str]) -> set[str]:
+    """Those of the unused nodes that belong to branches of a part: they lead nowhere."""
+    after = consumers(prompt)
+    found: set[str] = set()
+    left = [to for node in part for to, _ in after[node]]
+    while left:
+        node = left.pop()
+        if node in unused and node not in found:
+            found.add(node)
+            left += [source for _, (source, _) in sources(prompt, node)]
+            left += [to for to, _ in after[node]]
+    return found
 
 
-def _stood_in(node: Mapping[str, Any]) -> dict[str, Any]:
+def stood_in(node: Mapping[str, Any], *, of: str = "") -> dict[str, Any]:
+    """A stand-in for that node; `of` where the node of that id is there as well."""
     given: dict[str, Any] = copied(inputs_of(node))
     # A link whose input is called like one of the stand-in's own travels with the constants.
-    links = {
-        name: value
-        for name, value in given.items()
-        if link(value) and name not in ("class_type", "inputs")
-    }
+    links = {name: value for name, value in given.items() if link(value) and name not in _OWN}
     constants = {name: value for name, value in given.items() if name not in links}
     text = json.dumps(constants, sort_keys=True)
     inputs = {"class_type": class_type_of(node), "inputs": text, **links}
+    if of:
+        inputs["of"] = of
     return {**copied(node), "class_type": node_ids.THERE, "inputs": inputs}
 
 
-def _original(node_id: str, node: Mapping[str, Any]) -> Mapping[str, Any]:
+def original(node_id: str, node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The node that it stands for, if it is a stand-in; else the same.
+
+    Raises:
+        InputError: It is one that zbus has not made.
+    """
     if class_type_of(node) != node_ids.THERE:
         return node
     given = dict(inputs_of(node))
-    class_type, text = given.pop("class_type", None), given.pop("inputs", None)
+    class_type, text, _ = (given.pop(name, None) for name in _OWN)
     try:
         constants = json.loads(text) if isinstance(text, str) else None
     except ValueError:
@@ -347,7 +412,7 @@ def _check_loaders(prompt: Prompt, attached: Collection[str]) -> None:
         it = f"{title(loader, prompt[loader])} loads a file of this computer, so it runs here"
         if node_ids.THERE in before:
             there = before[node_ids.THERE]
-            only = title(there, _original(there, prompt[there]))
+            only = title(there, original(there, prompt[there]))
             raise InputError(
                 f"{it}; but it needs {only}, which only the other ComfyUI has",
                 remedy="Copy the file there, and give its name over a link; or wire the loader "

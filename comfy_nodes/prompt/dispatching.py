@@ -23,6 +23,7 @@ from .graph import (
     sources,
     title,
 )
+from .loops import ITERATION, begun, closed_here
 
 PICTURES = ("PreviewImage", "SaveImage")
 
@@ -89,19 +90,26 @@ def dispatch(
     graph = restored(prompt)
     queue = _queue_node(graph, queue_id, remote_url)
     _set_up(graph, queue)
-    after_fetch = descendants(
-        graph, [i for i in graph if class_type_of(graph[i]) == node_ids.FETCH]
-    )
+    turns = {i for i in graph if class_type_of(graph[i]) == ITERATION}
+    fetches = [i for i in graph if class_type_of(graph[i]) == node_ids.FETCH]
+    after_fetch = descendants(graph, fetches, turns)  # one turn of a loop waits for the last one's
+    if everything and turns & ancestors(graph, [queue] if queue else []).keys():
+        raise InputError(
+            f"{title(str(queue), graph[str(queue)])} is in a loop, and its outputs are set to any",
+            remedy="Set outputs to final_image, or take it out of the loop.",
+        )
     results = _add_fetched(graph, queue, after_fetch)
     if everything and not results:
         results = _add_pictures(graph, after_fetch)
     ends = boundary_nodes(graph, HERE, attach) - set(after_fetch)
+    ends |= closed_here(begun(prompt), ends)
     if everything:
         kept = _all_that_serves(prompt, graph, set(graph) - ends - set(after_fetch))
     else:
         kept = up_to(graph, results.values(), ends)
     _check_something(graph, kept, results, queue, everything)
     part, boundaries = closed(graph, kept, ends)
+    _check_loops(prompt, graph, kept, results)
     _check_boundaries(graph, boundaries, queue)
     outputs = () if everything else tuple(results.values())
     return Dispatch(part, outputs, tuple(results), boundaries)
@@ -211,6 +219,23 @@ def _check_something(
         f'no "Fetch from remote" with an image is wired to {whose}, so nothing would come back',
         remedy=f"{remedy}.",
     )
+
+
+def _check_loops(
+    prompt: Prompt,
+    graph: Graph,
+    kept: Collection[str],
+    results: Mapping[str, str],
+) -> None:
+    for start, loop in begun(prompt).items():
+        given = [source for i in results.values() for _, (source, _) in sources(graph, i)]
+        inside = [i for i in given if i in loop.body]
+        if start in kept and inside:
+            raise InputError(
+                f"{title(inside[0], graph[inside[0]])} is in a loop that would run on the remote, "
+                "and its value is fetched in each turn",
+                remedy="Put the queue node into the loop, too: wire its seed from the Start Loop.",
+            )
 
 
 def _check_boundaries(graph: Graph, boundaries: dict[str, Link], queue: str | None) -> None:

@@ -117,14 +117,18 @@ def consumers(prompt: Prompt) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
-def descendants(prompt: Prompt, ids: Iterable[str]) -> dict[str, None]:
-    """Everything that comes after these nodes, themselves among it, in a stable order."""
+def descendants(prompt: Prompt, ids: Iterable[str], stop: Collection[str] = ()) -> dict[str, None]:
+    """Everything that comes after these nodes, themselves among it, in a stable order.
+
+    Args:
+        stop: Nodes that are left out, and what comes after them alone.
+    """
     after = consumers(prompt)
     found: dict[str, None] = {}
     left = [node for node in ids if node in prompt]
     while left:
         node = left.pop()
-        if node not in found:
+        if node not in found and node not in stop:
             found[node] = None
             left += [consumer for consumer, _ in after[node]]
     return found

@@ -31,8 +31,8 @@ class Classes(Protocol):
     def names(self) -> Collection[str]:
         """The classes that there are."""
 
-    def inputs(self, class_type: str) -> Mapping[str, ClassInput]:
-        """What it declares; empty where it cannot be told."""
+    def inputs(self, class_type: str, given: Mapping[str, Any]) -> Mapping[str, ClassInput]:
+        """What it declares for a node with these inputs; empty where it cannot be told."""
 
     def slots(self, class_type: str) -> int | None:
         """How many outputs it has; None where it cannot be told."""
@@ -111,9 +111,9 @@ def _values(
     node_id: str, node: Mapping[str, Any], classes: Classes, near: _Near
 ) -> Iterator[Reason]:
     class_type, given = class_type_of(node), inputs_of(node)
-    for name, declared in classes.inputs(class_type).items():
+    for name, declared in classes.inputs(class_type, given).items():
         if name not in given:
-            # Of the newest inputs, which grow, only the parts are in a prompt.
+            # Of inputs that grow in ways unknown here, only the parts are in a prompt.
             if declared.group == "required" and not str(declared.kind).startswith("COMFY_"):
                 yield _reason("input", node_id, node, name, "", "is missing")
             continue
@@ -247,7 +247,7 @@ def separators(prompt: Prompt, classes: Classes) -> dict[str, dict[str, Any]]:
 
 def _separated(node: Mapping[str, Any], classes: Classes) -> dict[str, Any]:
     inputs = dict(inputs_of(node))
-    declared = classes.inputs(class_type_of(node))
+    declared = classes.inputs(class_type_of(node), inputs)
     for name, value in inputs.items():
         if not isinstance(value, str) or not re.search(r"[\\/]", value) or name not in declared:
             continue
@@ -315,7 +315,8 @@ def _from_node(
     more = said.get("extra_info")
     name = str(more.get("input_name", "")) if isinstance(more, Mapping) else ""
     value = inputs_of(node).get(name, "")
-    declared = classes.inputs(class_type_of(node)).get(name) if classes else None
+    given = inputs_of(node)
+    declared = classes.inputs(class_type_of(node), given).get(name) if classes else None
     chosen = declared is not None and declared.choices is not None and not link(value)
     if declared and chosen and kind in _OF_CHOICES and not _offers(declared, value):
         return _no_choice(node_id, node, name, declared, looking)

@@ -17,7 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from runner import _make_torchvision_importable
+from runner import make_importable
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 64, 48
@@ -132,7 +132,7 @@ def shown(video: Any) -> dict[str, Any]:
 def _load(folder: str) -> Any:
     sys.path[:0] = [folder, str(ROOT)]
     sys.argv = [sys.argv[0], "--cpu"]
-    _make_torchvision_importable()
+    make_importable()
     package = types.ModuleType("comfy_nodes")  # its own __init__ needs a server
     package.__path__ = [str(ROOT / "comfy_nodes")]
     sys.modules["comfy_nodes"] = package

@@ -16,3 +16,13 @@ def make_or_skip(kind: str, *comfyuis: ComfyUI) -> str:
     if kind == "latent nested" and not has_nested_latents(*comfyuis):
         pytest.skip("this ComfyUI has no nested latents (comfy.nested_tensor came after 0.3.64)")
     return kind
+
+
+def skip_if_expanding_needs_a_cache(comfyui: ComfyUI) -> None:
+    """For tests with --cache-none of nodes that become several, as Run on Peers does."""
+    caching = comfyui.comfyui_dir / "comfy_execution" / "caching.py"
+    if "class NullCache" not in caching.read_text(encoding="utf-8"):
+        pytest.skip(
+            "with --cache-none this ComfyUI fails at any node that becomes several (0.3.64: "
+            "KeyError in its DependencyAwareCache, which later ones have not)"
+        )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from comfyui import host_python
 
 WORKER = Path(__file__).with_name("film_trips.py")
 
@@ -15,7 +15,7 @@ WORKER = Path(__file__).with_name("film_trips.py")
 @pytest.fixture(scope="module")
 def trips(comfyui_dir, tmp_path_factory):
     """For each kind of film: [what it shows here, what arrived shows]."""
-    command = [sys.executable, "-B", str(WORKER), str(comfyui_dir)]
+    command = [host_python(), "-B", str(WORKER), str(comfyui_dir)]
     ran = subprocess.run(
         command, cwd=tmp_path_factory.mktemp("films"), capture_output=True, text=True, timeout=120
     )

@@ -315,6 +315,7 @@ def test_one_that_is_not_enabled_passes_through(pair, enabled, seed, batch):
     assert digest(entry, "here") == digest(entry, "there") == picture(seed, batch)
 
 
+@pytest.mark.usefixtures("keeps_results")
 def test_on_change_runs_again_only_for_a_change(pair):
     a, b = pair
     run(a, simple(b.url, seed=100))
@@ -326,6 +327,7 @@ def test_on_change_runs_again_only_for_a_change(pair):
         assert digest(other, "there") == picture(103, 3)
 
 
+@pytest.mark.usefixtures("keeps_results")
 def test_always_runs_each_time(pair):
     a, b = pair
     with executing(b, 2):
@@ -395,6 +397,7 @@ def test_a_url_of_a_chain_may_be_written_otherwise_in_the_saved_workflow(pair):
 # --- a change between queue and fetch -----------------------------------------------------------
 
 
+@pytest.mark.usefixtures("keeps_results")
 def test_a_cached_queue_node_brings_new_images_after_a_change(pair):
     """NetDist returned the old ones."""
     a, b = pair
@@ -408,6 +411,7 @@ def test_a_cached_queue_node_brings_new_images_after_a_change(pair):
         assert digest(back, "there") == picture(502, 3)
 
 
+@pytest.mark.usefixtures("keeps_results")
 @pytest.mark.parametrize("name", ["", "photo.png"], ids=["", "with a file from here"])
 def test_after_a_change_two_fetch_nodes_share_one_new_job(pair, name):
     a, b = pair
@@ -438,6 +442,7 @@ def test_after_a_change_two_fetch_nodes_share_one_new_job(pair, name):
 # --- chain --------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("keeps_results")
 @pytest.mark.parametrize(
     "overrides, there",
     [
@@ -603,6 +608,7 @@ def image_file(comfyui: ComfyUI, name: str) -> tuple[str, torch.Tensor]:
     return name, torch.from_numpy(pixels.astype(np.float32) / 255.0)[None]
 
 
+@pytest.mark.usefixtures("keeps_results")
 def test_img2img_with_a_file_that_only_this_side_has(pair):
     a, b = pair
     name, loaded = image_file(a, "only-here.png")

@@ -428,6 +428,7 @@ def test_latents_from_files_and_urls(pair, name, data, expected):
         assert pair.a.ui(entry, f"digest {i}", "digest") == latent_digest(expected)
 
 
+@pytest.mark.usefixtures("keeps_results")
 def test_a_changed_file_is_loaded_again_and_an_unchanged_one_is_not(pair):
     name = "netfiles changing.npy"
     prompt = {"1": node("LoadLatentNumpy", latent=name), "2": node("TestStamp", value=["1", 0])}
@@ -528,6 +529,7 @@ def test_the_current_workflow_is_saved_and_loaded_again(pair):
     assert pair.a.ui(entry, "digest 0", "digest") == values.digest(json.loads(text))
 
 
+@pytest.mark.usefixtures("keeps_results")
 def test_the_current_workflow_is_taken_anew_only_when_it_has_changed(pair):
     prompt = {
         "1": node("LoadCurrentWorkflowJSON"),

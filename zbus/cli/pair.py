@@ -1,9 +1,9 @@
 """Pair two computers, once, and say what each may do on the other.
 
-On one of them "invite" prints a token; on the other "accept TOKEN" takes it. The one that invites
-lets the other pass values to its workflows and run workflows on it; the one that accepts lets the
-first only pass values ("permit" changes that). What ComfyUIs of one user on one computer do with
-each other needs no pairing. A ComfyUI that runs sees every change at once. Exit status: 0 if it was
+On one of them "invite" prints a token; on the other "accept" asks for it. The one that invites lets
+the other pass values to its workflows and run workflows on it; the one that accepts lets the first
+only pass values ("permit" changes that). What ComfyUIs of one user on one computer do with each
+other needs no pairing. A ComfyUI that runs sees every change at once. Exit status: 0 if it was
 done, 1 if not, 2 for arguments that cannot be used.
 """
 
@@ -26,7 +26,7 @@ from ..pairing.hellos import ACCEPTER_GRANTS, INVITER_GRANTS, is_loopback
 from ..pairing.invitation import LIFETIME
 from ..pairing.inviting import Inviting
 from ..pairing.offers import Offer, as_json, own_as_json, own_name, shown
-from ..pairing.tokens import Token
+from ..pairing.tokens import Token, has_more
 from ..principals import EVERY_HOST
 from ..printable import printable
 from ..trust import EXCHANGE, JOBS, PERMISSIONS, Peers, Principal, Trust
@@ -65,7 +65,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
     added = verb("accept", _accept, "take another computer's token")
     added.add_argument(
-        "token", metavar="TOKEN", nargs="*", help="as the other one shows it; without it, asked for"
+        "token",
+        metavar="TOKEN",
+        nargs="*",
+        help="as the other one shows it. Better without: then it is asked for, and stands neither "
+        "in the shell's history nor in the list of what runs",
     )
     added.add_argument("--name", default="", help="what to call the other one")
     added.add_argument(
@@ -173,8 +177,8 @@ def _say_invitation(trust: Trust, inviting: Inviting, is_public: bool) -> None:
         _say("from the local network: invite --lan; from elsewhere: invite --at HOST:PORT")
     _say(f"This computer's fingerprint: {fingerprint(trust.keys.public)}", "")
     where = "On the other computer" if is_public else "On the other side"
-    _say(f"{where} run (whoever has that token can pair with you, once):", "")
-    _say(f"zbus-pair accept {inviting.token}", "")
+    _say(f"{where} run  zbus-pair accept  and paste this token when it asks for it")
+    _say("(whoever has the token can pair with you, once):", "", inviting.token, "")
 
 
 def _accept(given: argparse.Namespace) -> None:
@@ -196,11 +200,22 @@ def _accept(given: argparse.Namespace) -> None:
 
 
 def _asked() -> str:
-    """The token from the terminal, or through a pipe: so it is in no list of commands."""
-    try:
-        return input("Token: " if sys.stdin.isatty() else "")
-    except EOFError:
-        raise BadToken("there is no token", remedy="Give it: zbus-pair accept TOKEN") from None
+    """The token from the terminal, or through a pipe: so it is in no list of commands.
+
+    It is shown as it is pasted: it stands on the other one's screen anyway, and a part of it that
+    is missing can be seen. What a mail or a chat has broken into lines is read to its end, or the
+    shell would get the rest.
+    """
+    token = ""
+    with contextlib.suppress(EOFError):
+        while has_more(token):
+            line = input(("More: " if token else "Token: ") if sys.stdin.isatty() else "").strip()
+            if token and not line:
+                break
+            token += line
+    if not token:
+        raise BadToken("there is no token", remedy="Give it when zbus-pair accept asks for it")
+    return token
 
 
 def _say_paired(

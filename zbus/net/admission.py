@@ -49,6 +49,11 @@ class Admission:
         return self._trust.lan
 
     @property
+    def is_lan_lent(self) -> bool:
+        """Whether that lasts only as long as an invitation to pair does."""
+        return self._trust.is_lan_lent
+
+    @property
     def plain(self) -> bool:
         """Whether plain addresses on the loopback may be used."""
         return not self._trust.require_pairing
@@ -108,7 +113,7 @@ class Admission:
 
     @property
     def deadline(self) -> float:
-        """When it is, as long as anybody is there who could be sent away."""
+        """When it is, as long as anybody is there who could be sent away, or the LAN is lent."""
         return self._look_at
 
 

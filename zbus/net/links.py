@@ -356,8 +356,10 @@ class Links:
         """When `tick` has something to do."""
         times = [self._greetings.deadline(), self.addresses.deadline()]
         times += [now] if self._unsaid else []
-        if any(p.principal not in (b"", self._transport.key) for p in self.peerings):
-            times.append(self.admission.deadline)  # of this user's own peers none can be sent away
+        # Of this user's own peers none can be sent away.
+        strangers = any(p.principal not in (b"", self._transport.key) for p in self.peerings)
+        if strangers or self.admission.is_lan_lent:
+            times.append(self.admission.deadline)
         for place in self.places:
             if isinstance(place, DialTarget):
                 times.append(place.dial.deadline())

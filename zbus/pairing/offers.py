@@ -47,21 +47,21 @@ class Offer:
     @contextlib.contextmanager
     def opened(self, trust: Trust) -> Iterator[Reach]:
         """This user's ComfyUIs listen in the network if it is public; no longer if what is under it
-        fails, and they did not before.
+        fails, or this process is killed, and they did not before.
 
         Raises:
             InputError: Nobody would reach it.
         """
-        opens = self.is_public and not trust.lan
-        try:  # from here on: a signal may come while it is being opened
-            if opens:
-                trust.set_lan(EVERY_HOST)
-                nudge(trust)
+        if not self.is_public or (trust.lan and not trust.is_lan_lent):
             yield self._reach(trust)
-        except BaseException:
-            if opens:
-                trust.set_lan("")
+            return
+        try:  # from here on: a signal may come while it is being opened
+            with trust.lan_lent():
                 nudge(trust)
+                yield self._reach(trust)
+                trust.set_lan(EVERY_HOST)  # before the loan ends: it stays open
+        except BaseException:
+            nudge(trust)
             raise
 
     def _reach(self, trust: Trust) -> Reach:

@@ -18,6 +18,7 @@ MAX_HINTS = 8
 MAX_HOST = 253  # characters of a DNS name
 MAX_TOKEN = 8192  # characters
 CHECK = 4  # bytes of the checksum
+INCOMPLETE = "that token is incomplete"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,15 @@ class Token:
         return cls(body[:KEY], body[KEY : KEY + SECRET], tuple(hints))
 
 
+def has_more(written: str) -> bool:
+    """Whether that is the beginning of a token, of which the end is missing; or nothing yet."""
+    try:
+        Token.read(written)
+    except BadToken as error:
+        return error.what == INCOMPLETE or not written.strip()
+    return False
+
+
 def _checked(written: str) -> bytes:
     """The bytes of a token whose checksum is right."""
     text = "".join(written[:MAX_TOKEN].split()).strip("\"'`<>").lower()
@@ -86,7 +96,7 @@ def _checked(written: str) -> bytes:
     except (binascii.Error, ValueError):
         raise _mistyped() from None
     if len(data) < 3 or len(data) < int.from_bytes(data[1:3], "big"):
-        raise BadToken("that token is incomplete", remedy="Copy all of it, to its last character")
+        raise BadToken(INCOMPLETE, remedy="Copy all of it, to its last character")
     # The last character may have bits to spare: a token has one text only.
     is_canonical = base64.b32encode(data).decode().rstrip("=") == letters
     if not is_canonical or _checksum(data[:-CHECK]) != data[-CHECK:]:

@@ -1,0 +1,76 @@
+"""Pure: what becomes of a prompt that comes in, before ComfyUI validates it.
+
+ComfyUI refuses the whole prompt for one node that it does not know, and runs all that an output
+node needs. What runs elsewhere alone is exempt from both: see `tapping` and `cutting.stand_in`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from .. import node_ids
+from . import tapping
+from .cutting import loaders, stand_in
+from .graph import Prompt, class_type_of, consumers, title
+from .loops import LoopClasses, held_back, loops_of
+
+
+class Classes(tapping.Classes, LoopClasses, Protocol):
+    """What the host knows of node classes."""
+
+    def names(self) -> Collection[str]:
+        """The classes that there are."""
+
+    def is_file_input(self, class_type: str, name: str) -> bool:
+        """Whether that input names a file of the user's own."""
+
+
+class Admitted(NamedTuple):
+    """A prompt that ComfyUI may validate.
+
+    Attributes:
+        prompt: A changed copy; the very same object if there is nothing to change.
+        notes: What its user should know, in words.
+    """
+
+    prompt: Prompt
+    notes: tuple[str, ...]
+
+
+def admit(
+    prompt: Prompt,
+    targets: Collection[str] | None,
+    classes: Classes,
+    is_bad: Callable[[str, Mapping[str, Any]], bool],
+) -> Admitted:
+    """The prompt as this ComfyUI is to run it.
+
+    Args:
+        prompt: The whole prompt, as it came.
+        targets: The only output nodes that are asked for; None: all.
+        is_bad: Whether this ComfyUI could not run that node (id, node).
+    """
+    outputs = [
+        i
+        for i, node in prompt.items()
+        if classes.is_output(class_type_of(node)) and (targets is None or i in targets)
+    ]
+    attach = {i for i in loaders(prompt, classes.is_file_input) if not is_bad(i, prompt[i])}
+    loops = loops_of(prompt, classes)
+    seen = tapping.tapped(prompt, outputs, attach, loops, classes)
+    still = [i for i in outputs if classes.is_output(class_type_of(seen.prompt[i]))]
+    now = stand_in(seen.prompt, is_bad, still, loops)
+    runs = [i for i, node in now.items() if class_type_of(node) in node_ids.RUNS]
+    notes = (*seen.notes, *_left_out(prompt, now, classes))
+    return Admitted(held_back(now, loops, runs), notes)
+
+
+def _left_out(prompt: Prompt, now: Prompt, classes: Classes) -> Iterator[str]:
+    """A node that is not installed may be a Save: nobody can tell."""
+    after = consumers(prompt)
+    for i, node in prompt.items():
+        is_stood_in = class_type_of(now[i]) != class_type_of(node)
+        if is_stood_in and not after[i] and class_type_of(node) not in classes.names():
+            said = "is not installed here, and nothing takes what it gives: it is left out"
+            yield f"{title(i, node)} {said}"

@@ -1,0 +1,404 @@
+"""Pure: output nodes inside a part that runs elsewhere: a preview or a save of what it makes.
+
+ComfyUI runs whatever an output node needs: such a node would have the part run here as well. So
+it is given what the peer has made: a ``ZBusTap`` stands where its links led into the part, and the
+ZBusRun, as a ``ZBusRunTapped``, brings those values along. ``ZBusWanted``, before the lazy value,
+holds the links to them.
+
+A node that hands on what it shows is needed there too: it runs in both places, and a stand-in
+takes its place in the part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from .. import node_ids
+from .class_inputs import MATCH_TYPE
+from .cutting import BOUNDARIES, boundary_nodes, elsewhere_runs, original, parts_of, stood_in
+from .graph import (
+    Graph,
+    Link,
+    Prompt,
+    ancestors,
+    class_type_of,
+    consumers,
+    copied,
+    fresh_id,
+    inputs_of,
+    link,
+    reach,
+    sources,
+    title,
+)
+from .loops import Loop, freed
+
+TAPPED = 2  # the output of a ZBusRunTapped with what it brings along
+
+# What a branch is looked at for. The others are parameters: cheap, where nothing is before them.
+PICTURES = frozenset({"IMAGE", "MASK", "AUDIO", "VIDEO"})
+TRAVELS = PICTURES | {"LATENT", "SIGMAS", "STRING", "INT", "FLOAT", "BOOLEAN", "COMBO"}
+# A branch that takes one of these computes something of its own, beside the part.
+OWN = frozenset({"MODEL", "GUIDER", "SAMPLER", "NOISE"})
+
+MAX_DEEP = 8  # nodes in a row that hand on a value of any type, of which that is looked for
+
+
+class Classes(Protocol):
+    """What the host knows of node classes."""
+
+    def is_output(self, class_type: str) -> bool:
+        """Whether it is an output node."""
+
+    def returned(self, class_type: str, slot: int) -> str:
+        """The type of that output ("IMAGE", "*"...), "" where it cannot be told."""
+
+    def accepted(self, class_type: str, name: str) -> str:
+        """The type of that input ("IMAGE", "IMAGE,MASK"...), "" where it cannot be told."""
+
+
+class Tapped(NamedTuple):
+    """A prompt whose output nodes have the values of a part from elsewhere.
+
+    Attributes:
+        prompt: A changed copy; the very same object if there is nothing to change.
+        notes: What could not be had, in words.
+    """
+
+    prompt: Prompt
+    notes: tuple[str, ...]
+
+
+def tapped(
+    prompt: Prompt,
+    outputs: Collection[str],
+    attach: Collection[str],
+    loops: Mapping[str, Loop],
+    classes: Classes,
+) -> Tapped:
+    """Have the output nodes inside parts that run elsewhere get the values from there.
+
+    Args:
+        prompt: The whole prompt, as it came.
+        outputs: The ids of the output nodes that are to be executed.
+        attach: The ids of the nodes whose files are here: see `cutting.loaders`.
+        loops: Its loops: see `loops.loops_of`.
+    """
+    runs = elsewhere_runs(prompt)
+    if not runs:
+        return Tapped(prompt, ())
+    ends = boundary_nodes(prompt, BOUNDARIES, attach)
+    parts = parts_of(prompt, runs, attach, loops)
+    now: Prompt = prompt
+    notes = []
+    there: set[str] = set().union(*parts.values())
+    # Those in the parts last: what comes after them is no longer needed here by then.
+    for output in sorted((i for i in prompt if i in outputs), key=lambda i: i in there):
+        branch = _Branch(prompt, output, parts, ends, classes)
+        try:
+            taps = branch.taps()
+        except _Needed as needed:
+            note = needed.args[0] if needed.args else ""
+            alone = _there_alone(now, output, there) if branch.is_inside else None
+            if alone is not None:
+                now = alone
+                name = title(output, prompt[output])
+                note = f"{name} runs on the other ComfyUI alone: what it shows or saves is there"
+            if note:
+                notes.append(note)
+            continue
+        if taps:
+            made = _with_taps(now, prompt, output, taps, there)
+            if _is_sound(made, runs):
+                now = made
+            else:
+                name = title(output, prompt[output])
+                notes.append(
+                    f'{name} is inside the part of "Run on Peers" and before it at once, so what '
+                    "it needs of the part runs here as well"
+                )
+    return Tapped(now, tuple(notes))
+
+
+class _Needed(Exception):
+    """The part is needed here as well: why, in words; none where that goes without saying."""
+
+
+class _Tap(NamedTuple):
+    consumer: str
+    name: str  # of its input
+    source: Link
+    run: str
+
+
+class _Branch:
+    """What an output node needs, as far as it is not in a part that runs elsewhere."""
+
+    def __init__(
+        self,
+        prompt: Prompt,
+        output: str,
+        parts: Mapping[str, set[str]],
+        ends: Collection[str],
+        classes: Classes,
+    ) -> None:
+        self._prompt, self._output, self._classes = prompt, output, classes
+        self._parts, self._ends = parts, ends
+        self._there: set[str] = set().union(*parts.values())
+        self._pushed: dict[str, str] = {}  # run there too, since they alone can: the run of each
+        self.is_inside = output in self._there
+
+    def taps(self) -> list[_Tap]:
+        """The links that lead into a part, each with the run that is to bring its value.
+
+        Raises:
+            _Needed: One of them cannot be had.
+        """
+        while True:
+            crossing = list(self._crossing())
+            if not crossing:
+                return []
+            left = [(tap, self._kind(tap)) for tap in crossing]
+            if any(kind in OWN for kind in self._kinds()):
+                if any(self._is_made(tap, kind) for tap, kind in left):
+                    raise _Needed(self._why(*self._worst(left)))
+                raise _Needed
+            stay = [tap for tap, kind in left if not _travels(kind)]
+            if not stay:
+                return [tap for tap, kind in left if not self._is_parameter(tap, kind)]
+            for tap in stay:
+                self._push(tap)
+
+    def _crossing(self) -> Iterator[_Tap]:
+        for node in self._nodes():
+            for name, source in sources(self._prompt, node):
+                run = self._run_of(source[0])
+                if run and source[0] != self._output:
+                    yield _Tap(node, name, source, run)
+
+    def _nodes(self) -> list[str]:
+        """Those of the branch that run here."""
+
+        def follow(node: str, name: str) -> bool:
+            return node == self._output or not (node in self._ends or self._run_of(node))
+
+        found = reach(self._prompt, [self._output], follow)
+        return [i for i in found if i == self._output or follow(i, "")]
+
+    def _run_of(self, node: str) -> str:
+        """The run in whose part that node is, "" if in none."""
+        if node in self._pushed:
+            return self._pushed[node]
+        return next((run for run, part in self._parts.items() if node in part), "")
+
+    def _kinds(self) -> Iterator[str]:
+        for node in self._nodes():
+            for name, source in sources(self._prompt, node):
+                yield from _each(self._kind(_Tap(node, name, source, "")))
+
+    def _kind(self, tap: _Tap, deep: int = 0) -> str:
+        """The type of that value, "" where it cannot be told."""
+        source, slot = tap.source
+        given = self._classes.returned(class_type_of(self._prompt[source]), slot)
+        if _is_plain(given):
+            return given
+        taken = self._accepted(tap.consumer, tap.name)
+        if _is_plain(taken):
+            return taken
+        if given != MATCH_TYPE or deep == MAX_DEEP:
+            return ""
+        # It is that of an input whose type is as open.
+        inputs = [
+            _Tap(source, name, found, "")
+            for name, found in sources(self._prompt, source)
+            if not _is_plain(self._accepted(source, name))
+        ]
+        kinds = {self._kind(one, deep + 1) for one in inputs}
+        return kinds.pop() if len(kinds) == 1 else ""
+
+    def _accepted(self, node: str, name: str) -> str:
+        return self._classes.accepted(class_type_of(self._prompt[node]), name)
+
+    def _is_parameter(self, tap: _Tap, kind: str) -> bool:
+        """Whether it is rather computed here, too: it takes no time, and nothing waits for it."""
+        is_source = not any(sources(self._prompt, tap.source[0]))
+        known = self._classes.returned(class_type_of(self._prompt[tap.source[0]]), tap.source[1])
+        return is_source and bool(known) and not PICTURES & set(_each(kind))
+
+    def _is_made(self, tap: _Tap, kind: str) -> bool:
+        return _travels(kind) and not self._is_parameter(tap, kind)
+
+    def _push(self, tap: _Tap) -> None:
+        """Have the node that takes such a value run there, with all that it needs."""
+        if tap.consumer == self._output:
+            raise _Needed(self._why(tap, self._kind(tap)))
+
+        def follow(node: str, name: str) -> bool:
+            return node not in self._ends and not self._run_of(node)
+
+        for node in reach(self._prompt, [tap.consumer], follow):
+            if node not in self._ends and not self._run_of(node):
+                self._pushed[node] = tap.run
+
+    def _worst(self, left: list[tuple[_Tap, str]]) -> tuple[_Tap, str]:
+        own = [(tap, kind) for tap, kind in left if kind in OWN]
+        return next(iter(own or [(tap, kind) for tap, kind in left if self._is_made(tap, kind)]))
+
+    def _why(self, tap: _Tap, kind: str) -> str:
+        source = title(tap.source[0], self._prompt[tap.source[0]])
+        what = f"a {kind}, which cannot travel" if kind and not _travels(kind) else "its value"
+        if not kind:
+            what = "a value of a kind that cannot be told"
+        needs = f"{title(self._output, self._prompt[self._output])} needs {what}, from {source}"
+        return f'{needs}: so that part of "Run on Peers" runs here as well'
+
+
+def _each(kind: str) -> list[str]:
+    return [part.strip() for part in kind.split(",")]
+
+
+def _travels(kind: str) -> bool:
+    return all(part in TRAVELS for part in _each(kind))
+
+
+def _is_plain(kind: str) -> bool:
+    """Whether it says what the value is: a wildcard, and a type that others decide, does not."""
+    return bool(kind) and not any(p == "*" or p.startswith("COMFY_") for p in _each(kind))
+
+
+def _is_sound(prompt: Prompt, runs: Collection[str]) -> bool:
+    """Whether no run waits for what it brings itself."""
+    return not any(
+        run in ancestors(prompt, [source for _, (source, _) in sources(prompt, run)])
+        for run in runs
+    )
+
+
+def _there_alone(
+    prompt: Prompt,
+    output: str,
+    there: Collection[str],
+) -> Graph | None:
+    """The prompt with a stand-in for an output node of the part, if nothing here needs it."""
+    taken = consumers(prompt)[output]
+    if any(to not in there and not _is_between(prompt[to]) for to, _ in taken):
+        return None
+    return {i: stood_in(node) if i == output else copied(node) for i, node in prompt.items()}
+
+
+def _with_taps(
+    now: Prompt, made: Prompt, output: str, taps: list[_Tap], there: Collection[str]
+) -> Graph:
+    """The prompt with those links taken from the runs."""
+    graph: Graph = copied(now)
+    if output in there:
+        _clone(graph, made, output, there)
+    twins = {inputs_of(node)["of"]: i for i, node in graph.items() if _is_clone(node)}
+    for tap in taps:
+        wanted = _look_into(graph, tap.run)
+        source, slot = graph[tap.consumer]["inputs"][tap.name]
+        if class_type_of(graph[source]) != node_ids.TAP:  # else it is another branch's as well
+            name = _tapped_as(graph[wanted]["inputs"], [twins.get(source, source), slot])
+            graph[tap.consumer]["inputs"][tap.name] = [_tap(graph, tap.run, name), 0]
+    return graph
+
+
+def _clone(graph: Graph, made: Prompt, output: str, there: Collection[str]) -> None:
+    """A stand-in for that node in the part: the node itself has the values from there."""
+    twin = fresh_id(graph, f"{output}.zbus")
+    graph[twin] = stood_in({**made[output], "inputs": graph[output]["inputs"]}, of=output)
+    for node in graph:
+        if node in there or _is_between(graph[node]):
+            for name, (source, slot) in list(sources(graph, node)):
+                is_run = class_type_of(graph[node]) in node_ids.RUNS
+                if source == output and (not is_run or name == "value"):
+                    graph[node]["inputs"][name] = [twin, slot]
+
+
+def _is_between(node: Mapping[str, Any]) -> bool:
+    """Whether it takes something of a part without being in one."""
+    return class_type_of(node) in (*node_ids.RUNS, node_ids.WANTED, node_ids.THERE)
+
+
+def _is_clone(node: Mapping[str, Any]) -> bool:
+    return class_type_of(node) == node_ids.THERE and bool(inputs_of(node).get("of"))
+
+
+def _look_into(graph: Graph, run: str) -> str:
+    """Have that run bring more than its value; returns what holds the links to that."""
+    node = graph[run]
+    if class_type_of(node) == node_ids.RUN_TAPPED:
+        return str(node["inputs"]["value"][0])
+    wanted = fresh_id(graph, f"{run}.zbus-wanted")
+    inputs = {"value": node["inputs"]["value"]}
+    graph[wanted] = {"class_type": node_ids.WANTED, "inputs": inputs}
+    node["class_type"], node["inputs"]["value"] = node_ids.RUN_TAPPED, [wanted, 0]
+    return wanted
+
+
+def _tapped_as(inputs: dict[str, Any], source: list[Any]) -> str:
+    for name, value in inputs.items():
+        if name != "value" and value == source:
+            return name
+    name = f"tap{len(inputs) - 1}"
+    inputs[name] = list(source)
+    return name
+
+
+def _tap(graph: Graph, run: str, name: str) -> str:
+    tap = f"{run}.zbus-{name}"
+    inputs = {"tapped": [run, TAPPED], "name": name}
+    graph[tap] = {"class_type": node_ids.TAP, "inputs": inputs}
+    return tap
+
+
+# --- back ---------------------------------------------------------------------------------------
+
+
+def as_made(prompt: Prompt) -> Prompt:
+    """The prompt as its user made it, without anything that zbus has put into it.
+
+    Returns:
+        A changed copy; the very same object if there is nothing to change.
+    """
+    if not any(_is_changed(node) for node in prompt.values()):
+        return prompt
+    return {i: _as_made(prompt, i) for i in prompt if not _is_added(prompt[i])}
+
+
+def _is_changed(node: Mapping[str, Any]) -> bool:
+    class_type, inputs = class_type_of(node), inputs_of(node)
+    is_held = class_type == node_ids.RUN and len(freed(inputs)) < len(inputs)
+    return is_held or class_type in (node_ids.THERE, node_ids.RUN_TAPPED)
+
+
+def _is_added(node: Mapping[str, Any]) -> bool:
+    return _is_clone(node) or class_type_of(node) in (node_ids.TAP, node_ids.WANTED)
+
+
+def _as_made(prompt: Prompt, node_id: str) -> dict[str, Any]:
+    node: dict[str, Any] = copied(original(node_id, prompt[node_id]))
+    inputs = inputs_of(node)
+    if class_type_of(node) in node_ids.RUNS:
+        node["class_type"], inputs = node_ids.RUN, freed(inputs)
+    node["inputs"] = {name: _true_source(prompt, value) for name, value in inputs.items()}
+    return node
+
+
+def _true_source(prompt: Prompt, value: Any) -> Any:
+    found = link(value)
+    if found is None or found[0] not in prompt:
+        return value
+    source = prompt[found[0]]
+    inputs = inputs_of(source)
+    if class_type_of(source) == node_ids.TAP:
+        run = link(inputs["tapped"])
+        wanted = link(inputs_of(prompt[run[0]])["value"]) if run else None
+        brought = inputs_of(prompt[wanted[0]])[inputs["name"]] if wanted else None
+        return _true_source(prompt, brought)
+    if class_type_of(source) == node_ids.WANTED:
+        return _true_source(prompt, inputs["value"])
+    if class_type_of(source) == node_ids.THERE and inputs.get("of"):
+        return [inputs["of"], found[1]]
+    return value

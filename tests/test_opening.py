@@ -1,0 +1,68 @@
+"""The loan of the LAN: as long as a process lives, and no longer."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from children import child
+
+from zbus import opening
+
+HOLD = """
+    import sys, time
+    from pathlib import Path
+    from zbus import opening
+    with opening.lent(Path(sys.argv[1])):
+        print("lent", flush=True)
+        sys.stdin.readline()
+"""
+
+
+def test_a_loan_is_seen_by_all_and_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "zbus"
+    assert not opening.is_lent(folder)
+    with opening.lent(folder):
+        assert opening.is_lent(folder)
+        with opening.lent(folder):
+            assert opening.is_lent(folder)
+        assert opening.is_lent(folder)
+    assert not opening.is_lent(folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_what_fails_ends_it_too(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), opening.lent(tmp_path):
+        raise KeyboardInterrupt
+    assert not opening.is_lent(tmp_path) and list(tmp_path.iterdir()) == []
+
+
+def test_it_ends_with_a_process_that_is_killed(tmp_path: Path, monkeypatch) -> None:
+    with child(HOLD, tmp_path) as holder:
+        holder.line("lent")
+        assert opening.is_lent(tmp_path)
+        holder.kill_alone()
+        assert not opening.is_lent(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1  # it might be one that has no lock yet
+    monkeypatch.setattr(opening, "YOUNG", -1.0)
+    assert not opening.is_lent(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_is_too_old_does_not_count(tmp_path: Path) -> None:
+    """A forked child of a process that was killed would hold its lock for as long as it lives."""
+    with child(HOLD, tmp_path) as holder:
+        holder.line("lent")
+        (file,) = tmp_path.iterdir()
+        then = time.time() - opening.AT_MOST - 1
+        os.utime(file, (then, then))
+        assert not opening.is_lent(tmp_path)
+        holder.tell("")
+
+
+def test_all_can_be_taken_back(tmp_path: Path) -> None:
+    with opening.lent(tmp_path):
+        opening.take_back(tmp_path)
+        assert not opening.is_lent(tmp_path)

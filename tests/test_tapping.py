@@ -1,0 +1,416 @@
+"""Previews and saves inside a part that runs elsewhere: `comfy_nodes.prompt.tapping`, and what
+becomes of a whole prompt that comes in: `comfy_nodes.prompt.admitting`."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prompts import CLASSES, admitting, cutting, dags, graph, node, tapping, text
+
+cut, as_made = cutting.cut, tapping.as_made
+TYPES = {
+    "CheckpointLoaderSimple": (("MODEL", "CLIP", "VAE"), {}),
+    "CLIPTextEncode": (("CONDITIONING",), {"clip": "CLIP", "text": "STRING"}),
+    "EmptyLatentImage": (("LATENT",), {}),
+    "PrimitiveString": (("STRING",), {}),
+    "Caption": (("STRING",), {"image": "IMAGE"}),
+    "LoadImage": (("IMAGE", "MASK"), {}),
+    "KSampler": (("LATENT",), {"model": "MODEL", "positive": "CONDITIONING", "latent": "LATENT"}),
+    "VAEDecode": (("IMAGE",), {"samples": "LATENT", "vae": "VAE"}),
+    "VAEEncode": (("LATENT",), {"pixels": "IMAGE", "vae": "VAE"}),
+    "ImageScale": (("IMAGE",), {"image": "IMAGE"}),
+    "Switch": (("*",), {"value": "*"}),
+    "Match": (("COMFY_MATCHTYPE_V3",), {"input": "*", "times": "INT"}),
+    "A": (("IMAGE", "IMAGE", "IMAGE"), {}),
+    "B": (("*", "*", "*"), {}),
+    "ZBusRun": (("*", "STRING"), {"value": "*"}),
+    "ZBusHere": (("*",), {"value": "*"}),
+    # Output nodes; Shown hands on what it shows, and SamplerShown samples by itself.
+    "PreviewImage": ((), {"images": "IMAGE"}),
+    "SaveImage": ((), {"images": "IMAGE"}),
+    "PreviewAny": (("STRING",), {"source": "*"}),
+    "Save": ((), {}),
+    "ModelSave": ((), {"model": "MODEL"}),
+    "Shown": (("IMAGE",), {"images": "IMAGE"}),
+    "SamplerShown": (("IMAGE",), {"model": "MODEL"}),
+    "ZBusSend": (("*", "INT"), {"value": "*"}),
+}
+OUTPUTS = {"PreviewImage", "SaveImage", "PreviewAny", "ModelSave", "Shown", "SamplerShown"}
+OUTPUTS |= {"Save", "ZBusSend"}
+
+
+class Classes:
+    def is_output(self, class_type):
+        return class_type in OUTPUTS
+
+    def returned(self, class_type, slot):
+        found = TYPES.get(class_type, ((), {}))[0]
+        return found[slot] if slot < len(found) else ""
+
+    def accepted(self, class_type, name):
+        return TYPES.get(class_type, ((), {}))[1].get(name, "")
+
+    def names(self):
+        return TYPES.keys()
+
+    def loop_boundary(self, class_type):
+        return {"StartLoop": "start", "EndLoop": "end"}.get(class_type, "")
+
+    def is_file_input(self, class_type, name):
+        return (class_type, name) == ("LoadImage", "image")
+
+
+def picture(**more):
+    """Sampled in two steps, and decoded, elsewhere."""
+    return {
+        "1": node("CheckpointLoaderSimple", ckpt_name="sdxl.safetensors"),
+        "2": node("CLIPTextEncode", clip=["1", 1], text="a cat"),
+        "3": node("EmptyLatentImage", width=64),
+        "4": node("KSampler", model=["1", 0], positive=["2", 0], latent=["3", 0]),
+        "5": node("KSampler", model=["1", 0], positive=["2", 0], latent=["4", 0]),
+        "6": node("VAEDecode", samples=["5", 0], vae=["1", 2]),
+        "7": node("ZBusRun", value=["6", 0], peer="cloud", here="no"),
+        "8": node("SaveImage", images=["7", 0]),
+        **more,
+    }
+
+
+def admit(prompt, targets=None, bad=()):
+    found = admitting.admit(prompt, targets, Classes(), lambda i, n: i in bad)
+    assert text(as_made(found.prompt)) == text(prompt)
+    return found
+
+
+def run_here(prompt, targets=None):
+    """What ComfyUI would execute, as its user knows it."""
+    outputs = [i for i, n in prompt.items() if n["class_type"] in OUTPUTS]
+    wanted = [i for i in outputs if targets is None or i in targets]
+    lazy = ("ZBusRun", "ZBusRunTapped")
+    found = graph.reach(
+        prompt, wanted, lambda i, name: prompt[i]["class_type"] not in lazy or name != "value"
+    )
+    assert not {"ZBusWanted", "ZBusThere"} & {prompt[i]["class_type"] for i in found}
+    return {i for i in found if prompt[i]["class_type"] != "ZBusTap"}
+
+
+def seen(prompt, value):
+    """What a link leads to: through a tap, the link within the part."""
+    if prompt[value[0]]["class_type"] != "ZBusTap":
+        return None
+    tap = prompt[value[0]]["inputs"]
+    run, slot = tap["tapped"]
+    assert slot == tapping.TAPPED and prompt[run]["class_type"] == "ZBusRunTapped"
+    return prompt[prompt[run]["inputs"]["value"][0]]["inputs"][tap["name"]]
+
+
+def job(prompt, run="7"):
+    return cut(prompt, tuple(prompt[run]["inputs"]["value"]))
+
+
+# --- what is inside -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("class_type", ["PreviewImage", "SaveImage"])
+def test_a_preview_or_save_inside_the_part_gets_what_the_peer_made(class_type):
+    prompt = picture(**{"9": node(class_type, images=["6", 0])})
+    made = admit(prompt)
+    assert made.notes == ()
+    assert run_here(made.prompt) == {"7", "8", "9"}
+    assert seen(made.prompt, made.prompt["9"]["inputs"]["images"]) == ["6", 0]
+    part = job(made.prompt)
+    assert cutting.result_names(part.prompt) == {"value", "tap0"} and len(part.outputs) == 2
+    results = [n["inputs"]["value"] for n in part.prompt.values() if "job" in n["inputs"]]
+    assert results == [["6", 0], ["6", 0]] and part.boundaries == {}
+    assert not {"7", "8", "9"} & part.prompt.keys()
+
+
+def test_a_prompt_with_nothing_inside_stays_the_very_same():
+    prompt = picture()
+    made = admit(prompt)
+    assert made.prompt is prompt and as_made(prompt) is prompt and made.notes == ()
+
+
+def test_a_branch_that_only_shows_takes_what_it_needs_from_there():
+    prompt = picture(
+        **{"9": node("ImageScale", image=["6", 0]), "10": node("PreviewImage", images=["9", 0])}
+    )
+    made = admit(prompt)
+    assert run_here(made.prompt) == {"7", "8", "9", "10"}
+    assert seen(made.prompt, made.prompt["9"]["inputs"]["image"]) == ["6", 0]
+
+
+def test_a_picture_of_the_first_step_is_decoded_there():
+    """Its VAE cannot travel: what takes it runs where it is."""
+    prompt = picture(
+        **{
+            "9": node("VAEDecode", samples=["4", 0], vae=["1", 2]),
+            "10": node("ImageScale", image=["9", 0]),
+            "11": node("SaveImage", images=["10", 0]),
+        }
+    )
+    made = admit(prompt)
+    assert made.notes == () and run_here(made.prompt) == {"7", "8", "10", "11"}
+    assert seen(made.prompt, made.prompt["10"]["inputs"]["image"]) == ["9", 0]
+    assert {"4", "9"} <= job(made.prompt).prompt.keys()
+
+
+def test_one_value_for_all_that_show_it():
+    prompt = picture(
+        **{
+            "9": node("PreviewImage", images=["6", 0]),
+            "10": node("SaveImage", images=["6", 0]),
+            "11": node("PreviewAny", source=["4", 0]),
+        }
+    )
+    made = admit(prompt)
+    assert run_here(made.prompt) == {"7", "8", "9", "10", "11"}
+    assert made.prompt["9"]["inputs"]["images"] == made.prompt["10"]["inputs"]["images"]
+    assert seen(made.prompt, made.prompt["11"]["inputs"]["source"]) == ["4", 0]
+    assert cutting.result_names(job(made.prompt).prompt) == {"value", "tap0", "tap1"}
+
+
+def test_a_text_that_the_part_makes_is_shown_but_a_text_that_was_typed_is_here():
+    prompt = {
+        "1": node("LoadImage", image="x.png"),
+        "2": node("Caption", image=["1", 0]),
+        "3": node("PrimitiveString", value="y"),
+        "4": node("Caption", image=["1", 0], a=["2", 0], b=["3", 0]),
+        "7": node("ZBusRun", value=["4", 0], peer="cloud", here="no"),
+        "8": node("PreviewAny", source=["7", 0]),
+        "9": node("PreviewAny", source=["2", 0]),
+        "10": node("PreviewAny", source=["3", 0]),
+        "11": node("PreviewImage", images=["1", 0]),
+    }
+    made = admit(prompt)
+    assert run_here(made.prompt) == {"1", "3", "7", "8", "9", "10", "11"}
+    assert seen(made.prompt, made.prompt["9"]["inputs"]["source"]) == ["2", 0]
+    assert seen(admit(prompt, bad="1").prompt, made.prompt["9"]["inputs"]["source"]) == ["2", 0]
+
+
+def test_only_what_is_asked_for_is_brought():
+    prompt = picture(
+        **{"9": node("PreviewImage", images=["6", 0]), "10": node("PreviewAny", source=["4", 0])}
+    )
+    assert admit(prompt, ["8"]).prompt is prompt
+    made = admit(prompt, ["9"])
+    assert run_here(made.prompt, ["9"]) == {"7", "9"}
+    assert made.prompt["10"] == prompt["10"]
+    assert cutting.result_names(job(made.prompt).prompt) == {"value", "tap0"}
+
+
+def test_what_one_that_sends_gives_away_is_what_the_peer_made():
+    made = admit(picture(**{"9": node("ZBusSend", value=["6", 0])}))
+    assert run_here(made.prompt) == {"7", "8", "9"}
+
+
+# --- nodes that hand on what they show ----------------------------------------------------------
+
+
+def passing(**more):
+    prompt = picture(**{"9": node("Shown", images=["6", 0]), **more})
+    prompt["7"]["inputs"]["value"] = ["9", 0]
+    return prompt
+
+
+def test_one_in_the_middle_runs_in_both_places():
+    prompt = passing()
+    made = admit(prompt)
+    assert made.notes == () and run_here(made.prompt) == {"7", "8", "9"}
+    assert seen(made.prompt, made.prompt["9"]["inputs"]["images"]) == ["6", 0]
+    part = job(made.prompt)
+    classes = [n["class_type"] for n in part.prompt.values()]
+    assert classes.count("Shown") == 1 and "ZBusThere" not in classes and "9" not in part.prompt
+    assert part.boundaries == {}
+
+
+@pytest.mark.parametrize("first", ["9", "10"])
+def test_two_in_the_middle_and_one_after_them(first):
+    more = {
+        "9": node("Shown", images=["6", 0]),
+        "10": node("Shown", images=["9", 0]),
+        "11": node("PreviewImage", images=["9", 0]),
+    }
+    prompt = picture(**{first: more[first]}, **{i: n for i, n in more.items() if i != first})
+    prompt["7"]["inputs"]["value"] = ["10", 0]
+    made = admit(prompt)
+    assert made.notes == () and run_here(made.prompt) == {"7", "8", "9", "10", "11"}
+    part = job(made.prompt)
+    assert [n["class_type"] for n in part.prompt.values()].count("Shown") == 2
+
+
+def test_one_that_samples_by_itself_runs_there_alone_and_says_so():
+    prompt = picture(**{"9": node("SamplerShown", model=["1", 0])})
+    prompt["7"]["inputs"]["value"] = ["9", 0]
+    made = admit(prompt)
+    assert run_here(made.prompt) == {"7", "8"}
+    (note,) = made.notes
+    alone = "runs on the other ComfyUI alone: what it shows or saves is there"
+    assert note == f"SamplerShown #9 {alone}"
+    assert job(made.prompt).prompt["9"] == prompt["9"]
+
+
+def test_one_that_samples_and_is_looked_at():
+    prompt = picture(
+        **{"9": node("SamplerShown", model=["1", 0]), "10": node("SaveImage", images=["9", 0])}
+    )
+    prompt["7"]["inputs"]["value"] = ["9", 0]
+    made = admit(prompt)
+    assert run_here(made.prompt) == {"7", "8", "10"} and len(made.notes) == 1
+
+
+# --- what cannot be had -------------------------------------------------------------------------
+
+
+def test_another_picture_of_the_same_model_is_made_here():
+    """It shares the part's loader: the user's own work beside the part, not a look into it."""
+    prompt = picture(
+        **{
+            "9": node("KSampler", model=["1", 0], positive=["2", 0], latent=["3", 0]),
+            "10": node("VAEDecode", samples=["9", 0], vae=["1", 2]),
+            "11": node("SaveImage", images=["10", 0]),
+        }
+    )
+    made = admit(prompt)
+    assert made.prompt is prompt and made.notes == ()
+    prompt["9"]["inputs"]["latent"] = ["4", 0]  # and now it needs what the part computes
+    made = admit(prompt)
+    assert made.prompt is prompt
+    (note,) = made.notes
+    assert note == (
+        "SaveImage #11 needs a MODEL, which cannot travel, from CheckpointLoaderSimple #1: so that "
+        'part of "Run on Peers" runs here as well'
+    )
+
+
+def test_a_value_of_an_unknown_kind_is_left_where_it_is():
+    shown = {"9": node("PreviewAny", source=["6", 0])}
+    prompt = picture(**{"6": node("Switch", value=["5", 0])}, **shown)
+    made = admit(prompt)
+    (note,) = made.notes
+    assert made.prompt is prompt and "of a kind that cannot be told, from Switch #6" in note
+    prompt["9"] = node("PreviewImage", images=["6", 0])  # the one that takes it tells
+    assert run_here(admit(prompt).prompt) == {"7", "8", "9"}
+
+
+def test_a_value_of_a_type_that_an_input_decides_is_of_that_type():
+    prompt = picture(
+        **{
+            "6": node("VAEDecode", samples=["5", 0], vae=["1", 2]),
+            "9": node("Match", input=["6", 0], times=["2", 0]),
+            "10": node("Match", input=["9", 0]),
+            "11": node("PreviewAny", source=["10", 0]),
+        }
+    )
+    prompt["7"]["inputs"]["value"] = ["10", 0]
+    assert run_here(admit(prompt).prompt) == {"7", "8", "11"}
+    prompt["10"] = node("Match", input=["10", 0])  # a circle is no type
+    assert admit(prompt).prompt is prompt
+
+
+def test_what_is_before_the_part_at_once_is_not_taken_from_it():
+    prompt = picture(
+        **{
+            "9": node("Shown", images=["6", 0]),
+            "10": node("ZBusHere", value=["9", 0]),
+            "11": node("ImageScale", image=["10", 0], other=["6", 0]),
+        }
+    )
+    prompt["7"]["inputs"]["value"] = ["11", 0]
+    made = admit(prompt)
+    assert made.prompt is prompt and "before it at once" in made.notes[0]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"here": "also run here"},
+        {"here": ["8", 0]},
+        {"peer": "this computer"},
+        {"peer": "desk, This Computer"},
+        {"peer": ["2", 0]},
+    ],
+)
+def test_nothing_changes_where_the_part_runs_here_or_may_do(how):
+    prompt = picture(**{"9": node("PreviewImage", images=["6", 0])})
+    prompt["7"]["inputs"] |= how
+    assert admit(prompt).prompt is prompt
+
+
+def test_a_name_behind_a_primitive_is_known():
+    prompt = picture(
+        **{"9": node("PreviewImage", images=["6", 0]), "p": node("PrimitiveString", value="desk")}
+    )
+    prompt["7"]["inputs"]["peer"] = ["p", 0]
+    assert run_here(admit(prompt).prompt) == {"7", "8", "9", "p"}
+    prompt["p"]["inputs"]["value"] = "this computer"
+    assert admit(prompt).prompt is prompt
+
+
+# --- branches that lead nowhere -----------------------------------------------------------------
+
+
+def test_an_unused_branch_that_only_the_peer_could_run_refuses_nothing():
+    prompt = picture(
+        **{
+            "9": node("Unknown", image=["6", 0], x=["10", 0]),
+            "10": node("UnknownLoader"),
+            "11": node("Elsewhere"),
+        }
+    )
+    bad = {"1", "2", "6", "9", "10", "11"}
+    made = admit(prompt, bad=bad)
+    stood = {i for i, n in made.prompt.items() if n["class_type"] == "ZBusThere"}
+    assert stood == {"1", "2", "6", "9", "10"}  # 11 has nothing to do with the part
+    assert made.notes == (
+        "Unknown #9 is not installed here, and nothing takes what it gives: it is left out",
+    )
+
+
+def test_what_a_used_branch_needs_is_still_refused():
+    prompt = picture(**{"9": node("ModelSave", model=["1", 0])})
+    made = admit(prompt, bad={"1", "2"})
+    assert {i for i, n in made.prompt.items() if n["class_type"] == "ZBusThere"} == {"2"}
+    assert made.notes == ()  # ComfyUI itself refuses it
+
+
+# --- any at all ---------------------------------------------------------------------------------
+
+NAMED = [*CLASSES, "ZBusRun", "PreviewImage", "Shown", "Shown", "KSampler", "VAEDecode"]
+
+
+@given(dags(NAMED), st.data())
+def test_any_prompt(prompt, data):
+    before = text(prompt)
+    bad = data.draw(st.sets(st.sampled_from(list(prompt))))
+    made = admit(prompt, bad=bad).prompt
+    assert text(prompt) == before
+    assert admit(prompt, bad=bad).prompt == made or "NaN" in text(made)
+    for run in cutting.elsewhere_runs(prompt):
+        part = job(made, run)
+        assert not {"ZBusTap", "ZBusWanted", "ZBusThere"} & {
+            n["class_type"] for n in part.prompt.values()
+        }
+        assert run not in graph.ancestors(made, [s for _, (s, _) in graph.sources(made, run)])
+        plain = cut(prompt, tuple(prompt[run]["inputs"]["value"]))
+        assert len(part.prompt) >= len(plain.prompt)
+        assert part.boundaries.items() >= plain.boundaries.items()
+    here = run_here_or_bad(made)
+    for i in here & made.keys() & prompt.keys():  # what runs here is what the user put there
+        assert made[i]["class_type"].removesuffix("Tapped") == prompt[i]["class_type"]
+
+
+def run_here_or_bad(prompt):
+    lazy = ("ZBusRun", "ZBusRunTapped")
+    outputs = [i for i, n in prompt.items() if n["class_type"] in OUTPUTS]
+    return set(
+        graph.reach(
+            prompt,
+            outputs,
+            lambda i, name: (
+                prompt[i]["class_type"] not in lazy
+                or name != "value"
+                or prompt[i]["inputs"]["here"] != "no"
+            ),
+        )
+    )
