@@ -6,7 +6,7 @@ import { api } from "/scripts/api.js";
 const SHOWN = 12000; // milliseconds
 
 app.registerExtension({
-  name: "zbus.notices",
+  name: "zbustensorbus.notices",
   setup() {
     api.addEventListener("zbus.notice", ({ detail }) => {
       const severity = detail?.level === "error" ? "error" : "warn";
