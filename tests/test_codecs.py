@@ -12,11 +12,12 @@ import lz4.block
 import numpy as np
 import pytest
 import torch
+from children import child
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from zbus import codecs
+from zbus import Peer, codecs
 from zbus.codecs import CHOICES, CODECS
 from zbus.errors import CodecRefused, RemoteProtocolError, UnknownCodec
 from zbus.values.layout import MOST_ROWS, Buffer, Layout, Map
@@ -391,3 +392,29 @@ def test_a_side_without_lz4_neither_offers_nor_chooses_it(without_lz4):
         CodecRefused, match=r"this side cannot.*lz4.*install the Python package lz4"
     ):
         codecs.choose("lz4", FILE, ALL, None, False)
+
+
+WITHOUT = """
+    import sys
+    sys.modules["lz4"] = None  # as where it is not installed
+    from zbus import Peer
+    with Peer("without") as peer, peer.listen("127.0.0.1:0") as channel:
+        print("at", channel.address, flush=True)
+        for number in range(2):
+            print("got", len(channel.receive(number, timeout=60)), flush=True)
+        channel.send(b"x" * 200_000, timeout=60)
+"""
+
+
+def test_a_peer_without_lz4_gets_what_both_can(monkeypatch):
+    """Whoever has it sends it in no such chunks, and says so if it is told to."""
+    monkeypatch.setattr(codecs, "_is_fast", lambda *_: False)  # so that codecs are weighed
+    value = b"compressible " * 20_000
+    with child(WITHOUT) as other, Peer("with") as peer:
+        with peer.connect(other.line("at ").split()[1]) as channel:
+            with pytest.raises(CodecRefused, match=r"peer cannot.*lz4.*install .* lz4"):
+                channel.send(value, 0, quality="lz4", timeout=60)
+            for number, quality in enumerate(("exact", "zlib")):
+                channel.send(value, number, quality=quality, timeout=60)
+                other.line(f"got {len(value)}")
+            assert channel.receive(timeout=60) == b"x" * 200_000

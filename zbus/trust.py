@@ -281,6 +281,7 @@ class Trust:
         """Listen on all addresses meanwhile. Whatever ends this process ends that, too."""
         try:
             with opening.lent(self.folder):
+                self._change(lambda store: (store, None))  # or why nobody could be stored
                 self.reload()
                 yield
         finally:

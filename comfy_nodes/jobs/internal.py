@@ -93,7 +93,8 @@ class Result(io.ComfyNode):
                 stage="handing over a result",
                 remedy="Take it out of the workflow: Run on Peers makes its own",
             )
-        JOBS.result(prompt_id, only("name", name), wrap(value))
+        declared = host.no_picture("value", guess=True)
+        JOBS.result(prompt_id, only("name", name), wrap(value), declared)
         return io.NodeOutput()
 
 
