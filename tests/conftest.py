@@ -139,8 +139,9 @@ def comfyui_dir() -> Path:
 def keeps_results() -> None:
     """For tests of what ComfyUI has cached of the prompt before."""
     given = os.environ.get("COMFYUI_ARGS", "")
-    if "--cache-none" in given:
-        pytest.skip("with --cache-none ComfyUI computes everything in each prompt")
+    for flag in ("--cache-none", "--cache-ram 1000000"):  # so much memory is never free
+        if flag in given:
+            pytest.skip(f"with {flag} ComfyUI computes everything in each prompt")
 
 
 @pytest.fixture

@@ -352,6 +352,16 @@ def test_a_stand_in_that_says_nothing(inputs):
 # --- files of this side -------------------------------------------------------------------------
 
 
+def test_a_folder_is_this_sides_however_it_is_named():
+    prompt = {
+        "1": node("LoadImageDataSetFromFolder", folder="set"),
+        "2": node("LoadTrainingDataset", folder_name=["3", 0]),
+        "3": node("Concatenate", a="x", b="y"),
+        "4": node("SaveImageDataSetToFolder", folder="set", images=["1", 0]),
+    }
+    assert cutting.loaders(prompt, lambda *of: False) == {"1", "2"}
+
+
 def test_loaders_of_this_sides_files_are_told_by_their_inputs():
     prompt = picture() | {
         "10": node("LoadImage", image=["2", 0]),  # its name is computed

@@ -842,26 +842,6 @@ def header_of(shape, descr="<f4", numbers=b""):
     return buffer.getvalue() + numbers
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "float8_e4m3fn", "int32"])
-def test_a_latent_of_any_numbers_beside_what_nobody_knows(dtype):
-    samples = torch.arange(2 * 4 * 3 * 3).reshape(2, 4, 3, 3).to(getattr(torch, dtype))
-    version = {"latent_format_version_0": torch.zeros(0)}
-    data = safetensors.torch.save({"latent_tensor": samples, "scales": torch.ones(4), **version})
-    odd = data.replace(b'"F32","shape":[4]', b'"F4?","shape":[4]')  # of a newer safetensors
-    for known in (data, safetensors.torch.save({"latent_tensor": samples, **version})):
-        assert torch.equal(decoding.latent(known), samples.float())
-    with pytest.raises(Undecodable, match="neither a latent"):
-        decoding.latent(odd)
-
-
-@pytest.mark.skipif(not hasattr(torch, "float8_e8m0fnu"), reason="this torch lacks the type")
-def test_a_latent_beside_scales_that_torch_has_and_safetensors_does_not_load():
-    scales = torch.ones(4).to(torch.float8_e8m0fnu)
-    version = {"latent_format_version_0": torch.zeros(0)}
-    data = safetensors.torch.save({"latent_tensor": SAMPLES, "scales": scales, **version})
-    assert torch.equal(decoding.latent(data), SAMPLES)
-
-
 def test_comfyuis_latents_of_both_ages():
     old = {"latent_tensor": SAMPLES}
     new = {"latent_tensor": SAMPLES.half(), "latent_format_version_0": torch.tensor([])}
@@ -903,8 +883,7 @@ def test_which_array_of_an_archive():
         (b"<html>not found</html>", "neither a latent"),
         (struct.pack("<Q", 1 << 60) + b"{}", "neither a latent"),
         (safetensors.torch.save({"weight": torch.zeros(4, 4)}), "it has weight"),
-        (safetensors.torch.save({"latent_tensor": torch.zeros(1, 2, 3).bool()}), "BOOL is no"),
-        (safetensors.torch.save({"latent_tensor": torch.zeros(0, 4, 4, 4)}), "no latent"),
+        (safetensors.torch.save({"latent_tensor": torch.zeros(1, 2, 3).bool()}), "torch.bool"),
         (safetensors.torch.save({"latent_tensor": torch.zeros(4, 4)}), "shape [4, 4] is no"),
         (npy_of(np.zeros((4, 4))), "shape [4, 4] is no latent"),
         (npy_of(np.zeros((0, 4, 4, 4))), "no latent"),

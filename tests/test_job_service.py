@@ -43,6 +43,8 @@ from zbus.errors import (
     WrongPeer,
 )
 from zbus.job import Job, Reason, Remote, Request, Taken
+from zbus.protocol.identity import Identity
+from zbus.protocol.job_records import GivenJob
 from zbus.protocol.messages import (
     Bye,
     Enquire,
@@ -226,6 +228,31 @@ def test_a_result_that_the_quality_cannot_carry(two: Two) -> None:
     failed = error(two.here.submit(two.remote, request(quality="8-bit")))
     assert isinstance(failed, JobFailed) and "result image cannot be sent" in str(failed)
     clean(two.here, two.there)
+
+
+def test_what_was_clipped_is_told_with_the_end(two: Two) -> None:
+    def run(job: Taken) -> None:
+        job.result("image", torch.full((1, 8, 8, 3), 1.5))
+        job.result("embeds", torch.full((1, 8, 8), 1.5), "EMBEDS")
+        job.result("tracks", {"track_path": torch.full((4, 2), -7.0)})
+        job.done()
+
+    two.host.on_submitted = run
+    job = two.here.submit(two.remote, request(quality="8-bit"))
+    got = result(job)
+    assert float(got["image"].max()) == 1.0
+    assert float(got["embeds"].max()) == 1.5 and float(got["tracks"]["track_path"].min()) == -7
+    assert job.notes == ("values outside 0..1 were clipped (min 0, max 1.5)",)
+    plain = two.here.submit(two.remote, request(quality="exact"))
+    assert float(result(plain)["image"].max()) == 1.5 and plain.notes == ()
+
+
+@pytest.mark.parametrize("notes", [3, ["\x1b[31m" + "x" * 5000, 4, *"abcdefghijk"], {}, None])
+def test_notes_off_the_wire_are_few_and_printable(notes: object) -> None:
+    given = GivenJob("job", None, "there", Identity(b"", b""))
+    given.end = {"outcome": "done", "notes": notes}
+    assert len(given.notes) <= 8
+    assert all(text.isprintable() and len(text) <= 300 for text in given.notes)
 
 
 def test_results_that_cannot_travel_at_all(two: Two) -> None:

@@ -26,6 +26,7 @@ from zbus.errors import (
     TransferRefused,
 )
 from zbus.values import spec as wire
+from zbus.values.kinds import LIST, VIDEO
 from zbus.values.payload import (
     KINDS,
     Layout,
@@ -369,7 +370,11 @@ def test_no_torch_without_a_tensor():
         ([[torch.zeros(1, 7, 8), {}]], "value[0][0] is part of a conditioning"),
         (torch.zeros(1, 8, 8, 3, dtype=torch.uint8), "value is a uint8 tensor"),
         (torch.zeros(20), "value is a float32 tensor of shape [20]"),
-        ([torch.zeros(1, 2, 2, 3), torch.zeros(1, 2, 2, 5)], "value[1] is a float32"),
+        ([torch.zeros(1, 2, 2, 3), torch.zeros(1, 2, 2, 5)], "value[0] is in a list with value[1]"),
+        (({"samples": torch.zeros(1, 4, 8, 3)}, torch.zeros(1, 2, 2)), "part of a latent"),
+        ({"track_path": torch.zeros(9, 5, 2)}, "value['track_path'] is part of a dict"),
+        ({VIDEO: {"audio": {"waveform": torch.zeros(1, 2, 9)}}}, "['waveform'] is part of a video"),
+        ({VIDEO: {"audio": {"images": torch.zeros(1, 2, 9)}}}, "['images'] is part of a video"),
         (np.zeros((1, 8, 8, 3), np.float32), "numpy array"),
     ],
 )
@@ -381,7 +386,9 @@ def test_8_bit_is_refused_where_it_would_do_harm(value, what):
 
 
 def test_8_bit_passes_pictures_and_what_has_no_tensor():
-    for value in ("text", 5, [torch.zeros(1, 2, 2, 3), {"mask": torch.zeros(1, 2, 2)}]):
+    image, mask = torch.zeros(1, 2, 2, 3), torch.zeros(1, 2, 2)
+    film = {VIDEO: {"images": image, "rate": [24, 1], "alpha": mask}}
+    for value in ("text", 5, [image, (mask, [image])], {LIST: [mask, image]}, {LIST: [film]}, film):
         check_choice(flatten(value), True)
 
 

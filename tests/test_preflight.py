@@ -96,6 +96,8 @@ CLASSES = {
     "Odd": ({"a": "IMAGE", "b": ()}, None),
     "Out": ({"images": ("IMAGE",)}, 0),
 }
+OUTPUTS = {("LoraLoader", 0): "MODEL", ("LoraLoader", 1): "CLIP", ("Scale", 0): "IMAGE"}
+OUTPUTS |= {("Odd", 0): "*", ("LoadLatent", 0): "LATENT", ("Switch", 0): "COMFY_MATCHTYPE_V3"}
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +137,12 @@ def classes(preflight, beside):
         def judges(self, class_type, name):
             return (class_type, name) in self.own
 
+        def returned(self, class_type, slot):
+            return OUTPUTS.get((class_type, slot), "")
+
+        def matched(self, class_type, slot):
+            return ("on_true", "on_false") if class_type == "Switch" else ()
+
     return Classes()
 
 
@@ -153,6 +161,17 @@ def lora(name="foo_v2.safetensors", title=None, **more):
 
 def test_a_good_prompt_has_nothing_wrong(preflight, classes):
     assert preflight.look(lora(), classes) == []
+
+
+def test_what_lives_in_one_comfyui_is_refused_before_it_is_computed(preflight, classes):
+    handed = node("ZBusResult", value=["12", 1], name="value", job="")
+    names = [*CLASSES, "ZBusResult"]
+    classes.names = lambda: names
+    (reason,) = preflight.look(lora() | {"result": handed}, classes)
+    assert (reason.kind, reason.node) == ("output", "12")
+    assert reason.text.startswith("LoraLoader #12: a CLIP lives in one ComfyUI")
+    handed["inputs"]["value"] = ["0", 0]
+    assert preflight.look(lora() | {"result": handed}, classes) == []
 
 
 def test_a_missing_choice_names_the_nearest(preflight, classes):

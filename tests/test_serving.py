@@ -51,6 +51,12 @@ class Classes:
     def judges(self, class_type, name):
         return False
 
+    def returned(self, class_type, slot):
+        return ""
+
+    def matched(self, class_type, slot):
+        return ()
+
 
 class Interrupted(BaseException):
     """As ComfyUI's is since 0.20."""
@@ -76,6 +82,9 @@ class Host(types.ModuleType):
         self.validating: asyncio.Event | None = None
         self.asked = asyncio.Event()  # something is being validated
         self.silent = False  # no statuses, no events
+
+    def folders(self):
+        return {"/home/bob smith": "~"}
 
     def on_loop(self, call):
         self.loop.call_soon_threadsafe(call)

@@ -347,6 +347,49 @@ def test_a_name_behind_a_primitive_is_known():
     assert admit(prompt).prompt is prompt
 
 
+# --- back ---------------------------------------------------------------------------------------
+
+
+def test_a_prompt_that_was_changed_once_may_come_again():
+    prompt = picture(
+        **{"9": node("PreviewImage", images=["6", 0]), "10": node("Shown", images=["4", 0])}
+    )
+    prompt["5"]["inputs"]["latent"] = ["10", 0]
+    once = admit(prompt).prompt
+    again = admitting.admit(once, None, Classes(), lambda i, n: False)
+    assert again.prompt is once and as_made(again.prompt) == prompt
+
+
+def test_ids_of_its_own_are_of_no_subgraph():
+    prompt = {f"57:{i}": n for i, n in picture(**{"9": node("Shown", images=["6", 0])}).items()}
+    for n in prompt.values():
+        for name, value in n["inputs"].items():
+            if graph.link(value):
+                n["inputs"][name] = [f"57:{value[0]}", value[1]]
+    prompt["57:7"]["inputs"]["value"] = ["57:9", 0]
+    new = admit(prompt).prompt.keys() - prompt.keys()
+    assert new == {"zbus-there-57.9", "zbus-wanted-57.7", "zbus-tap0-57.7"}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *(node("ZBusTap"), node("ZBusTap", tapped=["1", 2], name="x"), node("ZBusThere")),
+        *(node("ZBusWanted"), node("ZBusTap", tapped=["2", 0], name=7)),
+        {"class_type": "ZBusTap", "inputs": None},
+        node("ZBusThere", of="1", class_type="A", inputs="{}"),
+        node("ZBusRunTapped", value=["1", 0]),
+    ],
+)
+def test_nodes_that_only_bear_those_names_break_nothing(odd):
+    prompt = {
+        "1": odd,
+        "2": node("A", x=["1", 0]),
+        "3": node("ZBusThere", class_type="A", inputs="{}"),
+    }
+    assert as_made(prompt).keys() <= {"1", "2", "3"}
+
+
 # --- branches that lead nowhere -----------------------------------------------------------------
 
 

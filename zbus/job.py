@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,13 +10,13 @@ from typing import Any, Protocol
 
 from . import codecs, given
 from .callbacks import CALLBACKS, Callbacks
-from .errors import InputError, NotTransferable, RemoteProtocolError, UnknownCodec
+from .errors import CodecRefused, InputError, NotTransferable, RemoteProtocolError, UnknownCodec
 from .operation import Operation
 from .printable import shown
 from .protocol.fields import clip
 from .reasons import Reason
 from .remote import Remote
-from .values.payload import Flat, flatten
+from .values.payload import Flat, clipped, flatten
 
 __all__ = ["Job", "JobHost", "Reason", "Remote", "Request", "Taken"]
 
@@ -235,7 +236,7 @@ class Teller(Protocol):
     def started(self, job: str) -> None: ...
     def progressed(self, job: str, node: str, title: str, value: int, maximum: int) -> None: ...
     def preview(self, job: str, node: str, kind: str, data: bytes) -> None: ...
-    def result(self, job: str, name: str, flat: Flat) -> None: ...
+    def result(self, job: str, name: str, flat: Flat, notes: Sequence[str]) -> None: ...
     def ended(self, job: str, end: dict[str, Any]) -> None: ...
 
 
@@ -288,8 +289,11 @@ class Taken:
             return
         self._tell(lambda teller: teller.preview(self.id, node, kind, data))
 
-    def result(self, name: str, value: Any) -> None:
+    def result(self, name: str, value: Any, declared: str = "") -> None:
         """One of the outputs. It must not change any more.
+
+        Args:
+            declared: See `Channel.start_send`.
 
         Raises:
             NotTransferable: It holds something that cannot travel, or has no usable name.
@@ -298,8 +302,13 @@ class Taken:
             given.label("name", name, MAX_NAME)
         except InputError as error:
             raise NotTransferable(f"a result's {error.what}") from None
-        flat = flatten(value)
-        self._tell(lambda teller: teller.result(self.id, name, flat))
+        flat = flatten(value, declared)
+        # Told with the job's end, which may be under way before this has been packed.
+        notes: tuple[str, ...] = ()
+        if codecs.eight_bit(self.request.quality) == "always":
+            with contextlib.suppress(CodecRefused):  # which is the job's end when it is packed
+                notes = clipped(flat)
+        self._tell(lambda teller: teller.result(self.id, name, flat, notes))
 
     def done(self) -> None:
         """It has ended well, and all its results are told."""

@@ -143,16 +143,19 @@ class Channel:
         timeout: float | None = None,
         progress: Progress | None = None,
         kind: str | None = None,
+        declared: str = "",
         node: str = "",
     ) -> Operation[None]:
         """As `send`, but returns at once: wait with `result()` or ``await``, end with `cancel()`.
 
         Args:
             kind: What to call the value, instead of what it looks like.
+            declared: The type that its maker declares, if that has no picture in it: nothing of
+                it goes as 8 bits then, whatever its shape.
             node: What to call this step in texts for people.
         """
         codecs.check(quality)
-        flat = payload.flatten(value)
+        flat = payload.flatten(value, given.text("declared", declared))
         payload.check_choice(flat, codecs.eight_bit(quality) == "always")
         kind = flat.kind if kind is None else given.label("kind", kind, MAX_KIND)
         step = ChannelOperation("send", kind, _node(node), _order(order))

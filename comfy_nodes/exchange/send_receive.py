@@ -10,7 +10,7 @@ from zbus import codecs
 from zbus.errors import InputError
 from zbus.run import EXPECT
 
-from .. import node_ids
+from .. import host, node_ids
 from ..host.lists import unwrap, wrap
 from ..prompt.single import only
 from . import waiting
@@ -100,7 +100,8 @@ class Send(_Node):
         meeting, number = _begin(peer, channel, order)
         how = only("quality", quality)
         codecs.check(how)
-        await waiting.send(meeting, wrap(value), number, quality=how)
+        declared = host.no_picture("value")
+        await waiting.send(meeting, wrap(value), number, quality=how, declared=declared)
         return io.NodeOutput(value, number + 1)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .classes import Classes, node_class, replaced
 from .facts import facts
-from .files import input_file, input_files, output_file
+from .files import folders, input_file, input_files, output_file
 from .node import (
     Here,
     ProgressBar,
@@ -15,6 +15,7 @@ from .node import (
     execution,
     graph,
     how_far,
+    no_picture,
     shown_as,
     tell_prompt_as,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "executing",
     "execution",
     "facts",
+    "folders",
     "follow",
     "forget",
     "graph",
@@ -88,6 +90,7 @@ __all__ = [
     "memory_reserve",
     "metadata_wanted",
     "multi_user",
+    "no_picture",
     "node_class",
     "notice",
     "on_free",

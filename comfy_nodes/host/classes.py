@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Collection, Mapping
+import os
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import folder_paths
 import nodes
 
 from ..prompt import replacing
-from ..prompt.class_inputs import ClassInput, expanded, find, names_file
+from ..prompt.class_inputs import FOLDER_LOADERS, ClassInput, expanded, find, names_file
 from ..prompt.graph import Prompt
 from .process import the_server
 from .queue import FOREIGN
@@ -41,13 +43,15 @@ def replaced(prompt: Prompt) -> Prompt:
 
 
 class Classes:
-    """What ComfyUI knows of node classes: see `plans.Classes` and `preflight.Classes`.
+    """What ComfyUI knows of node classes: see `plans.Classes`, `preflight.Classes` and
+    `output_types.Outputs`.
 
     Looks at a class once: an instance is for one look at one prompt.
     """
 
     def __init__(self) -> None:
         self._seen: dict[str, Mapping[str, Any]] = {}
+        self._boundaries: dict[str, str] = {}
 
     def is_lazy(self, class_type: str, name: str) -> bool:
         found = self._find(class_type, name)
@@ -76,10 +80,13 @@ class Classes:
         return getattr(node_class(class_type), "OUTPUT_NODE", None) is True
 
     def loop_boundary(self, class_type: str) -> str:
-        try:
-            return str(node_class(class_type).GET_SCHEMA().loop_boundary or "")  # type: ignore
-        except FOREIGN:  # none of the newest ones; or a node's own code
-            return ""
+        if class_type not in self._boundaries:
+            try:
+                found = node_class(class_type).GET_SCHEMA().loop_boundary  # type: ignore
+            except FOREIGN:  # none of the newest ones; or a node's own code
+                found = None
+            self._boundaries[class_type] = str(found or "")
+        return self._boundaries[class_type]
 
     def returned(self, class_type: str, slot: int) -> str:
         try:
@@ -91,6 +98,17 @@ class Classes:
     def accepted(self, class_type: str, name: str) -> str:
         found = self._find(class_type, name)
         return found.kind if found is not None and isinstance(found.kind, str) else ""
+
+    def matched(self, class_type: str, slot: int) -> Sequence[str]:
+        if self.returned(class_type, slot) != "COMFY_MATCHTYPE_V3":
+            return ()
+        try:
+            schema: Any = node_class(class_type).GET_SCHEMA()  # type: ignore[union-attr]
+            template = schema.outputs[slot].template.template_id
+            of_it = [(one.id, getattr(one, "template", None)) for one in schema.inputs]
+            return [name for name, own in of_it if getattr(own, "template_id", None) == template]
+        except (AttributeError, IndexError, TypeError):  # another version of these classes
+            return ()
 
     def names(self) -> Collection[str]:
         return nodes.NODE_CLASS_MAPPINGS.keys()
@@ -116,7 +134,14 @@ class Classes:
 
     def is_file_input(self, class_type: str, name: str) -> bool:
         found = self._find(class_type, name)
-        return found is not None and names_file(class_type, name, found)
+        is_file = found is not None and names_file(class_type, name, found)
+        return is_file or self.is_folder_input(class_type, name)
+
+    def is_folder_input(self, class_type: str, name: str) -> bool:
+        """Whether an input names a folder of the user's own."""
+        found = self._find(class_type, name)
+        lists = found is not None and _lists_folders(found.choices)
+        return lists or (class_type, name) in FOLDER_LOADERS
 
     def _find(self, class_type: str, name: str) -> ClassInput | None:
         try:
@@ -135,3 +160,17 @@ class Classes:
             except FOREIGN:  # a node's own code
                 self._seen[class_type] = {}
         return self._seen[class_type]
+
+
+def _lists_folders(choices: list[Any] | None) -> bool:
+    """Whether what an input offers are the folders in the input folder."""
+    if not choices or not all(isinstance(choice, str) for choice in choices):
+        return False
+    root = folder_paths.get_input_directory()
+    # A look at one, first: of most inputs the choices are no folders, and there may be many files.
+    if not os.path.isdir(os.path.join(root, choices[0])):
+        return False
+    try:
+        return set(choices) == set(folder_paths.get_input_subfolders())
+    except (AttributeError, OSError):
+        return False

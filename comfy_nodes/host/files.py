@@ -17,6 +17,20 @@ from zbus.errors import InputError
 from .queue import Interrupted
 
 
+def folders() -> dict[str, str]:
+    """Where this ComfyUI's files lie, each with what to call it before others."""
+    named = {
+        str(Path.home()): "~",
+        str(folder_paths.base_path): "ComfyUI",
+        str(folder_paths.models_dir): "models",
+        str(folder_paths.get_user_directory()): "user",
+        str(folder_paths.get_temp_directory()): "temp",
+        str(folder_paths.get_output_directory()): "output",
+        str(folder_paths.get_input_directory()): "input",
+    }
+    return named | {os.path.realpath(folder): name for folder, name in named.items()}
+
+
 def input_files(*endings: str) -> list[str]:
     """The names of the files in the input folder that end so."""
     try:

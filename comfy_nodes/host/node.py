@@ -11,7 +11,10 @@ from comfy_execution.graph import DynamicPrompt, ExecutionBlocker
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 
+from ..prompt import output_types
+from ..prompt.graph import inputs_of, link
 from ..prompt.late_readers import Execution
+from .classes import Classes
 
 ProgressBar = comfy.utils.ProgressBar
 
@@ -47,6 +50,16 @@ def graph() -> dict[str, Any]:
     """
     dynamic = get_progress_state().dynprompt
     return {**dynamic.original_prompt, **dynamic.ephemeral_prompt}
+
+
+def no_picture(name: str, *, guess: bool = False) -> str:
+    """The type that is declared for what arrives at that input of the node that is being executed,
+    if that is no picture; "" if it may be one. With `guess` also one that is only likely."""
+    wired = link(inputs_of(executing().node).get(name))
+    if wired is None:
+        return ""
+    of = output_types.likely if guess else output_types.declared
+    return output_types.no_picture(of(graph(), wired, Classes()))
 
 
 def execution() -> object:

@@ -17,6 +17,9 @@ from server import PromptServer
 
 from zbus import Peer
 from zbus.printable import shown
+from zbus.values import containers
+
+from .containers import HostTypes
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,7 @@ def peer() -> Peer:
                 user = getpass.getuser()
             except (OSError, KeyError, ImportError):  # a container's nameless user
                 user = "?"
+            containers.use(HostTypes())
             instance = "\n".join((host, user, folder_paths.base_path, _base(), str(args.port)))
             _peer = Peer(f"{host}-{args.port}", instance=instance)
         return _peer

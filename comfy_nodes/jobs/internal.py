@@ -89,7 +89,8 @@ class Result(io.ComfyNode):
         prompt_id = host.executing().prompt_id
         if only("job", job) != prompt_id:  # nobody hands results to another's job
             raise JobError("this node belongs to another job", stage="handing over a result")
-        JOBS.result(prompt_id, only("name", name), wrap(value))
+        declared = host.no_picture("value", guess=True)
+        JOBS.result(prompt_id, only("name", name), wrap(value), declared)
         return io.NodeOutput()
 
 

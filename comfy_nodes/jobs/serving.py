@@ -26,6 +26,7 @@ from zbus.values import payload
 from .. import host, node_ids
 from ..prompt import preflight
 from ..prompt.cutting import value_names, with_digests, with_job
+from ..prompt.discreet import without_paths
 from ..prompt.graph import ancestors, class_type_of, clean, inputs_of, title
 
 logger = logging.getLogger(__name__)
@@ -79,14 +80,15 @@ class Jobs:
         if job is not None and _givers(job.request.prompt, name) == {node_id}:
             job.request.values.pop(name, None)
 
-    def result(self, prompt_id: str, name: str, value: Any) -> None:
-        """Hand a result to the peer that gave the job. Returns at once.
+    def result(self, prompt_id: str, name: str, value: Any, declared: str = "") -> None:
+        """Hand a result to the peer that gave the job. Returns at once; `declared` is as in
+        `Taken.result`.
 
         Raises:
             NotTransferable: It holds something that cannot travel.
             JobError: This prompt is no job.
         """
-        self._of(prompt_id).result(name, value)
+        self._of(prompt_id).result(name, value, declared)
 
     def _of(self, prompt_id: str) -> Taken:
         with self._lock:
@@ -181,7 +183,8 @@ class Serving(JobHost):
         except host.FOREIGN as error:  # nodes' own code, and theirs to fail
             logger.exception("a job of %s could not be checked", job.client)
             self._release(served)
-            job.refuse([Reason("other", text=f"it could not be checked: {clip(str(error))}")])
+            told = without_paths(str(error), host.folders())
+            job.refuse([Reason("other", text=f"it could not be checked: {clip(told)}")])
         finally:
             served.task = None
 
@@ -204,7 +207,9 @@ class Serving(JobHost):
         if not any(reason.kind in ("class", "output") for reason in found):
             said = await host.validate(served.job.id, prompt, wanted)
             outputs = said.outputs
-            found += preflight.from_host(prompt, said.error, said.node_errors, classes)
+            found += preflight.from_host(
+                prompt, said.error, said.node_errors, classes, host.folders()
+            )
             dropped = [i for i in wanted if i not in outputs]
             if not found:
                 text = "{} was asked for, and is not an output node"

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from zbus.errors import JobError, JobFailed, ZBusError
+from zbus.errors import JobError, JobFailed, NotTransferable, ZBusError
 from zbus.job import Job, Request
+from zbus.reasons import lines
 from zbus.remote import Remote
 
 from .. import host
@@ -25,6 +26,8 @@ from ..exchange.runs import Run
 from ..page import peers
 from ..prompt.cutting import for_position, result_names
 from ..prompt.graph import Graph, Link
+from ..prompt.output_types import results
+from ..prompt.preflight import cannot_travel, unique
 from .shown_here import ShownHere
 
 logger = logging.getLogger(__name__)
@@ -174,7 +177,11 @@ class SubmittedJobs:
         Raises:
             ZBusError: They cannot, and everything that is wrong.
         """
-        plan = self.plan
+        plan, classes = self.plan, host.Classes()
+        boundaries = cannot_travel(host.graph(), self.boundaries.values(), classes)
+        stays = boundaries + cannot_travel(self._prompt, results(self._prompt), classes)
+        if stays:
+            raise NotTransferable(lines(unique(stays)))
         self.shares = [Share(r, plan.first + k) for k, r in enumerate(plan.remotes)]
         for share in self.shares:
             self._give(share)

@@ -13,7 +13,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-import safetensors
+import safetensors.torch
 import torch
 from numpy.lib import format as npy
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -28,11 +28,6 @@ MAX_PIXELS = 178_956_970  # where Pillow itself refuses; ours holds where a pack
 MAX_LATENT = 1 << 30  # bytes of one array, unpacked and as float32
 SD1_SCALE = 1.0 / 0.18215  # what ComfyUI multiplies a .latent of before its format had versions by
 MAX_DIMENSIONS = 8
-SAFETENSOR_TYPES = {
-    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
-    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
-    **{"BF16": "bfloat16", "U8": "uint8", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
-}
 _HEADER = 1 << 14  # bytes that surely hold the header of an array (NumPy reads at most 10,000)
 
 
@@ -169,33 +164,25 @@ def latent(data: bytes, *, most: int = MAX_LATENT) -> torch.Tensor:
         found = _from_archive(data, most)
     else:
         found = _from_safetensors(data)
-    if found.dim() < 3 or not found.numel():
+    if found.dim() < 3:
         raise Undecodable(f"an array of shape {list(found.shape)} is no latent (3 dimensions up)")
     return found.unsqueeze(0) if found.dim() == 3 else found
 
 
 def _from_safetensors(data: bytes) -> torch.Tensor:
     try:
-        tensors = dict(safetensors.deserialize(data))
+        tensors = safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         said = "it is neither a latent of ComfyUI (.latent, .safetensors) nor of NumPy (.npy, .npz)"
         raise Undecodable(said) from error
     if "latent_tensor" not in tensors:
         there = clip(", ".join(sorted(tensors)) or "nothing", 100)
         raise Undecodable(f'it is a file of tensors without "latent_tensor"; it has {there}')
-    # It alone: beside it may lie what neither this torch nor this safetensors knows.
-    found = _safetensor(tensors["latent_tensor"]).to(torch.float32)
+    found = tensors["latent_tensor"]
+    if found.is_complex() or found.dtype == torch.bool:
+        raise Undecodable(f"{found.dtype} is no type for a latent")
+    found = found.to(torch.float32)
     return found if "latent_format_version_0" in tensors else found * SD1_SCALE
-
-
-def _safetensor(told: Mapping[str, Any]) -> torch.Tensor:
-    name, shape = str(told["dtype"]), list(told["shape"])
-    dtype = getattr(torch, SAFETENSOR_TYPES.get(name, ""), None)
-    if dtype is None:
-        raise Undecodable(f"{clip(name, 30)} is no type for a latent")
-    if not told["data"]:
-        return torch.empty(shape, dtype=dtype)  # frombuffer takes no empty one
-    return torch.frombuffer(bytearray(told["data"]), dtype=dtype).reshape(shape)
 
 
 def _from_archive(data: bytes, most: int) -> torch.Tensor:

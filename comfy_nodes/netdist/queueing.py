@@ -84,7 +84,12 @@ class Dispatched(SubmittedJobs):
     async def start(self, values: dict[str, Any]) -> None:
         if self._started is None:  # else another fetch node has
             self._started = asyncio.ensure_future(super().start(values))
-        await asyncio.shield(self._started)
+        await self.started()
+
+    async def started(self) -> None:
+        """Wait until the jobs are given, if another node gives them just now."""
+        if self._started is not None:
+            await asyncio.shield(self._started)
 
 
 async def _dispatch(
@@ -265,6 +270,7 @@ class FetchRemote(io.ComfyNode):
 async def _fetch(jobs: Dispatched, here: host.Here) -> Any:
     shown = host.shown_as(here.node_id)
     name = first_result(shown, jobs.piece.results)
+    await jobs.started()
     jobs.shown_here.move_to(shown)
     await jobs.collect(f"the prompt with {title(shown, here.node)}")
     share = jobs.shares[0]

@@ -51,6 +51,9 @@ def _admit(body: Any) -> Any:
 
 def _only_elsewhere(classes: host.Classes) -> Callable[[str, Mapping[str, Any]], bool]:
     def is_bad(node_id: str, node: Mapping[str, Any]) -> bool:
+        # One of that name on the peer would hold other files: rather no run at all.
+        if any(classes.is_folder_input(class_type_of(node), name) for name in inputs_of(node)):
+            return False
         reasons = preflight.look({node_id: node}, classes)
         return any(reason.kind in ("class", "choice", "value") for reason in reasons) or any(
             classes.is_file_input(class_type_of(node), name) and not _is_here(value)

@@ -51,6 +51,8 @@ def admit(
         targets: The only output nodes that are asked for; None: all.
         is_bad: Whether this ComfyUI could not run that node (id, node).
     """
+    if not any(class_type_of(node) in node_ids.RUNS for node in prompt.values()):
+        return Admitted(prompt, ())
     outputs = [
         i
         for i, node in prompt.items()

@@ -20,6 +20,15 @@ LOADERS = {
     ("VHS_LoadVideoFFmpeg", "video"),
     ("VHS_LoadAudioUpload", "audio"),
 }
+# Loaders of a whole folder: of pictures, films or texts in the input folder, or of a data set.
+FOLDER_LOADERS = {
+    ("VHS_LoadImages", "directory"),
+    ("LoadImageDataSetFromFolder", "folder"),
+    ("LoadImageTextDataSetFromFolder", "folder"),
+    ("LoadVideoDataSetFromFolder", "folder"),
+    ("LoadVideoTextDataSetFromFolder", "folder"),
+    ("LoadTrainingDataset", "folder_name"),
+}
 # What the page has recorded, and put into the input folder.
 RECORDED = ("WEBCAM", "AUDIO_RECORD")
 

@@ -15,6 +15,7 @@ from zbus.address import is_loopback_host, several
 from zbus.errors import InputError
 
 from .. import node_ids
+from .class_inputs import FOLDER_LOADERS
 from .graph import (
     Graph,
     Link,
@@ -372,7 +373,8 @@ def loaders(prompt: Prompt, is_file_input: Callable[[str, str], bool]) -> set[st
     Links beside the file's name do not matter: what they come from runs here as well. Those whose
     file's name is computed are not among them (the peer may have made that file), nor are those
     with a stand-in, whose file only the peer has, and those that name none (a painter without a
-    mask).
+    mask). Those that load a whole folder are, however it is named: the peer's folder of the same
+    name holds other files.
 
     Args:
         prompt: The whole prompt.
@@ -380,6 +382,8 @@ def loaders(prompt: Prompt, is_file_input: Callable[[str, str], bool]) -> set[st
     """
 
     def is_loader(class_type: str, name: str, value: Any) -> bool:
+        if (class_type, name) in FOLDER_LOADERS:
+            return True
         named = constant(prompt, value)
         if not str(named or "").strip():
             return False
@@ -415,8 +419,8 @@ def _check_loaders(prompt: Prompt, attached: Collection[str]) -> None:
             only = title(there, original(there, prompt[there]))
             raise InputError(
                 f"{it}; but it needs {only}, which only the other ComfyUI has",
-                remedy="Copy the file there, and give its name over a link; or wire the loader "
-                "to nodes that both have.",
+                remedy="Install here too what that needs, or wire nothing that comes from it to "
+                "the loader.",
             )
         if node_ids.VARY in before:
             vary = title(before[node_ids.VARY], prompt[before[node_ids.VARY]])

@@ -9,14 +9,17 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from zbus.protocol.fields import clip
 from zbus.reasons import MAX_NEAR, Reason, lines
 
 from .class_inputs import ClassInput
-from .graph import WRAP, Prompt, class_type_of, inputs_of, link, title
+from .discreet import is_absolute, without_paths
+from .graph import WRAP, Link, Prompt, class_type_of, inputs_of, link, title
+from .output_types import Outputs, results, untransferable
 
 MAX_REASONS = 64  # of one refusal
 MAX_LOOKED_UP = 20  # refused values of one prompt whose nearest are looked for: it takes time
@@ -25,7 +28,7 @@ MAX_USES = 3  # nodes of a missing class that are named
 MAX_VALUE = 120  # characters of a value in a text
 
 
-class Classes(Protocol):
+class Classes(Outputs, Protocol):
     """What the host knows of node classes."""
 
     def names(self) -> Collection[str]:
@@ -57,7 +60,22 @@ def look(prompt: Prompt, classes: Classes) -> list[Reason]:
         found += _links(prompt, node_id, classes)
         if class_type_of(node) in classes.names():
             found += _values(node_id, node, classes, near)
-    return found
+    return found + cannot_travel(prompt, results(prompt), classes)
+
+
+def cannot_travel(prompt: Prompt, wanted: Iterable[Link], outputs: Outputs) -> list[Reason]:
+    """What is wanted and lives in one ComfyUI: told before it is computed."""
+    return [
+        Reason(
+            "output",
+            node,
+            title(node, prompt[node]),
+            class_type_of(prompt[node]),
+            text=f"{_named(node, prompt[node])}: a {kind} lives in one ComfyUI and cannot travel; "
+            "let the nodes that use it run where it is loaded",
+        )
+        for node, kind in untransferable(prompt, wanted, outputs)
+    ]
 
 
 def _missing_classes(prompt: Prompt, classes: Classes) -> list[Reason]:
@@ -211,8 +229,8 @@ class _Near:
         if self._left <= 0 or not isinstance(value, str):
             return ()
         self._left -= 1
-        found = near(value, names)
-        return found or (tuple(names) if len(names) <= MAX_NEAR else ())
+        found = near(value, names) or (names if len(names) <= MAX_NEAR else ())
+        return tuple(name for name in found if not is_absolute(name))
 
 
 def near(value: str, names: Collection[str]) -> tuple[str, ...]:
@@ -284,6 +302,7 @@ def from_host(
     error: Mapping[str, Any] | None,
     node_errors: Mapping[str, Any],
     classes: Classes | None = None,
+    folders: Mapping[str, str] | None = None,
 ) -> list[Reason]:
     """What ComfyUI's validation said, as reasons.
 
@@ -292,15 +311,17 @@ def from_host(
         error: The error of the prompt as a whole.
         node_errors: The errors by node id.
         classes: For the nearest choices; a file that a loader does not find is a missing choice.
+        folders: See `discreet.without_paths`: what a node's own check says may hold them.
     """
+    hide = partial(without_paths, folders=folders or {})
     looking = _Near()
     found = [
-        _from_node(node_id, prompt.get(node_id, {}), said, classes, looking)
+        _from_node(node_id, prompt.get(node_id, {}), said, classes, looking, hide)
         for node_id, node in node_errors.items()
         for said in node.get("errors") or ()
     ]
     if error is not None and not found:
-        found.append(_from_whole(prompt, error))
+        found.append(_from_whole(prompt, error, hide))
     return found
 
 
@@ -310,6 +331,7 @@ def _from_node(
     said: Mapping[str, Any],
     classes: Classes | None,
     looking: _Near,
+    hide: Callable[[str], str],
 ) -> Reason:
     kind = str(said.get("type"))
     more = said.get("extra_info")
@@ -322,12 +344,12 @@ def _from_node(
         return _no_choice(node_id, node, name, declared, looking)
     # Details often begin with the input's name.
     details = str(said.get("details", "")).removeprefix(name).lstrip(" ,:-")
-    text = ": ".join(part for part in (str(said.get("message", "")), details) if part)
+    text = hide(": ".join(part for part in (str(said.get("message", "")), details) if part))
     text = f"({clip(text, 300)})" if name else clip(text, 300)
     return _reason(_KINDS.get(kind, "other"), node_id, node, name, value, text)
 
 
-def _from_whole(prompt: Prompt, error: Mapping[str, Any]) -> Reason:
+def _from_whole(prompt: Prompt, error: Mapping[str, Any], hide: Callable[[str], str]) -> Reason:
     kind, details = str(error.get("type")), str(error.get("details", ""))
     message = str(error.get("message", ""))
     more = error.get("extra_info")
@@ -339,7 +361,7 @@ def _from_whole(prompt: Prompt, error: Mapping[str, Any]) -> Reason:
         return _missing_class(name, users or [str(info.get("node_id", "?"))], prompt)
     if kind == "prompt_no_outputs":
         return Reason("output", text="none of the nodes that were asked for is an output node")
-    text = ": ".join(part for part in (message, details) if part)
+    text = hide(": ".join(part for part in (message, details) if part))
     return Reason(_KINDS.get(kind, "other"), text=clip(text, 300))
 
 

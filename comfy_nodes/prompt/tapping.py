@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from zbus.errors import InputError
+
 from .. import node_ids
 from .class_inputs import MATCH_TYPE
 from .cutting import BOUNDARIES, boundary_nodes, elsewhere_runs, original, parts_of, stood_in
@@ -306,7 +308,7 @@ def _with_taps(
 
 def _clone(graph: Graph, made: Prompt, output: str, there: Collection[str]) -> None:
     """A stand-in for that node in the part: the node itself has the values from there."""
-    twin = fresh_id(graph, f"{output}.zbus")
+    twin = _own_id(graph, "there", output)
     graph[twin] = stood_in({**made[output], "inputs": graph[output]["inputs"]}, of=output)
     for node in graph:
         if node in there or _is_between(graph[node]):
@@ -330,7 +332,7 @@ def _look_into(graph: Graph, run: str) -> str:
     node = graph[run]
     if class_type_of(node) == node_ids.RUN_TAPPED:
         return str(node["inputs"]["value"][0])
-    wanted = fresh_id(graph, f"{run}.zbus-wanted")
+    wanted = _own_id(graph, "wanted", run)
     inputs = {"value": node["inputs"]["value"]}
     graph[wanted] = {"class_type": node_ids.WANTED, "inputs": inputs}
     node["class_type"], node["inputs"]["value"] = node_ids.RUN_TAPPED, [wanted, 0]
@@ -347,10 +349,16 @@ def _tapped_as(inputs: dict[str, Any], source: list[Any]) -> str:
 
 
 def _tap(graph: Graph, run: str, name: str) -> str:
-    tap = f"{run}.zbus-{name}"
-    inputs = {"tapped": [run, TAPPED], "name": name}
-    graph[tap] = {"class_type": node_ids.TAP, "inputs": inputs}
+    made = {"class_type": node_ids.TAP, "inputs": {"tapped": [run, TAPPED], "name": name}}
+    found = next((i for i, node in graph.items() if node == made), "")
+    tap = found or _own_id(graph, name, run)
+    graph[tap] = made
     return tap
+
+
+def _own_id(graph: Graph, what: str, node: str) -> str:
+    # Without a ":", by which the page finds what lies in a subgraph.
+    return fresh_id(graph, f"zbus-{what}-{node.replace(':', '.')}")
 
 
 # --- back ---------------------------------------------------------------------------------------
@@ -378,27 +386,36 @@ def _is_added(node: Mapping[str, Any]) -> bool:
 
 
 def _as_made(prompt: Prompt, node_id: str) -> dict[str, Any]:
-    node: dict[str, Any] = copied(original(node_id, prompt[node_id]))
+    try:
+        node: dict[str, Any] = copied(original(node_id, prompt[node_id]))
+    except InputError:  # none of ours, whatever it is called
+        node = copied(prompt[node_id])
     inputs = inputs_of(node)
     if class_type_of(node) in node_ids.RUNS:
         node["class_type"], inputs = node_ids.RUN, freed(inputs)
-    node["inputs"] = {name: _true_source(prompt, value) for name, value in inputs.items()}
+    node["inputs"] = {name: _as_wired(prompt, value) for name, value in inputs.items()}
     return node
 
 
-def _true_source(prompt: Prompt, value: Any) -> Any:
-    found = link(value)
-    if found is None or found[0] not in prompt:
-        return value
-    source = prompt[found[0]]
-    inputs = inputs_of(source)
-    if class_type_of(source) == node_ids.TAP:
-        run = link(inputs["tapped"])
-        wanted = link(inputs_of(prompt[run[0]])["value"]) if run else None
-        brought = inputs_of(prompt[wanted[0]])[inputs["name"]] if wanted else None
-        return _true_source(prompt, brought)
-    if class_type_of(source) == node_ids.WANTED:
-        return _true_source(prompt, inputs["value"])
-    if class_type_of(source) == node_ids.THERE and inputs.get("of"):
-        return [inputs["of"], found[1]]
-    return value
+def _as_wired(prompt: Prompt, value: Any) -> Any:
+    """Where its user had that link lead to."""
+    for _ in range(MAX_DEEP):
+        found = link(value)
+        node = prompt.get(found[0], {}) if found else {}
+        inputs = inputs_of(node)
+        if class_type_of(node) == node_ids.TAP:
+            value = _brought(prompt, inputs)
+        elif class_type_of(node) == node_ids.WANTED:
+            value = inputs.get("value")
+        elif found and _is_clone(node):
+            value = [str(inputs["of"]), found[1]]
+        else:
+            return value
+    return None  # in a circle: none of ours
+
+
+def _brought(prompt: Prompt, tap: Mapping[str, Any]) -> Any:
+    """The link within the part that a tap stands for."""
+    run = link(tap.get("tapped"))
+    wanted = link(inputs_of(prompt.get(run[0], {})).get("value")) if run else None
+    return inputs_of(prompt.get(wanted[0], {})).get(str(tap.get("name"))) if wanted else None

@@ -327,7 +327,6 @@ def test_on_change_runs_again_only_for_a_change(pair):
         assert digest(other, "there") == picture(103, 3)
 
 
-@pytest.mark.usefixtures("keeps_results")
 def test_always_runs_each_time(pair):
     a, b = pair
     with executing(b, 2):

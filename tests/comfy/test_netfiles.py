@@ -251,6 +251,10 @@ def test_every_kind_of_picture_comes_as_load_image_gives_it(pair):
 
 
 def test_every_kind_of_picture_is_worked_on_there_as_load_image_gives_it_here(pair):
+    loaded_here_and_worked_on_there(pair)
+
+
+def loaded_here_and_worked_on_there(pair):
     """The other ComfyUI has no such file, and may decode it otherwise."""
     prompt, made = {}, kinds_of_picture()
     for name, (kind, data) in made.items():

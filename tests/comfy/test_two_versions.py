@@ -15,6 +15,7 @@ from children import until
 from comfyui import ComfyUI, start_all
 from conftest import Pair
 from hosts import has_nested_latents
+from test_netfiles import loaded_here_and_worked_on_there
 from test_run_on_peers import address, at_peer, good, png, ports, spans_of
 from test_videos import digest_of, film
 from testpack import values
@@ -156,6 +157,10 @@ def test_a_picture_from_a_file_here_is_loaded_there(mixed):
     assert of["run"] == of["load"]
     assert of["run 2"] == of["latent"]
     assert not (peer.base / "input" / name).exists()
+
+
+def test_every_kind_of_picture_is_seen_there_as_it_is_loaded_here(mixed):
+    loaded_here_and_worked_on_there(mixed)
 
 
 def test_a_film_goes_there_and_comes_back(mixed, tmp_path):

@@ -148,7 +148,7 @@ class Giving:
         self._connecting.done(given.session_request)
         job.progress = Progress("ended")
         job.request = replace(job.request, values={})  # the handle may be kept for long
-        job.results = event.given.results
+        job.results, job.notes = event.given.results, event.given.notes
         # Either runs what callers have asked to be called then.
         if event.error is None:
             job.succeed(event.given.results)

@@ -118,10 +118,10 @@ class Taking:
         session = record.session if record is not None else None
         return self._context.peering(session) if session is not None else None
 
-    def result(self, job: str, name: str, flat: Any) -> None:
+    def result(self, job: str, name: str, flat: Any, notes: Sequence[str]) -> None:
         record = self._core.jobs.get(job)
         if record is not None:
-            self._core.result(record, name, flat)
+            self._core.result(record, name, flat, notes)
 
     def ended(self, job: str, end: dict[str, Any]) -> None:
         record = self._core.jobs.get(job)

@@ -8,10 +8,12 @@ from enum import Enum
 from typing import Any
 
 from ..errors import ZBusError
+from ..printable import clean
 from .identity import Identity, SessionKey
 from .messages import Message
 
 SUBMIT, RESULT, END = "submit", "result:", "end"  # the parts that a job's parcels carry
+MAX_NOTES, MAX_NOTE = 8, 300  # of one job; characters of one
 
 
 class GivenState(Enum):
@@ -73,6 +75,13 @@ class GivenJob:
         names = (self.end or {}).get("results")
         return [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its runner says of the results: "values outside 0..1 were clipped"."""
+        told = (self.end or {}).get("notes")  # an older peer tells none
+        texts = [n for n in told if isinstance(n, str)] if isinstance(told, list) else []
+        return tuple(clean(text[:MAX_NOTE]) for text in texts[:MAX_NOTES])
+
 
 @dataclass(eq=False)
 class TakenJob:
@@ -91,6 +100,7 @@ class TakenJob:
     parts: dict[str, Any] = field(default_factory=dict)  # part -> value, until it is stored
     end_is_new: bool = False  # an older one is on its way, and this one goes after it
     gave: list[str] = field(default_factory=list)  # names of the results
+    notes: list[str] = field(default_factory=list)  # for its owner, of the results
     unwanted: bool = False  # its client has cancelled it, or is gone
     why: str = ""  # it was stopped
     spoiled: dict[str, Any] | None = None  # how it ends, whatever its host says of it

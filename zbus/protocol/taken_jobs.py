@@ -11,7 +11,7 @@ the queue is kept for `reconnect_wait`, and one that runs goes on, its results k
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import LinkLost, RemoteProtocolError, TransferRefused, ZBusError
@@ -178,10 +178,11 @@ class TakenJobs:
             taken.place, taken.kept_until, self.queue_changed = 0, None, True
             self.tell(taken)
 
-    def result(self, taken: TakenJob, name: str, value: Any) -> None:
-        """One of its outputs is there."""
+    def result(self, taken: TakenJob, name: str, value: Any, notes: Sequence[str] = ()) -> None:
+        """One of its outputs is there; with what its owner should know of it."""
         if taken.state is not TakenState.ENDED and name not in taken.gave:
             taken.gave.append(name)
+            taken.notes += notes
             self._give(taken, RESULT + name, value)
 
     def ended(self, taken: TakenJob, end: dict[str, Any]) -> None:
@@ -191,7 +192,10 @@ class TakenJobs:
 
     def _ended(self, taken: TakenJob, end: dict[str, Any]) -> None:
         taken.what, taken.kept_until = None, None
-        self._give(taken, END, taken.spoiled or end | {"results": list(taken.gave)})
+        told = {"results": list(taken.gave)}
+        if taken.notes:
+            told["notes"] = list(dict.fromkeys(taken.notes))
+        self._give(taken, END, taken.spoiled or end | told)
         self._look_forget(taken)
 
     # --- to its owner -------------------------------------------------------------------------

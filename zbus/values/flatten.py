@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..errors import NotTransferable
+from . import containers, rounding
 from . import spec as wire
 from .kinds import describe
 from .tensors import (
@@ -21,14 +21,13 @@ from .tensors import (
     tensor_dtype,
 )
 
-_DICTS = (dict, OrderedDict, defaultdict, Counter)
-# Parts of these are never pictures, whatever their shapes.
-_NOT_PICTURES = ("latent", "audio", "conditioning")
+_SCALARS = (int, float, complex, np.generic)
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """What has a buffer: ``tag`` is its tag in the spec, ``what`` says why not 8-bit, if so."""
+    """What has a buffer: ``tag`` is its tag in the spec, ``what`` says why not 8-bit, if so;
+    ``may_shrink``: it may be 8-bit where that keeps every bit."""
 
     tag: str
     source: Any
@@ -37,10 +36,7 @@ class Leaf:
     dtype: str = ""
     shape: tuple[int, ...] = ()
     what: str = ""
-
-    @property
-    def is_picture(self) -> bool:
-        return self.tag == "t" and not self.what
+    may_shrink: bool = False
 
     def atoms(self, tag: str) -> tuple[object, ...]:
         if self.dtype:
@@ -79,15 +75,20 @@ class Flat:
         return wire.write(atoms)
 
 
-def flatten(value: object) -> Flat:
+def flatten(value: object, declared: str = "") -> Flat:
     """Takes a value apart. Imports no torch unless there is a tensor in it.
+
+    Args:
+        declared: Its type as its maker declares it, where that is known and has no picture in it
+            (see `rounding`): nothing of it goes as 8 bits then, whatever its shape.
 
     Raises:
         NotTransferable: Something in it cannot travel. The text has its type and place, as in
             "value['model'][0] is a ModelPatcher".
     """
+    value = _looked_at(value, "value")
     walk = _Walk()
-    walk.node(value, "value", 0, "")
+    walk.node(value, "value", 0, rounding.declared(declared))
     flat = Flat(walk.atoms, describe(value))
     if flat.nbytes > wire.MAX_TOTAL:
         raise NotTransferable(f"value is {flat.nbytes} bytes, above {wire.MAX_TOTAL}")
@@ -101,24 +102,30 @@ class _Walk:
         self.atoms: list[object] = []
         self._items = 0
 
-    def node(self, value: Any, place: str, depth: int, part_of: str) -> None:
+    # `role` is why something is no picture, whatever its shape; "" where it may be one.
+
+    def node(self, value: Any, place: str, depth: int, role: str) -> None:
         self._count(place, depth)
         if is_tensor(value):
-            self._tensor(value, place, part_of)
+            self._tensor(value, place, role)
         elif is_nested(value):
-            self._nested(value.tensors, place, depth, part_of)
+            self._nested(value.tensors, place, depth, role)
         elif isinstance(value, np.ndarray):
             self._array(value, place)
         elif isinstance(value, (bytes, bytearray)):
             self._bytes(value, place)
         elif isinstance(value, str):
             self._text(value, place)
-        elif isinstance(value, dict):
-            self._dict(value, place, depth, part_of)
+        elif isinstance(value, Mapping):
+            self._dict(_looked_at(value, place), place, depth, role)
         elif type(value) in (list, tuple) or _is_size(value):
-            self._sequence(value, place, depth, part_of)
-        else:
+            self._sequence(value, place, depth, role)
+        elif value is None or isinstance(value, _SCALARS):
             self._scalar(value, place)
+        elif (held := containers.taken(value, place)) is not None:
+            self._container(held, place, depth, role)
+        else:
+            raise _refused(value, place)
 
     def _count(self, place: str, depth: int) -> None:
         self._items += 1
@@ -133,25 +140,24 @@ class _Walk:
                 remedy="Send long lists of numbers as a tensor.",
             )
 
-    def _tensor(self, tensor: Any, place: str, part_of: str) -> None:
+    def _tensor(self, tensor: Any, place: str, role: str) -> None:
         check_tensor(tensor, place)
         dtype, shape = tensor_dtype(tensor), tuple(tensor.shape)
         _check_shape(shape, place)
-        what = ""
-        if part_of:
-            what = f"part of {'an' if part_of == 'audio' else 'a'} {part_of}"
-        elif describe(tensor) not in ("image", "mask"):
+        what = role
+        if not role and not rounding.looks_like_picture(tensor):
             what = f"a {dtype} tensor of shape {list(shape)}"
         nbytes = tensor.numel() * TENSOR_ITEMSIZE[dtype]
-        self.atoms.append(Leaf("t", tensor, nbytes, place, dtype, shape, what))
+        may_shrink = rounding.may_shrink(tensor, role)
+        self.atoms.append(Leaf("t", tensor, nbytes, place, dtype, shape, what, may_shrink))
 
-    def _nested(self, tensors: list[Any], place: str, depth: int, part_of: str) -> None:
+    def _nested(self, tensors: list[Any], place: str, depth: int, role: str) -> None:
         self.atoms += ["n", len(tensors)]
         for index, tensor in enumerate(tensors):
             inner = f"{place}.tensors[{index}]"
             if not is_tensor(tensor):
                 raise _refused(tensor, inner)
-            self.node(tensor, inner, depth + 1, part_of or "nested tensor")
+            self.node(tensor, inner, depth + 1, role or rounding.inside("nested tensor"))
 
     def _array(self, array: np.ndarray[Any, Any], place: str) -> None:
         dtype = array.dtype.name
@@ -177,15 +183,18 @@ class _Walk:
         else:
             self.atoms += ["s", str.__str__(value)]
 
-    def _dict(self, value: dict[Any, Any], place: str, depth: int, part_of: str) -> None:
-        if type(value) not in _DICTS:
-            raise _refused(value, place)
+    def _dict(self, value: dict[Any, Any], place: str, depth: int, role: str) -> None:
         self.atoms += ["{", len(value)]
-        part_of = part_of or _part(value)
         for key, inner in value.items():
             there = f"{place}[{_short(key)}]"
             self._key(key, there, depth + 1)
-            self.node(inner, there, depth + 1, part_of)
+            self.node(inner, there, depth + 1, rounding.in_dict(value, key, role))
+
+    def _container(self, held: containers.Container, place: str, depth: int, role: str) -> None:
+        self.atoms += ["o", held.kind, len(held.fields)]
+        for name, inner in held.fields.items():
+            self.atoms.append(name)
+            self.node(inner, f"{place}.{name}", depth + 1, role or rounding.inside(held.kind))
 
     def _key(self, key: Any, place: str, depth: int) -> None:
         self._count(place, depth)
@@ -197,22 +206,27 @@ class _Walk:
             self.atoms += ["s", str.__str__(key)]
         elif isinstance(key, bytes):
             self.atoms.append(bytes(key))
-        elif key is None or isinstance(key, (int, float)):
+        elif key is None or isinstance(key, (int, float, np.bool_, np.integer, np.floating)):
             self._scalar(key, place)
         else:
             raise NotTransferable(
                 f"{place} has a key of type {type(key).__name__}, which cannot travel"
             )
 
-    def _sequence(self, value: Any, place: str, depth: int, part_of: str) -> None:
+    def _sequence(self, value: Any, place: str, depth: int, role: str) -> None:
         self.atoms += ["[" if isinstance(value, list) else "(", len(value)]
-        part_of = part_of or _part(value)
         for index, inner in enumerate(value):
-            self.node(inner, f"{place}[{index}]", depth + 1, part_of)
+            if is_tensor(inner):
+                check_tensor(inner, f"{place}[{index}]")
+        items_role = rounding.in_list(value, place, role)
+        for index, inner in enumerate(value):
+            # A dict of a list says itself what it is, but for that of a conditioning.
+            is_own = isinstance(inner, Mapping) and items_role != rounding.CONDITIONING
+            self.node(inner, f"{place}[{index}]", depth + 1, role if is_own else items_role)
 
     def _scalar(self, value: Any, place: str) -> None:
         if isinstance(value, np.generic):
-            value = value.item()
+            value = _number(value, place)
         if value is None or isinstance(value, bool):
             self.atoms.append(value)
         elif isinstance(value, int):
@@ -234,9 +248,29 @@ class _Walk:
             self.atoms += ["i", value.to_bytes(bits // 8 + 1, "little", signed=True)]
 
 
-def _part(value: object) -> str:
-    kind = describe(value)
-    return kind if kind in _NOT_PICTURES else ""
+def _looked_at(value: Any, place: str) -> Any:
+    """A mapping as the dict that it stands for: some decode their file only now. Anything else as
+    it is."""
+    if not isinstance(value, Mapping) or type(value) is dict:
+        return value
+    try:
+        return dict(value)
+    except Exception as error:  # foreign code; its text may hold paths
+        raise NotTransferable(
+            f"{place} is a {type(value).__name__} that cannot be read ({type(error).__name__})",
+            remedy="Look at the node that made it, and at the file that it reads.",
+        ) from error
+
+
+def _number(value: np.generic[Any], place: str) -> object:
+    """Of numpy's scalars the numbers, texts and bytes: a time would arrive as a bare int."""
+    kinds = (np.bool_, np.integer, np.floating, np.complexfloating, np.character)
+    if not isinstance(value, kinds) or isinstance(value, np.timedelta64):
+        raise NotTransferable(
+            f"{place} is a numpy {type(value).__name__}, which cannot travel",
+            remedy="Send it as a number or a text.",
+        )
+    return value.item()
 
 
 def _is_size(value: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import InputError
@@ -11,6 +12,12 @@ KINDS = ("any", "image", "mask", "latent", "audio", "text", "number", "condition
 
 LIST = "zbus.list"
 """How ComfyUI's lists travel: {LIST: [item, ...]}. Its kind is that of its items."""
+
+VIDEO = "zbus.video"
+"""How ComfyUI's VIDEO values travel: {VIDEO: {...}}. Their kind is "any"."""
+
+VIDEO_PICTURES = ("images", "alpha")
+"""What of a VIDEO is pictures: its frames [B, H, W, C], and their alpha [B, H, W]."""
 
 
 def describe(value: object) -> str:
@@ -27,7 +34,7 @@ def describe(value: object) -> str:
         return "text"
     if isinstance(value, (bool, int, float)):
         return "number"
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return _describe_dict(value)
     if isinstance(value, list) and value and all(map(_is_condition, value)):
         return "conditioning"
@@ -57,8 +64,13 @@ def _describe_tensor(tensor: Any) -> str:
     return "mask" if len(shape) in (2, 3) else "any"
 
 
-def _describe_dict(value: dict[Any, Any]) -> str:
-    if len(value) == 1 and isinstance(value.get(LIST), list):
+def is_marked(value: Mapping[Any, Any], mark: str) -> bool:
+    """Whether it is {mark: what is meant}."""
+    return len(value) == 1 and isinstance(value.get(mark), list if mark == LIST else dict)
+
+
+def _describe_dict(value: Mapping[Any, Any]) -> str:
+    if is_marked(value, LIST):
         kinds = {describe(item) for item in value[LIST]}
         return kinds.pop() if len(kinds) == 1 else "any"
     samples = value.get("samples")

@@ -13,9 +13,11 @@ Receiver::
     value = unpacker.value()
 
 What travels: None, bool, int up to 4096 bits, float, complex, str, bytes, bytearray (arrives as
-bytes), list, tuple, dict, torch tensors, ComfyUI's NestedTensor, numpy arrays; and what is a
-plain subclass of these (an IntEnum arrives as int, an OrderedDict as dict, a Parameter as
-tensor). The spec's format is in :mod:`zbus.values.spec`.
+bytes), list, tuple, dict, torch tensors, ComfyUI's NestedTensor, numpy arrays; what is a plain
+subclass of these (an IntEnum arrives as int, a Parameter as tensor); every other
+`collections.abc.Mapping`, as the dict that it stands for (one that decodes when it is looked at is
+looked at now); and the types of the host's own table, as `MESH` (:mod:`zbus.values.containers`).
+The spec's format is in :mod:`zbus.values.spec`.
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ from typing import Literal
 
 from ..errors import CodecRefused, NotTransferable
 from . import spec as wire
+from .containers import Container
 from .flatten import Flat, Leaf, flatten
 from .kinds import KINDS, describe, fits
 from .layout import PLAIN, Buffer, Layout, Map, picture
-from .quantise import exactly, quantise
+from .quantise import exactly, quantise, span
 from .tensors import (
     ARRAY_ITEMSIZE,
     TENSOR_ITEMSIZE,
@@ -42,6 +45,7 @@ from .unpack import Unpacker
 __all__ = [
     "KINDS",
     "Buffer",
+    "Container",
     "EightBit",
     "Flat",
     "Layout",
@@ -50,6 +54,7 @@ __all__ = [
     "Packed",
     "Unpacker",
     "check_choice",
+    "clipped",
     "describe",
     "fits",
     "flatten",
@@ -73,6 +78,26 @@ def check_choice(flat: Flat, eight_bit: bool) -> None:
                 f"{leaf.place} is {leaf.what}, and 8-bit is for images and masks only",
                 remedy="Choose exact, raw, lz4 or zlib.",
             )
+
+
+def clipped(flat: Flat) -> tuple[str, ...]:
+    """What `pack` with "always" will change, as its notes: known before it is packed.
+
+    Raises:
+        CodecRefused: An image holds NaN.
+    """
+    low, high = 0.0, 1.0
+    for leaf in flat.leaves():
+        if leaf.nbytes and leaf.tag == "t" and not leaf.what:
+            least, most = span(leaf.source, leaf.place)
+            low, high = min(low, least), max(high, most)
+    return _notes(low, high)
+
+
+def _notes(low: float, high: float) -> tuple[str, ...]:
+    if low >= 0 and high <= 1:
+        return ()
+    return (f"values outside 0..1 were clipped (min {low:.4g}, max {high:.4g})",)
 
 
 @dataclass
@@ -100,8 +125,9 @@ def pack(flat: Flat, eight_bit: EightBit) -> Packed:
     Args:
         flat: From :func:`flatten`. Its tensors must not change until the buffers are sent: where
             they are contiguous in CPU memory, the buffers are views of them.
-        eight_bit: "always" sends images and masks as 8 bits, clipped to 0..1; "if exact" only
-            those that come back bit for bit; "never" sends all as they are.
+        eight_bit: "always" sends what is known to be an image or a mask as 8 bits, clipped to 0..1
+            (see `rounding`), and all else as it is; "if exact" whatever has the shape of one and
+            comes back bit for bit; "never" sends all as they are.
 
     Raises:
         CodecRefused: "always", and an image holds NaN.
@@ -125,7 +151,7 @@ class _Packer:
         self.buffers: list[Buffer] = []
 
     def add(self, leaf: Leaf) -> None:
-        quantised = self._quantised(leaf) if leaf.is_picture and leaf.nbytes else None
+        quantised = self._quantised(leaf) if leaf.may_shrink and leaf.nbytes else None
         self.tags.append(leaf.tag if quantised is None else "q")
         if not leaf.nbytes:
             return
@@ -141,18 +167,15 @@ class _Packer:
             self.buffers.append(Buffer(memoryview(leaf.source), PLAIN))
 
     def notes(self) -> tuple[str, ...]:
-        if self._low >= 0 and self._high <= 1:
-            return ()
-        span = f"min {self._low:.4g}, max {self._high:.4g}"
-        return (f"values outside 0..1 were clipped ({span})",)
+        return _notes(self._low, self._high)
 
     def _quantised(self, leaf: Leaf) -> memoryview | None:
-        if self._eight_bit == "always":
+        if self._eight_bit == "always" and not leaf.what:
             q, low, high = quantise(leaf.source, leaf.place)
             self._low, self._high = min(self._low, low), max(self._high, high)
             return tensor_bytes(q)
         # A dtype of one byte is no longer than q.
-        if self._eight_bit == "if exact" and TENSOR_ITEMSIZE[leaf.dtype] > 1:
+        if self._eight_bit != "never" and TENSOR_ITEMSIZE[leaf.dtype] > 1:
             exact = exactly(leaf.source)
             return None if exact is None else tensor_bytes(exact)
         return None

@@ -50,6 +50,18 @@ def quantise(tensor: torch.Tensor, place: str) -> Quantised:
     return Quantised(q, low, high)
 
 
+def span(tensor: torch.Tensor, place: str) -> tuple[float, float]:
+    """The least and the greatest that it holds. Raises as `quantise`."""
+    torch = torch_module()
+    flat = tensor.detach().reshape(-1)
+    # float8 has no minimum in torch; and what lies on a device is looked at there.
+    wide = flat.to(torch.float32) if flat.element_size() == 1 else flat
+    low, high = (float(end) for end in torch.aminmax(wide))
+    if low != low:  # aminmax passes NaN on
+        raise _nan(plain(tensor).reshape(-1), place)
+    return low, high
+
+
 def exactly(tensor: torch.Tensor) -> torch.Tensor | None:
     """The 8-bit form (uint8, one-dimensional) if it gives every bit back, else None."""
     torch = torch_module()

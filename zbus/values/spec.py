@@ -16,6 +16,8 @@ comes one node. A node is an atom that stands for itself (nil, bool, int, float,
     "{" n, n times key, node     a dict; a key is nil, bool, int, float, bin, "s", "i" or a "("
                                  of these
     "n" n, n nodes               a NestedTensor; the nodes are tensors
+    "o" str n, n times str, node a value of a host's own type, by its name, and its n fields, by
+                                 theirs: see :mod:`zbus.values.containers`
     "t" dtype d, d sizes         a torch tensor of d dimensions: the next buffer is its elements
                                  in C order, little-endian
     "q" dtype d, d sizes         an image [B, H, W, C] or mask [B, H, W] or [H, W] as 8 bits: the

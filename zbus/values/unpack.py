@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LocalProtocolError, RemoteProtocolError
+from . import containers
 from .layout import PLAIN, Layout, picture
 from .quantise import dequantise
+from .recycling import LARGE
 from .spec import (
     MAX_DEPTH,
     MAX_DIMS,
@@ -150,6 +152,19 @@ class _Tensor(_Leaf):
         return self._tensor
 
 
+class _SmallTensor(_Tensor):
+    """Filled elsewhere and copied: memory that numpy has seen can never be resized again, and a
+    node that computes into the tensor (``out=``) may want to."""
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], length: int) -> None:
+        super().__init__(dtype, shape, length)
+        self.memory = length * 2
+
+    def build(self) -> object:
+        built = super().build()
+        return built.clone() if self._tensor is not None else built  # type: ignore[attr-defined]
+
+
 class _Quantised(_Leaf):
     def __init__(self, dtype: str, shape: tuple[int, ...], elements: int) -> None:
         self._dtype = check_dtype(dtype)
@@ -207,6 +222,12 @@ class _Dict:
     nodes: list[object]
 
 
+@dataclass(frozen=True)
+class _Container:
+    kind: str
+    fields: dict[str, object]
+
+
 def _build(node: object) -> object:
     if isinstance(node, _Leaf):
         return node.build()
@@ -214,6 +235,9 @@ def _build(node: object) -> object:
         return _GROUPS[node.tag]([_build(inner) for inner in node.nodes])
     if isinstance(node, _Dict):
         return dict(zip(node.keys, map(_build, node.nodes), strict=True))
+    if isinstance(node, _Container):
+        fields = {name: _build(inner) for name, inner in node.fields.items()}
+        return containers.made(node.kind, fields)
     return node
 
 
@@ -224,7 +248,8 @@ def _check_bools(view: memoryview) -> None:
 
 
 class _Reader:
-    """Reads a spec into nodes: scalars as they are, _Leaf, _Group, _Dict."""
+    """Reads a spec into nodes: scalars as they are, _Leaf, _Group, _Dict,
+    _Container."""
 
     def __init__(self, spec: bytes) -> None:
         self._atoms = Atoms(spec)
@@ -248,6 +273,8 @@ class _Reader:
             return self._group(tag, depth)
         if tag == "{":
             return self._dict(depth)
+        if tag == "o":
+            return self._container(depth)
         if tag in ("t", "q", "a"):
             return self._shaped(tag)
         if tag in ("S", "b"):
@@ -293,6 +320,16 @@ class _Reader:
             raise bad("has a dict with a key twice")
         return _Dict(keys, nodes)
 
+    def _container(self, depth: int) -> _Container:
+        kind, fields = self._atoms.text(), dict[str, object]()
+        for _ in range(self._atoms.count(containers.MAX_FIELDS)):
+            name = self._atoms.text()
+            if name in fields:
+                raise bad("has a field twice")
+            fields[name] = self._node(depth + 1)
+        containers.check(kind, fields)
+        return _Container(kind, fields)
+
     def _key(self, depth: int) -> object:
         atom = self._next(depth)
         if not isinstance(atom, str):
@@ -314,7 +351,8 @@ class _Reader:
             return self._leaf(_Quantised(dtype, shape, elements))
         if tag == "t":
             length = elements * TENSOR_ITEMSIZE.get(dtype, 1)
-            return self._leaf(_Tensor(dtype, shape, length))
+            kind = _SmallTensor if length < LARGE else _Tensor
+            return self._leaf(kind(dtype, shape, length))
         if dtype not in ARRAY_ITEMSIZE:
             raise bad(f"has an array of unknown dtype {dtype[:40]!r}")
         return self._leaf(_Array(dtype, shape, elements * ARRAY_ITEMSIZE[dtype]))

@@ -3,10 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+
+
+class LazyAudio(Mapping[str, Any]):
+    """As the most used video pack gives it: decoded when somebody looks."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def _now(self) -> dict[str, Any]:
+        return {"waveform": noise((1, 2, 4800), self._seed) * 2 - 1, "sample_rate": 44100}
+
+    def __getitem__(self, key: str) -> Any:
+        return self._now()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._now())
+
+    def __len__(self) -> int:
+        return len(self._now())
 
 
 class LiveObject:
@@ -25,10 +44,7 @@ def _latent(seed: int) -> dict[str, Any]:
 def _nested(seed: int) -> dict[str, Any]:
     from comfy.nested_tensor import NestedTensor
 
-    samples = NestedTensor([noise((1, 4, 8, 8), seed), noise((1, 8, 20), seed + 1)])
-    masks = NestedTensor([noise((1, 1, 1, 64, 64), seed + 2), noise((1, 1, 20, 1), seed + 3)])
-    more = {"batch_index": [3], "type": "audio", "sample_rate": 16000}
-    return {"samples": samples, "noise_mask": masks, **more}
+    return {"samples": NestedTensor([noise((1, 4, 8, 8), seed), noise((1, 8, 20), seed + 1)])}
 
 
 def _conditioning(seed: int) -> list[Any]:
@@ -54,6 +70,7 @@ KINDS: dict[str, Callable[[int], Any]] = {
     "latent with mask": _latent,
     "latent nested": _nested,
     "audio": lambda seed: {"waveform": noise((1, 2, 4800), seed), "sample_rate": 48000},
+    "audio that decodes": LazyAudio,
     "conditioning": _conditioning,
     "conditioning live": _live_conditioning,
     "sigmas": lambda seed: torch.linspace(14.6, 0.0, 21),
@@ -124,7 +141,7 @@ def _feed(state: Any, value: Any) -> None:
         plain = value.detach().cpu().contiguous().reshape(-1)
         if plain.numel():
             state.update(memoryview(plain.view(torch.uint8).numpy()))
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):
         state.update(f"dict {len(value)} ".encode())
         for key, item in value.items():
             _feed(state, key)

@@ -1,0 +1,110 @@
+"""Pure: the types that outputs declare, and what follows of them before anything is computed: that
+a value cannot travel, and that it is no picture, whatever its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from .. import node_ids
+from .graph import Link, Prompt, class_type_of, inputs_of, link, sources
+
+PICTURES = frozenset({"IMAGE", "MASK", "VIDEO"})
+
+# The core's types whose values live in one process: models, and what holds functions.
+LIVE = frozenset(
+    {
+        *("MODEL", "CLIP", "VAE", "CONTROL_NET", "CLIP_VISION", "STYLE_MODEL", "GLIGEN"),
+        *("UPSCALE_MODEL", "LATENT_UPSCALE_MODEL", "MODEL_PATCH", "BACKGROUND_REMOVAL"),
+        *("AUDIO_ENCODER", "PHOTOMAKER", "SAMPLER", "GUIDER", "NOISE", "LATENT_OPERATION"),
+        *("HOOKS", "HOOK_KEYFRAMES"),
+    }
+)
+
+# Nodes of ours that hand on what comes in: the input of each output.
+_HANDED_ON = {(node_ids.COMPUTE_HERE, 0): "value", (node_ids.SEND, 0): "value"} | {
+    (node_ids.RUN, 0): "value"
+}
+
+
+class Outputs(Protocol):
+    """What the host knows of node classes."""
+
+    def returned(self, class_type: str, slot: int) -> str:
+        """The type that output declares; "" where that cannot be told."""
+
+    def matched(self, class_type: str, slot: int) -> Sequence[str]:
+        """The inputs whose type that output takes on; none for most."""
+
+
+class Untransferable(NamedTuple):
+    """An output whose value cannot travel."""
+
+    node: str
+    type: str
+
+
+def declared(prompt: Prompt, source: Link, outputs: Outputs) -> str:
+    """The type of the value that comes from there, as its maker declares it; "" where it declares
+    none. Looked for through nodes that hand on what they are given."""
+    return next(_declared(prompt, source, outputs, set()), "")
+
+
+def _declared(prompt: Prompt, source: Link, outputs: Outputs, seen: set[Link]) -> Iterator[str]:
+    node, slot = source
+    if source in seen or node not in prompt:
+        return
+    seen.add(source)
+    class_type = class_type_of(prompt[node])
+    handed = _HANDED_ON.get((class_type, slot))
+    names = (handed,) if handed else outputs.matched(class_type, slot)
+    if not names:
+        found = outputs.returned(class_type, slot)
+        if found and found != "*" and not found.startswith("COMFY_"):
+            yield found
+    for name in names:
+        before = link(inputs_of(prompt[node]).get(name))
+        if before is not None:
+            yield from _declared(prompt, before, outputs, seen)
+
+
+def likely(prompt: Prompt, source: Link, outputs: Outputs) -> str:
+    """As `declared`; and where nothing is, as with switches of packs that take anything, the one
+    type of all that is wired into where it comes from. A guess: that node may make something else
+    of it."""
+    return declared(prompt, source, outputs) or _only_before(prompt, source, outputs, set())
+
+
+def _only_before(prompt: Prompt, source: Link, outputs: Outputs, seen: set[str]) -> str:
+    if source[0] in seen or source[0] not in prompt:
+        return ""
+    seen.add(source[0])
+    found = {
+        declared(prompt, before, outputs) or _only_before(prompt, before, outputs, seen)
+        for _, before in sources(prompt, source[0])
+    }
+    return found.pop() if len(found) == 1 else ""
+
+
+def no_picture(found: str) -> str:
+    """The type itself, if a value of it is certainly no picture; "" if it may be one."""
+    return "" if PICTURES.intersection(found.split(",")) else found
+
+
+def untransferable(
+    prompt: Prompt, wanted: Iterable[Link], outputs: Outputs
+) -> list[Untransferable]:
+    """Which of these values cannot travel, as far as their types tell."""
+    kinds = ((source[0], declared(prompt, source, outputs)) for source in wanted)
+    return [Untransferable(node, kind) for node, kind in kinds if kind in LIVE]
+
+
+def results(prompt: Mapping[str, Mapping[str, object]]) -> list[Link]:
+    """Where the results of a job come from."""
+    found = [
+        link(inputs_of(node).get("value"))
+        for node in prompt.values()
+        if class_type_of(node) == node_ids.RESULT
+    ]
+    return [source for source in found if source is not None]

@@ -1,0 +1,84 @@
+"""Texts for another user, without the paths of this computer: `comfy_nodes.prompt.discreet`."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+from prompts import PACKAGE
+
+discreet = importlib.import_module(f"{PACKAGE}.prompt.discreet")
+preflight = importlib.import_module(f"{PACKAGE}.prompt.preflight")
+
+FOLDERS = {
+    "/home/bob smith": "~",
+    "/home/bob smith/My ComfyUI": "ComfyUI",
+    "/home/bob smith/My ComfyUI/input": "input",
+    "/data": "user",
+    "C:\\Users\\Bob Smith\\ComfyUI\\input": "input",
+    "/": "root",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Invalid image file: /srv/bob/in/a.png", "Invalid image file: a.png"),
+        ("no /srv/bob/in/a.png, /srv/bob/b.png", "no a.png, b.png"),
+        (
+            "[Errno 2] No such file or directory: '/home/bob smith/a b.png'",
+            "[Errno 2] No such file or directory: 'a b.png'",
+        ),
+        (
+            "'x': resolves outside of /home/bob smith/My ComfyUI/input",
+            "'x': resolves outside of input",
+        ),
+        ("in /home/bob smith/My ComfyUI/models/a.pt.", "in a.pt."),
+        ("(/home/bob smith)", "(~)"),
+        ("/data and /database/bob", "user and bob"),
+        (r"cannot open C:\Users\Bob Smith\ComfyUI\input\x.png", "cannot open x.png"),
+        (r"cannot open 'C:\\Users\\Bob Smith\\ComfyUI\\input\\x y.png'", "cannot open 'x y.png'"),
+        (r"cannot open D:\bob\x.png", "cannot open x.png"),
+        (r"on \\nas\bob\x.png", "on x.png"),
+        ("~/pictures/x.png is gone", "x.png is gone"),
+        ('"/a/b/"', '"b"'),
+    ],
+)
+def test_of_a_path_its_last_part_is_told(text: str, told: str) -> None:
+    assert discreet.without_paths(text, FOLDERS) == told
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "ckpt_name: 'sd/xl\\a.safetensors' is not there",
+        "width: Value 1/2 and 3 / 4, and/or image/png; 10:30",
+        "see https://docs.example/a/b?c=d and http://h:8188/view",
+        "Value not in list: sub/x.png not in ['a/b.png', './c', '../d']",
+    ],
+)
+def test_what_is_no_path_of_a_computer_stays(text: str) -> None:
+    assert discreet.without_paths(text, FOLDERS) == text
+
+
+def test_a_refusal_tells_no_paths_of_the_other_user() -> None:
+    class Classes:
+        def inputs(self, *_: object) -> dict[str, object]:
+            choices = ["/home/bob smith/a.pt", "C:\\bob\\a.pt", "sub/a.pt"]
+            return {"name": preflight.ClassInput(choices, {}, "required")}
+
+    prompt = {"1": {"class_type": "Load", "inputs": {"name": "a.pt", "folder": "x"}}}
+    errors = [
+        ("custom_validation_failed", "folder", "folder - no /home/bob smith/in/x"),
+        ("value_not_in_list", "name", "name: 'a.pt' not in ['/home/bob smith/a.pt']"),
+    ]
+    for kind, name, details in errors:
+        said = {"type": kind, "message": "m", "details": details}
+        node = {"1": {"errors": [said | {"extra_info": {"input_name": name}}]}}
+        (reason,) = preflight.from_host(prompt, None, node, Classes(), FOLDERS)
+        assert "bob" not in str(reason.told()), reason
+    assert reason.near == ("sub/a.pt",)
+    whole = {"type": "x", "message": "failed", "details": "at /home/bob smith/x.py"}
+    (reason,) = preflight.from_host(prompt, whole, {}, Classes(), FOLDERS)
+    assert reason.text == "failed: at x.py"

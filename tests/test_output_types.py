@@ -1,0 +1,121 @@
+"""What the types of outputs tell before anything is computed: `comfy_nodes.prompt.output_types`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+from prompts import PACKAGE, node
+
+output_types = importlib.import_module(f"{PACKAGE}.prompt.output_types")
+preflight = importlib.import_module(f"{PACKAGE}.prompt.preflight")
+
+OUTPUTS = {
+    "Load": ("MODEL", "CLIP", "VAE"),
+    "Decode": ("IMAGE",),
+    "Encode": ("LATENT",),
+    "Any": ("*",),
+    "Embeds": ("EMBEDS",),
+    "Switch": ("COMFY_MATCHTYPE_V3",),
+    "Grow": ("COMFY_AUTOGROW_V3",),
+}
+
+
+class Outputs:
+    def returned(self, class_type: str, slot: int) -> str:
+        declared = OUTPUTS.get(class_type, ())
+        return declared[slot] if slot < len(declared) else ""
+
+    def matched(self, class_type: str, slot: int) -> tuple[str, ...]:
+        return ("off", "on") if class_type == "Switch" else ()
+
+
+PROMPT = {
+    "load": node("Load"),
+    "image": node("Decode", samples=["latent", 0]),
+    "latent": node("Encode"),
+    "any": node("Any", value=["load", 0]),
+    "here": node("ZBusHere", value=["load", 1]),
+    "here2": node("ZBusHere", value=["here", 0]),
+    "send": node("ZBusSend", value=["image", 0]),
+    "run": node("ZBusRun", value=["switch", 0], peer="any free"),
+    "switch": node("Switch", on=["here2", 0], off=["any", 0], which=True),
+    "round": node("ZBusHere", value=["round", 0]),
+    "loose": node("ZBusHere"),
+    "grow": node("Grow"),
+    "gone": node("ZBusHere", value=["no such", 0]),
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [
+        (("load", 0), "MODEL"),
+        (("load", 2), "VAE"),
+        (("load", 7), ""),
+        (("any", 0), ""),
+        (("here2", 0), "CLIP"),
+        (("send", 0), "IMAGE"),
+        (("send", 1), ""),
+        (("switch", 0), "CLIP"),
+        (("run", 0), "CLIP"),
+        (("run", 1), ""),
+        *(((name, 0), "") for name in ("round", "loose", "grow", "gone", "x")),
+    ],
+)
+def test_the_type_of_what_comes_from_there(source: Any, kind: str) -> None:
+    assert output_types.declared(PROMPT, source, Outputs()) == kind
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kind"),
+    [
+        ({"a": ["embeds", 0], "b": ["embeds", 0], "which": 1}, "EMBEDS"),
+        ({"a": ["embeds", 0], "b": ["image", 0]}, ""),
+        ({"a": ["embeds", 0], "b": ["grow", 0]}, ""),
+        ({"a": ["again", 0]}, "EMBEDS"),
+        ({"a": ["self", 0]}, ""),
+        ({}, ""),
+    ],
+)
+def test_a_switch_that_takes_anything_gives_what_is_wired_to_it(inputs: Any, kind: str) -> None:
+    prompt = PROMPT | {
+        "embeds": node("Embeds"),
+        "again": node("Any", x=["embeds", 0]),
+        "self": node("Any", **inputs),
+    }
+    assert output_types.likely(prompt, ("self", 0), Outputs()) == kind
+    assert output_types.declared(prompt, ("self", 0), Outputs()) == "", "only a guess"
+    assert output_types.likely(prompt, ("image", 0), Outputs()) == "IMAGE"
+
+
+@pytest.mark.parametrize(
+    ("declared", "certain"),
+    [
+        *((kind, "") for kind in ("", "IMAGE", "MASK", "VIDEO", "IMAGE,LATENT")),
+        *((kind, kind) for kind in ("LATENT", "EMBEDS", "AUDIO", "INT,FLOAT", "IMAGES")),
+    ],
+)
+def test_what_is_no_picture_for_certain(declared: str, certain: str) -> None:
+    assert output_types.no_picture(declared) == certain
+
+
+def result(*source: Any) -> dict[str, Any]:
+    return {"result": node("ZBusResult", value=list(source), name="value", job="")}
+
+
+@pytest.mark.parametrize("source", [("load", 0), ("here2", 0), ("switch", 0)])
+def test_a_result_that_cannot_travel_is_told_before_it_is_computed(source: Any) -> None:
+    prompt = PROMPT | result(*source)
+    wanted = output_types.results(prompt)
+    (reason,) = preflight.cannot_travel(prompt, wanted, Outputs())
+    assert reason.kind == "output" and reason.node == source[0]
+    assert "cannot travel" in reason.text and f"#{source[0]}" in reason.text
+    assert "a MODEL" in reason.text or "a CLIP" in reason.text
+
+
+@pytest.mark.parametrize("source", [("image", 0), ("any", 0), ("latent", 0), ("no such", 0)])
+def test_what_can_travel_or_is_not_known_is_no_reason(source: Any) -> None:
+    prompt = PROMPT | result(*source)
+    assert preflight.cannot_travel(prompt, output_types.results(prompt), Outputs()) == []

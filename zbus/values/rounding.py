@@ -1,0 +1,77 @@
+"""What of a value may go as 8 bits where that loses something: pictures alone.
+
+A float tensor in the shape of a picture may be anything: sound is [B, C, T], points are [N, 2],
+embeddings [B, T, C]. So only what is known to be a picture is: the value itself, where its shape is
+that of an IMAGE or a MASK and its maker declares no other type; the frames of a VIDEO; and lists of
+these. What lies in any other dict, or in a host's own type, stays exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .kinds import LIST, VIDEO, VIDEO_PICTURES, describe, is_marked
+from .tensors import is_tensor
+
+_AN = "AEIOU"
+_FILM = "a video"  # in which there are pictures
+
+
+def declared(kind: str) -> str:
+    """The role of a value whose maker declares that type; "" declares none."""
+    return f"of the type {kind}" if kind else ""
+
+
+def inside(holder: str) -> str:
+    """The role of what lies in that."""
+    return f"part of {'an' if holder[:1].upper() in _AN else 'a'} {holder}"
+
+
+CONDITIONING = inside("conditioning")
+# Of these nothing is worth looking at, to see whether 8 bits would keep every bit.
+_NUMBERS = frozenset(map(inside, ("latent", "audio", "conditioning", "nested tensor")))
+
+
+def in_dict(value: Mapping[Any, Any], key: object, role: str) -> str:
+    """The role of an item of a dict that has a role itself: why it is no picture, "" if it may be
+    one."""
+    if role == _FILM:
+        return "" if key in VIDEO_PICTURES else inside("video")
+    if role or is_marked(value, LIST):
+        return role
+    if is_marked(value, VIDEO):
+        return _FILM
+    kind = describe(value)
+    return inside(kind if kind in ("latent", "audio") else "dict")
+
+
+def in_list(value: Sequence[Any], place: str, role: str) -> str:
+    """The role of the items of a list or tuple that are no dicts; see `in_dict`."""
+    if role:
+        return role
+    if describe(value) == "conditioning":
+        return CONDITIONING
+    other = next((index for index, item in enumerate(value) if not _is_shown(item)), None)
+    return "" if other is None else f"in a list with {place}[{other}], which is no picture"
+
+
+def _is_shown(value: object) -> bool:
+    """Whether it is a picture, a video, or a list of these."""
+    if is_tensor(value):
+        return looks_like_picture(value)
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_shown, value))
+    if not isinstance(value, dict):  # another mapping may be costly to look at
+        return False
+    return _is_shown(value[LIST]) if is_marked(value, LIST) else is_marked(value, VIDEO)
+
+
+def may_shrink(tensor: object, role: str) -> bool:
+    """Whether it is to be looked at for whether it comes back from 8 bits bit for bit."""
+    return role not in _NUMBERS and looks_like_picture(tensor)
+
+
+def looks_like_picture(tensor: object) -> bool:
+    """Whether it has the shape and dtype of an image or a mask."""
+    return describe(tensor) in ("image", "mask")
