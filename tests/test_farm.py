@@ -24,6 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from zbus import Peer, discovery
 from zbus.__main__ import main
+from zbus.cli import farm
 from zbus.cli.farming.board import MAX_IN_A_ROW, Board, Task
 from zbus.cli.farming.config import read_config
 from zbus.cli.farming.pictures import Folder, pixels
@@ -31,6 +32,7 @@ from zbus.cli.farming.workflow import Recipe, Swap, read_recipe
 from zbus.errors import InputError, JobError
 from zbus.job import Reason, Taken
 from zbus.keys import to_text
+from zbus.protocol.outcomes import runs_no_prompts
 from zbus.trust import EXCHANGE, JOBS, Trust
 from zbus.values.kinds import LIST
 
@@ -398,6 +400,26 @@ def test_the_job_of_a_gone_worker_goes_back() -> None:
     asyncio.run(go())
 
 
+def test_one_that_is_away_may_still_do_what_failed_elsewhere() -> None:
+    async def go() -> None:
+        board = Board([1, 2], ["a", "b"])
+        one, two = await take(board, "a"), await take(board, "b")
+        board.leave("b", two)
+        assert board.fail("a", one) and not board.is_stuck, "two is left for a"
+        board.finish("a", await take(board, "a"))
+        assert board.is_stuck and not board.is_over
+        waiting = asyncio.create_task(board.take("a"))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        board.join("b")
+        assert await take(board, "b") is one and not board.is_stuck
+        board.leave("b", one)
+        board.give_up()
+        assert board.failed == [1] and board.is_over and await waiting is None
+
+    asyncio.run(go())
+
+
 # --- whole runs ---------------------------------------------------------------------------------
 
 
@@ -523,6 +545,71 @@ def test_a_dying_worker_is_dropped_and_its_job_done_elsewhere(go: Run) -> None:
         assert "A is gone, and job" in err and "goes back into the queue" in err
         assert len(two.jobs) == 8
         clean(b)
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is away is looked for often."""
+    monkeypatch.setattr(farm, "AGAIN", 0.05)
+    monkeypatch.setattr(farm, "LOOK_EVERY", 0.05)
+
+
+@pytest.mark.usefixtures("often")
+def test_a_worker_that_is_late_joins(go: Run) -> None:
+    late = Host(compute)
+    with contextlib.ExitStack() as later, worker("b") as (_, two, at_b):
+        two.on_submitted = after(lambda: late.jobs, compute)
+
+        def start() -> None:
+            until(lambda: two.jobs, 20)
+            registered(later.enter_context(Peer("late-8188")), late)
+
+        thread = threading.Thread(target=start)
+        thread.start()
+        status, out, err = go({"A": "late-8188", "B": at_b}, job_end=4)
+        thread.join()
+        assert status == 0 and len(shades()) == 3
+        assert "A is not used: no peer named 'late-8188'" in err and "A joins" in out
+
+
+@pytest.mark.usefixtures("often")
+def test_the_only_worker_is_lost_and_comes_back(go: Run) -> None:
+    with contextlib.ExitStack() as later, child(DIES) as a:
+        a.line("127.0.0.1:")
+        again = Host(compute)
+
+        def start_again() -> None:
+            a.process.wait(20)
+            registered(later.enter_context(Peer("a")), again)
+
+        thread = threading.Thread(target=start_again)
+        thread.start()
+        status, out, err = go({"A": "a"}, job_end=4)
+        thread.join()
+        assert status == 0 and len(shades()) == 3 and len(again.jobs) == 3
+        assert "A is gone, and job 1 goes back into the queue: " in err and "A joins" in out
+
+
+@pytest.mark.usefixtures("often")
+def test_one_that_runs_no_prompts_any_more_is_lost_and_not_asked_again(go: Run) -> None:
+    def strand(job: Taken) -> None:
+        one.told = {"runs_prompts": False}
+        job.started()
+        job.refuse([runs_no_prompts()])
+
+    with worker("a", strand) as (_, one, at_a), worker("b") as (_, two, at_b):
+        two.on_submitted = after(lambda: one.jobs, compute)
+        status, _, err = go({"A": at_a, "B": at_b}, job_end=6)
+        assert status == 0 and len(shades()) == 5 and len(one.jobs) == 1
+    assert "A is gone, and job" in err and "runs no prompts any more: start it again" in err
+
+
+@pytest.mark.usefixtures("often")
+def test_it_waits_no_longer_than_it_was_told(go: Run) -> None:
+    status, out, err = go({"A": "no-such-peer"}, "--wait", "0.2")
+    assert status == 1 and "3 are missing" in out and err.count("no-such-peer") == 1
+    with pytest.raises(SystemExit):
+        go({"A": "no-such-peer"}, "--wait", "ever")
 
 
 def test_workers_by_their_names_here_and_on_a_paired_machine(go: Run, tmp_path: Path) -> None:

@@ -852,6 +852,16 @@ def test_comfyuis_latents_of_both_ages():
     assert torch.equal(got, SAMPLES.half().float())
 
 
+def test_what_lies_beside_a_latent_is_not_read():
+    """safetensors 0.8 cannot load the types of block-scaled weights."""
+    scales = torch.ones(4).to(torch.float8_e8m0fnu)
+    for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int16):
+        told = {"latent_tensor": SAMPLES.to(dtype), "scales": scales}
+        told["latent_format_version_0"] = torch.tensor([])
+        got = decoding.latent(safetensors.torch.save(told))
+        assert torch.equal(got, SAMPLES.to(dtype).float())
+
+
 @pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8", "u1", ">i2", "<u4", "<i8"])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_arrays_of_any_plain_number(dtype, order):
@@ -883,7 +893,8 @@ def test_which_array_of_an_archive():
         (b"<html>not found</html>", "neither a latent"),
         (struct.pack("<Q", 1 << 60) + b"{}", "neither a latent"),
         (safetensors.torch.save({"weight": torch.zeros(4, 4)}), "it has weight"),
-        (safetensors.torch.save({"latent_tensor": torch.zeros(1, 2, 3).bool()}), "torch.bool"),
+        (safetensors.torch.save({"latent_tensor": torch.zeros(1, 2, 3).bool()}), "BOOL is no type"),
+        (safetensors.torch.save({"latent_tensor": torch.zeros(0, 4, 4)}), "no latent"),
         (safetensors.torch.save({"latent_tensor": torch.zeros(4, 4)}), "shape [4, 4] is no"),
         (npy_of(np.zeros((4, 4))), "shape [4, 4] is no latent"),
         (npy_of(np.zeros((0, 4, 4, 4))), "no latent"),

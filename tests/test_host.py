@@ -147,7 +147,7 @@ def test_what_foreign_code_raises_is_an_interrupt_too(host: Any) -> None:
             raise host.Interrupted
 
     sys.modules["nodes"].NODE_CLASS_MAPPINGS = {"Broken": Broken}
-    assert host.Classes().inputs("Broken") == {}
+    assert host.Classes().inputs("Broken", {}) == {}
 
 
 # --- runs: each execution has one, and what came of its nodes is its own

@@ -28,6 +28,7 @@ from zbus.errors import (
     PeerRestarted,
     QueueDeadlock,
     RemoteProtocolError,
+    RunsNoPrompts,
     TransferRefused,
     ZBusError,
 )
@@ -186,6 +187,7 @@ def test_a_failure_says_which_node() -> None:
         ("no dict", RemoteProtocolError),
         ({"outcome": "failed", "message": 4, "traceback": b"x"}, JobFailed),
         ({"outcome": "refused", "reasons": [3, {"kind": []}, {"near": "x"}]}, JobRefused),
+        ({"outcome": "refused", "reasons": [{"kind": "worker"}]}, RunsNoPrompts),
         ({"outcome": "refused"}, JobRefused),
     ],
     ids=str,

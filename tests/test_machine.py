@@ -77,3 +77,23 @@ def test_what_cannot_be_read_is_left_out(groups: Path, said: str) -> None:
     inside(groups, said)
     group(groups, "soon", 1, "a b c\n")
     assert machine.free_memory() == 1000 * MIB
+
+
+def test_whoever_asks_often_is_told_of_the_machine_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And of its control groups after a while: they are slow to read."""
+    now, in_all, in_groups = 100.0, 5 << 30, [4 << 30, 3 << 30]
+    monkeypatch.setattr(machine.time, "monotonic", lambda: now)
+    monkeypatch.setattr(machine, "_free_in_all", lambda: in_all)
+    monkeypatch.setattr(machine, "_free_in_groups", lambda: in_groups)
+    free = machine.FreeMemory()
+    assert free() == 3 << 30
+    in_all, in_groups = 1 << 30, []
+    assert free() == 1 << 30
+    in_all = 6 << 30
+    assert free() == 3 << 30
+    now += machine.GROUPS_AGE
+    assert free() == 6 << 30, "no group has a limit"
+    in_groups, now = [-5], now + machine.GROUPS_AGE
+    assert free() == 0

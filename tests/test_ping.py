@@ -34,13 +34,25 @@ SCRIPT = ROOT / "scripts" / "zbus-ping"
 LEGS = ["name", "tcp", "greeting", "handshake", "version", "round trip", "up", "down"]
 
 JSON_KEYS = ["address", "ok", "legs", "peer", "round_trip", "throughput", "jobs"]
-JOB_KEYS = ["permitted", "queue", "devices", "ram", "comfyui", "zbus", "torch", "python", "os"]
+JOB_KEYS = [
+    "permitted",
+    "runs_prompts",
+    "queue",
+    "devices",
+    "ram",
+    "comfyui",
+    "zbus",
+    "torch",
+    "python",
+    "os",
+]
 GIB = 1 << 30
 FACTS = {
     "comfyui": "0.3.75",
     "python": "3.12.3",
     "torch": "2.9.0",
     "os": "Linux-6.8",
+    "runs_prompts": True,
     "queue": {"running": 1, "pending": 2},
     "devices": [{"name": "cuda:0 Card", "type": "cuda", "total": 24 * GIB, "free": 20 * GIB}],
     "ram": {"name": "x86_64", "type": "cpu", "total": 64 * GIB, "free": 32 * GIB},
@@ -539,6 +551,16 @@ def test_jobs(ping: Run) -> None:
     ]
 
 
+def test_jobs_where_no_prompts_run_any_more(ping: Run) -> None:
+    with Peer("desk-8188") as peer:
+        serve(peer, Host({**FACTS, "runs_prompts": False}))
+        status, out, _ = ping("desk-8188", "--jobs", "--size", "0")
+        told = json.loads(ping("desk-8188", "--jobs", "--size", "0", "--json")[1])
+    assert (status, failed_leg(out)) == (1, "jobs")
+    assert "desk-8188: runs no prompts any more: start it again\n" in out
+    assert told["legs"][-1]["error"] == "RunsNoPrompts" and not told["jobs"]["runs_prompts"]
+
+
 def test_jobs_as_json(ping: Run) -> None:
     with Peer("desk-8188") as peer:
         serve(peer, Host({**FACTS, "more": "not asked for"}))
@@ -949,10 +971,13 @@ KEY = to_text(bytes(range(32)))
     [
         (says(b"", 404), "no zbus there, or an older one (404)"),
         (says(b"", 302, Location="http://127.0.0.1:1/zbus/peer"), "redirects elsewhere (302)"),
+        (says(b"", 308, Location="http://127.0.0.1:1/zbus/peer"), "Give http://127.0.0.1:1 in its"),
         (says(b"", 401), "wants a login (401)"),
+        (says(b"", 403), "wants a login (403)"),
+        (says(b"", 429), "has had too many requests and takes none for a while (429)"),
         (says(b"", 502), "fails there (502)"),
         (says(b" " * 70_000), "more than 64 KiB"),
-        (says(b"<html>"), "what answers there is no zbus"),
+        (says(b"\n <html>"), "shows a page of its own where zbus should answer: a login may be"),
         (says(b"[" * 60_000), "what answers there is no zbus"),
         (says(b"\xff\xfe\x00"), "what answers there is no zbus"),
         (says([]), "what answers there is no zbus"),
@@ -979,6 +1004,26 @@ def test_a_page_that_is_of_no_use(ping: Run, answer: Answer, words: str) -> None
     assert (status, failed_leg(out)) == (1, "page")
     assert words in out and took < 5
     assert len(out.splitlines()) == 3  # the title, the leg, and what to do
+
+
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        ("https://me:s3cret@sso.example/start?rd=s3cret#s3cret", " to https://sso.example/start"),
+        ("/login?next=s3cret", " to {url}/login"),
+        ("//sso.example/s", " to http://sso.example/s"),
+        ("", ""),
+        ("/zbus/peer", " to {url}/zbus/peer"),  # with a cookie that only a browser keeps
+        *((odd, "") for odd in ("javascript:s3cret", "http://[s3cret", "file:///s3cret")),
+    ],
+)
+def test_a_page_behind_a_login(ping: Run, location: str, shown: str) -> None:
+    """A browser that is logged in shows this very URL: the text must not ask for that."""
+    with web(says(b"", 302, Location=location)) as url:
+        status, out, _ = ping(url, "--timeout", "2")
+        told = f"redirects{shown.format(url=url)} (302): a login seems to be wanted there\n"
+    assert (status, failed_leg(out)) == (1, "page")
+    assert told in out and "s3cret" not in out
 
 
 def test_a_card_with_odd_words(ping: Run, addr: str) -> None:

@@ -82,6 +82,7 @@ class Host(types.ModuleType):
         self.validating: asyncio.Event | None = None
         self.asked = asyncio.Event()  # something is being validated
         self.silent = False  # no statuses, no events
+        self.works = True  # the thread that runs prompts
 
     def folders(self):
         return {"/home/bob smith": "~"}
@@ -141,6 +142,9 @@ class Host(types.ModuleType):
 
     def facts(self):
         return {"comfyui": "0"}
+
+    def runs_prompts(self):
+        return self.works
 
     # --- what the test does
 
@@ -482,6 +486,41 @@ def test_an_end_without_a_word_is_a_failure():
 
 
 # --- cancel
+
+
+def test_where_no_prompts_run_any_more_jobs_end_and_none_is_taken():
+    """The page answers on, the queue says "running" for ever: only the thread tells."""
+
+    async def story(site):
+        (first, one), (second, two) = site.submit(), site.submit("j2")
+        await one.until("queued")
+        await two.until("queued")
+        site.host.next()
+        await one.until("started")
+        site.host.silent, site.host.works = True, False
+        third, three = site.submit("j3", check=True)
+        for desk in (one, two, three):
+            (_, reasons) = await desk.until("refuse")
+            assert [reason.kind for reason in reasons] == ["worker"]
+            assert "runs no prompts any more: start it again" in reasons[0].text
+        assert not site.host.waiting and not site.host.followers and len(site.module.JOBS) == 0
+        for job in (first, second, third):
+            site.serving.forget(job)
+
+    run(story)
+
+
+def test_one_that_ended_before_the_last_prompt_is_told_as_it_ended():
+    async def story(site):
+        _, desk = site.submit()
+        await desk.until("queued")
+        site.host.next()
+        await desk.until("started")
+        site.host.works = False
+        site.host.end()
+        assert await desk.end() == {"outcome": "done"}
+
+    run(story)
 
 
 def test_cancel_while_it_waits():

@@ -48,6 +48,9 @@ class Classes:
         found = TYPES.get(class_type, ((), {}))[0]
         return found[slot] if slot < len(found) else ""
 
+    def matched(self, class_type, slot):
+        return ["input"] if class_type == "Match" else []
+
     def accepted(self, class_type, name):
         return TYPES.get(class_type, ((), {}))[1].get(name, "")
 

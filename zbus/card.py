@@ -41,6 +41,15 @@ INSTALL = (
     "Install zbus there (in its custom_nodes folder: git clone this pack's repository; then "
     "pip install -r requirements.txt in its Python) and restart that ComfyUI"
 )
+LOGIN = (
+    "Give a user and password in the URL: https://USER:PASSWORD@HOST; or an address that leads to "
+    "ComfyUI itself, as an SSH tunnel to its port does"
+)
+AROUND = (
+    "A browser's login does not count here: give an address that leads to ComfyUI itself, as an "
+    "SSH tunnel to its port does"
+)
+LATER = "Try again in a minute"
 T = TypeVar("T")
 
 
@@ -117,7 +126,7 @@ class Page:
                 body: bytes = reply.read(CARD_LIMIT + 1)
         except urllib.error.HTTPError as error:
             error.close()
-            raise self._refused(error.code) from error
+            raise self._refused(error.code, error.headers.get("Location") or "") from error
         except OSError as error:
             raise self._unreachable(error) from error
         except (ValueError, http.client.HTTPException) as error:
@@ -134,17 +143,31 @@ class Page:
             what = f"nobody answers there: no connection in {timeout:g} s"
             raise Unreachable(what, peer=str(self), remedy=REACH) from error
 
-    def _refused(self, status: int) -> ZBusError:
+    def _refused(self, status: int, leads_to: str) -> ZBusError:
         if 300 <= status < 400:
-            remedy = "Give the URL that the browser shows once the page is open"
-            return FetchError(f"redirects elsewhere ({status})", peer=str(self), remedy=remedy)
-        if status in (401, 403):
-            remedy = "Give a user and password in the URL: https://USER:PASSWORD@HOST"
-            return FetchError(f"wants a login ({status})", peer=str(self), remedy=remedy)
-        if status >= 500:
+            return self._redirected(status, leads_to)
+        if status in (401, 403, 407):
+            what, remedy = f"wants a login ({status})", LOGIN
+        elif status == 429:
+            what, remedy = f"has had too many requests and takes none for a while ({status})", LATER
+        elif status >= 500:
             remedy = "Look at that ComfyUI's console, or whether its tunnel or proxy stands"
-            return FetchError(f"fails there ({status})", peer=str(self), remedy=remedy)
-        return self._no_zbus(f"no zbus there, or an older one ({status})")
+            what = f"fails there ({status})"
+        else:
+            return self._no_zbus(f"no zbus there, or an older one ({status})")
+        return FetchError(what, peer=str(self), remedy=remedy)
+
+    def _redirected(self, status: int, leads_to: str) -> FetchError:
+        """Where the same page is elsewhere, that is told. Anything else is a login as a rule; a
+        browser that is logged in shows the very URL that was given here."""
+        there = _without_secrets(self.url + CARD, leads_to) if leads_to else ""
+        base = there.removesuffix(CARD)
+        if base not in (there, self.url):
+            what, remedy = f"redirects elsewhere ({status})", f"Give {base} in its place"
+        else:
+            to = f" to {shown(there, MAX_URL)}" if there else ""
+            what, remedy = f"redirects{to} ({status}): a login seems to be wanted there", AROUND
+        return FetchError(what, peer=str(self), remedy=shown(remedy, 2 * MAX_URL))
 
     def _unreachable(self, error: OSError) -> Exception:
         why: Any = error.reason if isinstance(error, urllib.error.URLError) else error
@@ -170,6 +193,9 @@ class Page:
             told: Any = json.loads(body)
         except (ValueError, RecursionError):
             told = None
+            if body.lstrip()[:1] == b"<":  # a ComfyUI without zbus has no page there at all
+                what = "shows a page of its own where zbus should answer: a login may be wanted"
+                raise FetchError(what, peer=str(self), remedy=AROUND) from None
         told = told if isinstance(told, dict) else {}
         instance, name, version = told.get("id"), told.get("name"), told.get("version")
         if not isinstance(instance, str) or not re.fullmatch("[0-9a-f]{32}", instance):
@@ -214,10 +240,25 @@ def page(written: str) -> Page:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """An answer that leads elsewhere is an answer: a login must not go there too."""
+    """An answer that leads elsewhere is an answer: a login must not go there too. Nor is the
+    place looked at, which need not be well written."""
 
-    def redirect_request(self, *_: Any) -> None:
+    def http_error_302(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any
+    ) -> None:
         return None
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
+def _without_secrets(base: str, location: str) -> str:
+    """Where that leads, without user, password, query and fragment; "" if to no page."""
+    with contextlib.suppress(ValueError):
+        parts = urllib.parse.urlsplit(urllib.parse.urljoin(base, location))
+        host = parts.netloc.rpartition("@")[2]
+        if parts.scheme in ("http", "https") and host:
+            return f"{parts.scheme}://{host}{parts.path}"
+    return ""
 
 
 def _key(told: object) -> bytes:

@@ -44,6 +44,7 @@
     |   +-- JobRefused            the prompt cannot run there; `reasons` says all that is wrong
     |   +-- JobFailed             a node failed there
     |   +-- JobCancelled          it was stopped there
+    |   +-- RunsNoPrompts         that ComfyUI's page answers, and nothing runs there any more
     |   +-- QueueDeadlock         each side's running prompt waits for a job in the other's queue
     +-- TrustError                the keys or the list of the paired cannot be used
     +-- Cancelled                 cancelled on this side
@@ -275,6 +276,10 @@ class JobFailed(JobError):
 
 class JobCancelled(JobError):
     """It was stopped there, by its user or because this side had gone."""
+
+
+class RunsNoPrompts(JobError):
+    """The thread of that ComfyUI that runs prompts has ended, though its page still answers."""
 
 
 class QueueDeadlock(JobError):

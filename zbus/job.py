@@ -170,7 +170,7 @@ class Progress:
 class Job(Operation[dict[str, Any]]):
     """A job that another peer runs for this one. Wait with `result()`, or ``await`` it: the
     values by the name of their output. It raises `JobRefused`, `JobFailed`, `JobCancelled`,
-    `QueueDeadlock`, or what ended the link.
+    `RunsNoPrompts`, `QueueDeadlock`, or what ended the link.
 
     Attributes:
         id: A UUID.

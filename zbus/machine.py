@@ -7,12 +7,14 @@ import hashlib
 import ipaddress
 import os
 import sys
+import time
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 ESTABLISHED = "01"  # a state in /proc/net/tcp
 OWN_GROUPS = Path("/proc/self/cgroup")
 GROUPS = Path("/sys/fs/cgroup")
+GROUPS_AGE = 0.25  # seconds
 FALLBACK_MEMORY = 4 << 30  # where the system does not say
 
 
@@ -43,6 +45,21 @@ def free_memory() -> int:
     """Bytes of memory that this process may still take without swapping, and without being killed:
     a rented machine is often a container, whose limit /proc/meminfo does not tell."""
     return max(0, min([_free_in_all(), *_free_in_groups()]))
+
+
+class FreeMemory:
+    """`free_memory` for whoever asks often: what control groups leave takes milliseconds to read,
+    and is read anew only after a while."""
+
+    def __init__(self) -> None:
+        self._in_groups, self._until = 0, 0.0
+
+    def __call__(self) -> int:
+        now = time.monotonic()
+        if now >= self._until:
+            self._in_groups = min(_free_in_groups(), default=sys.maxsize)
+            self._until = now + GROUPS_AGE
+        return max(0, min(_free_in_all(), self._in_groups))
 
 
 def _free_in_groups() -> list[int]:

@@ -20,7 +20,7 @@ class Reason:
     Attributes:
         kind: "class" (that node is not installed), "choice" (a combo lacks the value), "value"
             (out of range, wrong type), "input" (missing, or a link to nowhere), "output" (nothing
-            to execute), "permission", or "other".
+            to execute), "permission", "worker" (nothing runs there any more), or "other".
         node: The node's id.
         title: Its title and id, for people.
         class_type: Its class.

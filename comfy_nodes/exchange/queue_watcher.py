@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 
+from zbus.protocol.outcomes import NO_PROMPTS
 from zbus.values.recycling import RECYCLER
 
 from .. import host
@@ -66,7 +67,8 @@ class QueueWatcher:
             RUNS.let_go()
             RECYCLER.relieve()
             self._look_for_jumper()
-        host.peer().set_activity(describe() if busy else IDLE)
+        idle = IDLE if host.runs_prompts() else NO_PROMPTS
+        host.peer().set_activity(describe() if busy else idle)
         return busy
 
     def _look_for_jumper(self) -> None:

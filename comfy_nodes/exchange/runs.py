@@ -182,6 +182,12 @@ class Runs:
         host.notice(text, run.client, prompt_id=run.id, level="error")
         run.show(text, planned.nodes if planned else ())
 
+    def stop(self, run: Run, node_id: str, error: ZBusError) -> None:
+        """The run fails at that node, though another one computes. From any thread."""
+        run.broken = error
+        logger.error("prompt %s is stopped: %s", run.id, error)
+        host.fail(run.id, node_id, error)
+
     def stop_broken(self) -> None:
         """Once more: an interrupt that came just before its prompt began was lost."""
         with self._lock:

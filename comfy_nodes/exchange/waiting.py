@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from zbus import Operation
 from zbus.errors import Cancelled, ZBusError
@@ -73,7 +73,7 @@ async def _operate(meeting: Meeting, start: str, *args: Any, **more: Any) -> Any
 async def _finish(operation: Operation[Any], run: Run, node_id: str) -> Any:
     view = _View(operation, run, node_id)
     try:
-        await until(_when_done(operation), view.refresh, operation.done)
+        await until(when_done(operation), view.refresh, operation.done)
         return operation.result()
     except host.Interrupted:
         # The other side is told now, and not when this prompt has come to its end.
@@ -119,7 +119,12 @@ async def interruptible(work: Coroutine[Any, Any, T], what: str = "") -> T:
             await asyncio.gather(task, return_exceptions=True)
 
 
-def _when_done(operation: Operation[Any]) -> asyncio.Future[None]:
+class _Ends(Protocol):
+    def add_done_callback(self, call: Callable[[Any], object], /) -> None: ...
+
+
+def when_done(work: _Ends) -> asyncio.Future[None]:
+    """The end of work that goes on elsewhere, for `until`."""
     loop = asyncio.get_running_loop()
     ended = loop.create_future()
 
@@ -127,11 +132,11 @@ def _when_done(operation: Operation[Any]) -> asyncio.Future[None]:
         if not ended.done():
             ended.set_result(None)
 
-    def done(_: Operation[Any]) -> None:
+    def done(_: object) -> None:
         with contextlib.suppress(RuntimeError):  # the prompt has ended, and its loop with it
             loop.call_soon_threadsafe(wake)
 
-    operation.add_done_callback(done)
+    work.add_done_callback(done)
     return ended
 
 

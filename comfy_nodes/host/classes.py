@@ -93,7 +93,8 @@ class Classes:
             found = node_class(class_type).RETURN_TYPES[slot]  # type: ignore[union-attr]
         except (AttributeError, IndexError, TypeError, KeyError):
             return ""
-        return found if isinstance(found, str) else "COMBO" if isinstance(found, list) else ""
+        # A V3 class has a kind of text there for which neither "==" nor "!=" holds beside "*".
+        return str(found) if isinstance(found, str) else "COMBO" if isinstance(found, list) else ""
 
     def accepted(self, class_type: str, name: str) -> str:
         found = self._find(class_type, name)

@@ -8,7 +8,9 @@ from typing import Any
 import comfy.model_management
 import comfyui_version
 
-from .queue import queue
+from zbus.machine import free_memory
+
+from .queue import queue, runs_prompts
 
 
 def facts() -> dict[str, Any]:
@@ -16,7 +18,7 @@ def facts() -> dict[str, Any]:
     manage = comfy.model_management
     running, waiting = queue()
     device = manage.get_torch_device()
-    ram = manage.torch.device("cpu")
+    ram = _memory(platform.machine(), manage.torch.device("cpu"))
     return {
         "comfyui": comfyui_version.__version__,
         "python": platform.python_version(),
@@ -24,7 +26,8 @@ def facts() -> dict[str, Any]:
         "os": platform.platform(terse=True),
         "queue": {"running": len(running), "pending": len(waiting)},
         "devices": [_memory(manage.get_torch_device_name(device), device)],
-        "ram": _memory(platform.machine(), ram),
+        "ram": ram | {"free": min(ram["free"], free_memory())},  # of a container: its own
+        "runs_prompts": runs_prompts(),
     }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import logging
 import socket
 import threading
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import comfy.model_management
 import folder_paths
@@ -22,6 +24,7 @@ from zbus.values import containers
 from .containers import HostTypes
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _lock = threading.Lock()
 _peer: Peer | None = None
@@ -73,6 +76,15 @@ def the_server() -> Any:
 def on_loop(call: Callable[[], None]) -> None:
     """Have `call` run on the server's loop; at once, if the loop is not busy. From any thread."""
     the_server().loop.call_soon_threadsafe(call)
+
+
+def spawn(work: Coroutine[Any, Any, T]) -> Future[T]:
+    """Have `work` go on whatever the nodes do: on the server's loop; a node that computes holds up
+    that of the prompt, which takes its place only where no server runs. From a node."""
+    loop = getattr(the_server(), "loop", None)
+    if loop is None or not loop.is_running():
+        loop = asyncio.get_running_loop()
+    return asyncio.run_coroutine_threadsafe(work, loop)
 
 
 def on_prompt(change: Callable[[Any], Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -13,6 +14,8 @@ import comfy.model_management
 import execution
 import latent_preview
 import nodes
+
+from zbus.protocol.outcomes import NO_PROMPTS
 
 from ..prompt.graph import title
 from ..prompt.previews import read_preview
@@ -54,9 +57,11 @@ def watch_queue(on_status: Callable[[], None]) -> None:
     server = the_server()
     if server is None:
         return
+    runs_prompts()  # to have seen it while it lives
 
     def on_event(kind: str, data: Any) -> None:
         if kind == "status":
+            _tell_failures()
             on_status()
 
     server.sockets[f"zbus-{uuid.uuid4().hex}"] = _StandIn(on_event)
@@ -67,6 +72,23 @@ def watch_queue(on_status: Callable[[], None]) -> None:
         return json
 
     server.add_on_prompt_handler(on_prompt)
+
+
+WORKER = "(prompt_worker)"  # how the thread's name ends in which ComfyUI executes prompts
+
+_worker_seen = False
+
+
+def runs_prompts() -> bool:
+    """Whether the thread lives in which ComfyUI executes prompts. An exception that is none of a
+    node's ends it (SystemExit in a node, a fault of the host), and the page answers on.
+
+    Where no such thread was ever seen it cannot be told, and counts as yes.
+    """
+    global _worker_seen
+    lives = any(thread.name.endswith(WORKER) for thread in threading.enumerate())
+    _worker_seen = _worker_seen or lives
+    return lives or not _worker_seen
 
 
 class Running(NamedTuple):
@@ -80,9 +102,10 @@ class Running(NamedTuple):
 
 
 def running() -> list[Running]:
-    """The prompts that are being executed."""
+    """The prompts that are being executed. Where none are any more, none is, though the queue
+    still holds the last one."""
     queue = getattr(the_server(), "prompt_queue", None)
-    if queue is None:
+    if queue is None or not runs_prompts():
         return []
     with queue.mutex:
         items = list(queue.currently_running.items())
@@ -114,6 +137,8 @@ def ending(prompt_id: str) -> Ending | None:
 def outcome(prompt_id: str) -> tuple[str, str]:
     """How a prompt ended: ("ok" | "failed" | "cancelled", why), as the history says."""
     end = ending(prompt_id)
+    if end is None and not runs_prompts():
+        return "failed", f"this ComfyUI {NO_PROMPTS}"
     if end is None or (end.kind == "failed" and not end.error):
         return "failed", "it ended without saying why; its log may tell"
     return end.kind, _describe_error(end.error, end.prompt) if end.error else ""
@@ -138,6 +163,54 @@ def interrupt(prompt_id: str) -> None:
     with queue.mutex:  # held, so that the prompt cannot end and the next one be hit
         if any(item[1] == prompt_id for item in queue.currently_running.values()):
             nodes.interrupt_processing()
+
+
+_FAILURES: dict[str, dict[str, Any]] = {}  # of prompts that were stopped for them
+
+
+def fail(prompt_id: str, node_id: str, error: Exception) -> None:
+    """Stop a prompt since a node of it has failed, though another one computes: that one is
+    interrupted, and for the page and the history the prompt ends with the failure. From any thread.
+    """
+    for item in running():
+        if item.id == prompt_id:
+            told = _failure(item, node_id, error)
+            if prompt_id not in _FAILURES and item.client is not None:
+                the_server().send_sync("execution_error", told, item.client)
+            _FAILURES[prompt_id] = told
+    interrupt(prompt_id)
+
+
+def _failure(item: Running, node_id: str, error: Exception) -> dict[str, Any]:
+    """As the executor itself tells it."""
+    kind = type(error)
+    return {
+        "prompt_id": item.id,
+        "node_id": node_id,
+        "node_type": item.prompt.get(node_id, {}).get("class_type", ""),
+        "executed": [],
+        "exception_message": f"{error}\n",
+        "exception_type": f"{kind.__module__}.{kind.__qualname__}",
+        "traceback": [],
+        "current_inputs": {},
+        "current_outputs": [],
+        "timestamp": int(time.time() * 1000),
+    }
+
+
+def _tell_failures() -> None:
+    """In the history, where the executor has told of an interrupt. On the server's loop: before
+    anybody can ask for it."""
+    queue = the_server().prompt_queue
+    with queue.mutex:
+        runs = {item[1] for item in queue.currently_running.values()}
+        for prompt_id in [one for one in _FAILURES if one not in runs]:
+            failure = _FAILURES.pop(prompt_id)
+            status = (queue.history.get(prompt_id) or {}).get("status") or {}
+            messages = status.get("messages") or []
+            for at, (kind, _) in enumerate(messages):
+                if kind == "execution_interrupted":
+                    messages[at] = ("execution_error", failure)
 
 
 def interrupted() -> bool:

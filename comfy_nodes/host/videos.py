@@ -20,8 +20,8 @@ import torch
 from comfy_api.latest import Input, InputImpl, Types
 
 from zbus.errors import InputError, NotTransferable, ZBusError
+from zbus.values.kinds import VIDEO as MARK
 
-MARK = "zbus.video"
 # An edited film goes as its frames up to so many bytes of them: any ComfyUI can take those, also
 # one that knows no such edit. A longer one goes as its file and its edits, a fraction of that.
 FEW = 64 << 20

@@ -7,7 +7,6 @@ the others work at the same time.
 
 from __future__ import annotations
 
-import time
 import uuid
 import weakref
 from typing import Any, NamedTuple
@@ -124,13 +123,14 @@ class Collect(io.ComfyNode):
     def check_lazy_status(cls, **inputs: Any) -> list[str]:
         if "local" not in inputs:
             return []
-        _submitted(inputs["ticket"]).at_home = time.monotonic()
-        return ["local"]  # only now that the jobs are given
+        # Asked again when it is there. Only now that the jobs are given; and not if they failed.
+        jobs = _submitted(inputs["ticket"])
+        return ["local"] if jobs.begin_here(not _is_missing(inputs["local"])) else []
 
     @classmethod
     async def execute(cls, ticket: Any, started: Any = None, local: Any = None) -> Any:
         jobs, here = _submitted(ticket), host.executing()
-        at_home = None if local is None else time.monotonic() - jobs.at_home
+        at_home = None if local is None else jobs.end_here()
         shown = jobs.shown_here.node_id
         await jobs.collect(f"the prompt with {title(shown, host.graph().get(shown, here.node))}")
         results = [] if local is None else [list(local)]
@@ -150,8 +150,14 @@ def _tapped(jobs: SubmittedJobs) -> dict[str, list[Any]]:
     return found
 
 
+def _is_missing(local: Any) -> bool:
+    """Whether that lazy input is not there: the host gives nothing, or a list of None."""
+    return local is None or (len(local) == 1 and local[0] is None)
+
+
 def _report(jobs: SubmittedJobs, at_home: float | None) -> str:
-    lines = [] if at_home is None else [f"{THIS}: done in {at_home:.2f} s"]
+    done = "it was there already" if jobs.was_here else f"done in {at_home or 0.0:.2f} s"
+    lines = [*jobs.plan.left_out, *([] if at_home is None else [f"{THIS}: {done}"])]
     for share in sorted((*jobs.shares, *jobs.lost), key=lambda share: share.position):
         lines += [f"failed: {text}" for text in share.failures]
         if share not in jobs.lost:
@@ -160,7 +166,8 @@ def _report(jobs: SubmittedJobs, at_home: float | None) -> str:
 
 
 def _notes(share: Share) -> str:
-    notes = share.job.notes if share.job is not None else ()
+    notes = [f"taken back from {who}, where it waited" for who in share.left]
+    notes += share.job.notes if share.job is not None else ()
     return "".join(f"; {note}" for note in notes)
 
 

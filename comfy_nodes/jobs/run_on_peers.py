@@ -6,13 +6,13 @@ gives that to the peers, and expands into the nodes of `expanding`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
 from zbus import codecs
 from zbus.errors import InputError, UnknownPeer
-from zbus.remote import Remote
 
 from .. import host, node_ids
 from ..exchange.queue_watcher import QUEUE_WATCHER
@@ -115,18 +115,19 @@ class RunOnPeers(io.ComfyNode):
         if before is not None:  # ComfyUI computes this node again, for a reader that comes late
             return _expanded(before.value, node.node_id, local)
         if share != ONLY and (others or not is_named):
-            remotes = await _chosen(",".join(others))
             piece = cut(graph, wired, attach=loaders(graph, host.Classes().is_file_input))
+            chosen = await _chosen(",".join(others))
         else:  # as if this node were not there
-            remotes, piece = [], Part({}, (), {}, False)
+            piece, chosen = Part({}, (), {}, False), peers.Chosen([])
         plan = JobPlan(
             piece,
             title(node.node_id, node.node),
-            remotes,
+            chosen.choices,
             first=int(takes_part),
             on_failure=only("on_failure", on_failure),
             quality=how,
             group=node.node_id,
+            left_out=chosen.left_out,
         )
         jobs = SubmittedJobs(plan, run, node.node_id)
         await jobs.begin()
@@ -148,12 +149,18 @@ def _found_by(schema: Any, *words: str) -> Any:
     return schema
 
 
-async def _chosen(text: str) -> list[Remote]:
-    try:
-        return await interruptible(peers.chosen(text), WHO)
-    except UnknownPeer as error:
-        remedy = f'{error.remedy}; or set here to "{ONLY}"'
-        raise UnknownPeer(error.what, peer=error.peer, remedy=remedy) from error
+async def _chosen(text: str) -> peers.Chosen:
+    chosen = await interruptible(peers.chosen(text), WHO)
+    return chosen._replace(choices=[_with_remedy(choice) for choice in chosen.choices])
+
+
+def _with_remedy(choice: peers.Choice) -> peers.Choice:
+    """Here a part may as well run on this computer."""
+    error = choice.problem
+    if not isinstance(error, UnknownPeer):
+        return choice
+    remedy = f'{error.remedy}; or set here to "{ONLY}"'
+    return replace(choice, problem=UnknownPeer(error.what, peer=error.peer, remedy=remedy))
 
 
 def _vary_inputs() -> list[Any]:

@@ -20,6 +20,7 @@ from zbus.errors import JobError
 from zbus.given import switch
 from zbus.job import JobHost, Taken
 from zbus.protocol.fields import clip
+from zbus.protocol.outcomes import runs_no_prompts
 from zbus.reasons import Reason, lines
 from zbus.values import payload
 
@@ -194,6 +195,8 @@ class Serving(JobHost):
 
     async def _examine(self, served: _Served) -> tuple[list[Reason], tuple[str, ...]]:
         """What is wrong with it; and the outputs to execute."""
+        if not host.runs_prompts():
+            return [runs_no_prompts()], ()
         given, wanted = served.job.request.prompt, served.job.request.outputs
         needed = ancestors(given, wanted) if wanted else given
         classes = host.Classes()
@@ -256,7 +259,9 @@ class Serving(JobHost):
                 logger.exception("a job of %s could not be followed", served.job.client)
 
     def _see(self, served: _Served, runs: bool, place: int | None) -> None:
-        if runs:
+        if (runs or place is not None) and not host.runs_prompts():
+            self._stranded(served)
+        elif runs:
             self._start(served)
             self._interrupt(served)
         elif place is None:
@@ -273,6 +278,13 @@ class Serving(JobHost):
             host.echo(ECHO, served.job.id, served.sid)
         elif now - served.gone > GRACE:  # a page that is slow to read holds up the line
             self._end(served)
+
+    def _stranded(self, served: _Served) -> None:
+        """The queue will never come to it, or never be through with it."""
+        logger.error("a job of %s ends: this ComfyUI runs no prompts", served.job.client)
+        host.cancel(served.job.id)
+        self._release(served)
+        served.job.refuse([runs_no_prompts()])
 
     def _start(self, served: _Served) -> None:
         if not served.started:

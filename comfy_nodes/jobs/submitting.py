@@ -12,27 +12,34 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from zbus.errors import JobError, JobFailed, NotTransferable, ZBusError
 from zbus.job import Job, Request
+from zbus.operation import Operation
 from zbus.reasons import lines
 from zbus.remote import Remote
 
 from .. import host
 from ..exchange import waiting
-from ..exchange.runs import Run
+from ..exchange.runs import RUNS, Run
 from ..page import peers
+from ..page.in_a_thread import in_a_thread
+from ..page.peers import Choice
+from ..page.placement import Placed, freest, idle, key_of
 from ..prompt.cutting import for_position, result_names
 from ..prompt.graph import Graph, Link
 from ..prompt.output_types import results
 from ..prompt.preflight import cannot_travel, unique
+from .moving import could_run, take_back
 from .shown_here import ShownHere
 
 logger = logging.getLogger(__name__)
 
 STOP, ANOTHER, REST = "stop", "try another", "return the rest"
+LOOK_EVERY = 0.25  # seconds: the word of an end comes behind others', which may take long
 ON_FAILURE = [STOP, ANOTHER, REST]
 
 
@@ -54,18 +61,20 @@ class JobPlan:
     Attributes:
         piece: What is sent.
         title: What it is called there.
-        remotes: Where, in order.
+        choices: Where, in order.
         first: The position of the first of them: 1 where this machine takes part itself.
         group: See `Request`.
+        left_out: Whom "all" does without, in words.
     """
 
     piece: Piece
     title: str
-    remotes: list[Remote]
+    choices: list[Choice]
     first: int = 0
     on_failure: str = STOP
     quality: str = "exact"
     group: str = ""
+    left_out: list[str] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -76,14 +85,24 @@ class Share:
         position: Its place among all that take part, this machine included.
         seconds: How long its last job took.
         failures: What went wrong before, here and at others.
+        left: Where it waited before another one became free.
+        unfit: The keys of those that are free and cannot run it.
+        is_moving: Another job is about to take the place of this one, whatever becomes of this.
     """
 
-    remote: Remote
+    choice: Choice
     position: int
     job: Job | None = None
     began: float = 0.0
     seconds: float = 0.0
     failures: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    unfit: set[str] = field(default_factory=set)
+    is_moving: bool = False
+
+    @property
+    def remote(self) -> Remote:
+        return self.choice.remote
 
     @property
     def who(self) -> str:
@@ -91,12 +110,21 @@ class Share:
 
     @property
     def is_done(self) -> bool:
-        return self.job is not None and self.job.done()
+        return self.job is not None and self.job.done() and not self.is_moving
 
     @property
     def error(self) -> ZBusError | None:
-        """Why its job has failed, if it has."""
-        return self.job.error() if self.job is not None else None
+        """Why its job has failed, if it has; or why there is none."""
+        if self.is_moving:
+            return None
+        return self.job.error() if self.job is not None else self.choice.problem
+
+    @property
+    def may_move(self) -> bool:
+        """Whether its job only waits in a queue, and any other one would do."""
+        job = self.job
+        waits = job is not None and not job.done() and job.progress.state == "queued"
+        return waits and self.choice.is_any
 
     def result(self, name: str) -> Any:
         """That output of its job.
@@ -113,8 +141,10 @@ class Share:
             )
         return results[name]
 
-    def end(self) -> None:
-        self.seconds = time.monotonic() - self.began
+    def end(self, job: Operation[Any]) -> None:
+        """That job has ended, which may be one of before."""
+        if job is self.job:
+            self.seconds = time.monotonic() - self.began
 
 
 class SubmittedJobs:
@@ -125,7 +155,8 @@ class SubmittedJobs:
         piece: What is sent.
         shares: One for each peer that takes part, in order.
         lost: Those that failed and are done without.
-        at_home: When this machine's own share began.
+        at_home: When this machine's own share began; 0: it has not.
+        was_here: Whether that was there before, since other nodes need it too.
         is_given: Whether the peers have the jobs, or get them now, and not only the question.
         is_over: The results have been let go.
     """
@@ -137,7 +168,13 @@ class SubmittedJobs:
         self._prompt = plan.piece.prompt
         self.shares: list[Share] = []
         self.lost: list[Share] = []
-        self.at_home = 0.0
+        self.at_home, self.was_here = 0.0, False
+        self._took_here: float | None = None
+        self._run = run
+        self._given: Future[None] | None = None  # all that follows once the jobs are given
+        self._failure: ZBusError | None = None  # for good
+        self._is_collected = self._is_unwanted = False
+        self._placing = asyncio.Lock()  # a share goes to one place at a time
         self._values: dict[str, Any] | None = None  # of the boundaries, once they are there
         self._who = ""  # what waits for the results, in words
         self._tried: set[str] = set()
@@ -154,13 +191,24 @@ class SubmittedJobs:
         """Nobody asks for the results any more. This object may be cached with its node's outputs,
         and would hold them in memory."""
         self.is_over = True
+        if self._given is not None:
+            self._given.cancel()
         for share in (*self.shares, *self.lost):
             share.job = None
 
     def cancel(self) -> None:
         """Nobody wants the results any more."""
+        if self._given is not None:
+            self._given.cancel()
+        self._cancel_jobs()
+
+    def _cancel_jobs(self) -> None:
+        self._is_unwanted = True
         self.shown_here.jobs = []  # nor word of them
+        for choice in self.plan.choices:
+            choice.release()
         for share in self.shares:
+            share.choice.release()
             if share.job is not None:
                 share.job.cancel()
 
@@ -182,10 +230,10 @@ class SubmittedJobs:
         stays = boundaries + cannot_travel(self._prompt, results(self._prompt), classes)
         if stays:
             raise NotTransferable(lines(unique(stays)))
-        self.shares = [Share(r, plan.first + k) for k, r in enumerate(plan.remotes)]
-        for share in self.shares:
-            self._give(share)
-        await self._until_all(_is_accepted)
+        self.shares = [Share(c, plan.first + k) for k, c in enumerate(plan.choices)]
+        await self._follow(host.spawn(self._begin()))
+        if not self.boundaries:
+            self._given = host.spawn(self._see_through())
 
     async def start(self, values: dict[str, Any]) -> None:
         """The values of the boundaries are there: give the jobs, once. Raises as `begin`."""
@@ -194,7 +242,8 @@ class SubmittedJobs:
         self.is_given, self._values = True, values
         for share in self.shares:
             self._give(share)
-        await self._until_all(_is_accepted)
+        await self._follow(host.spawn(self._until_all(_is_accepted)))
+        self._given = host.spawn(self._see_through())
 
     async def collect(self, who: str) -> None:
         """Wait until every share has its results; `who`, in words, does so.
@@ -202,50 +251,122 @@ class SubmittedJobs:
         Raises:
             ZBusError: One failed, and there was no other way.
         """
-        self._who = who
+        self._who, self._is_collected = who, True
         for share in self.shares:
             if share.job is not None:
                 share.job.awaited_by(who)
-        await self._until_all(lambda share: share.is_done and share.error is None)
+        assert self._given is not None, "begun, and started where it has boundaries"
+        await self._follow(self._given)
         self._values = None  # this object may be cached with its node's outputs
 
+    def begin_here(self, is_there: bool) -> bool:
+        """This machine's own share is to be computed now, if that is not there already; whether
+        it makes sense still."""
+        if not self.at_home:
+            self.at_home, self.was_here = time.monotonic(), is_there
+        return self._failure is None
+
+    def end_here(self) -> float:
+        """Seconds that this machine's own share took, until this was asked first."""
+        if self._took_here is None:
+            self._took_here = time.monotonic() - self.at_home
+        return self._took_here
+
     def _give(self, share: Share) -> None:
-        plan, piece, values = self.plan, self.piece, self._values or {}
+        check = bool(self.boundaries) and self._values is None
+        choice, shown = share.choice, self.shown_here
+
+        def changed(job: Job) -> None:
+            if not check and (job.accepted or job.done()):
+                choice.release()
+            shown.changed(job)
+
+        job = host.peer().submit(
+            share.remote,
+            self._request(share, check),
+            on_change=changed,
+            on_preview=shown.preview,
+        )
+        share.began, share.job = time.monotonic(), job
+        shown.jobs = [s.job for s in self.shares if s.job is not None]
+        job.add_done_callback(share.end)
+        job.add_done_callback(lambda _: changed(job))
+        if self._who:
+            job.awaited_by(self._who)
+        if self._is_unwanted:
+            job.cancel()
+
+    def _request(self, share: Share, check: bool) -> Request:
+        plan, piece, values = self.plan, self.piece, {} if check else self._values or {}
         prompt = for_position(self._prompt, share.position)
-        check = bool(piece.boundaries) and self._values is None
         # One peer may have two shares, under two addresses.
         group = f"{plan.group} {share.position}" if plan.group else ""
         wanted = result_names(prompt)
-        request = Request(
+        return Request(
             prompt, piece.outputs, values, plan.title, group, check, plan.quality, wanted
         )
-        shown = self.shown_here
-        job = host.peer().submit(
-            share.remote, request, on_change=shown.changed, on_preview=shown.preview
-        )
-        share.job, share.began = job, time.monotonic()
-        shown.jobs = [s.job for s in self.shares if s.job is not None]
-        job.add_done_callback(lambda _: share.end())
-        job.add_done_callback(lambda _: shown.changed(job))
-        if self._who:
-            job.awaited_by(self._who)
 
-    # --- waiting, and what to do with failures ------------------------------------------------
+    # --- in the coroutine of a node -----------------------------------------------------------
+
+    async def _follow(self, work: Future[None]) -> None:
+        """Wait for that in the node that is being executed, or for the interrupt."""
+        bar: Any = None
+
+        def refresh() -> None:
+            nonlocal bar
+            value, maximum = self.shown_here.progress()
+            if maximum > 1:
+                bar = bar or host.ProgressBar(maximum)
+                bar.update_absolute(value, maximum)
+
+        try:
+            await waiting.until(waiting.when_done(work), refresh, work.done)
+            work.result()
+        except (host.Interrupted, asyncio.CancelledError):
+            work.cancel()
+            self.cancel()
+            self.shown_here.say("cancelled")
+            raise
+
+    # --- on the server's loop: it goes on while nodes of this prompt compute ------------------
+
+    async def _begin(self) -> None:
+        for share in [s for s in self.shares if s.error is not None]:
+            await self._failed(share)
+        for share in [s for s in self.shares if s.job is None]:
+            self._give(share)
+        await self._until_all(_is_accepted)
+
+    async def _see_through(self) -> None:
+        """All that there is to do until each share has its results."""
+        mover = asyncio.ensure_future(take_back(self.shares, self._move))
+        try:
+            await self._until_all(lambda share: share.is_done and share.error is None)
+        except ZBusError as error:
+            self._failure = error
+            if self.at_home and not self._is_collected:
+                # What is computed here meanwhile is of no use any more, and may take long.
+                RUNS.stop(self._run, self.shown_here.node_id, error)
+            raise
+        finally:
+            mover.cancel()
 
     async def _until_all(self, reached: Callable[[Share], bool]) -> None:
         """Wait until each share has reached that, with failures dealt with as the user wishes."""
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
 
-        def failed() -> list[Share]:
-            return [s for s in self.shares if s.error is not None and not reached(s)]
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # ComfyUI ends
+                loop.call_soon_threadsafe(news.set)
 
-        while True:
-            await self._wait(
-                lambda: bool(failed()) or all(reached(s) or s.is_done for s in self.shares)
-            )
-            if not failed():
-                return
-            for share in failed():
-                await self._failed(share)
+        self.shown_here.on_change = wake
+        while not all(reached(s) or (s.is_done and s.error is None) for s in self.shares):
+            failed = [s for s in self.shares if s.error is not None and not reached(s)]
+            for share in failed:
+                async with self._placing:
+                    await self._failed(share)
+            if not failed:
+                await _news(news)
 
     async def _failed(self, share: Share) -> None:
         error, choice = share.error, self.plan.on_failure
@@ -253,54 +374,57 @@ class SubmittedJobs:
         if isinstance(error, JobFailed):
             logger.error("%s\n%s", error, error.traceback)
         share.failures.append(str(error))
+        share.choice.release()
         if choice == REST and len(self.shares) + self.plan.first > 1:
             self.shares.remove(share)
             self.lost.append(share)
             return
-        other = await self._another() if choice == ANOTHER else None
-        if other is None:
-            self.cancel()
+        placed = await self._another() if choice == ANOTHER else None
+        if placed is None:
+            self._cancel_jobs()
             self.shown_here.say(str(error))
             raise error
-        share.remote = other
-        self._give(share)
+        await self._give_anew(share, placed)
 
-    async def _another(self) -> Remote | None:
-        """The freest peer that has not been tried here."""
-        self._tried |= {_key(share.remote) for share in self.shares}
-        left = [remote for remote in peers.known() if _key(remote) not in self._tried]
-        return await waiting.interruptible(peers.freest(left)) if left else None
-
-    async def _wait(self, reached: Callable[[], bool]) -> None:
-        """Wait for that, or the interrupt; in the coroutine of the node that is executed."""
-        loop = asyncio.get_running_loop()
-        bar: Any = None
-        news = asyncio.Event()
-
-        def wake() -> None:
-            with contextlib.suppress(RuntimeError):  # the prompt has ended, and its loop with it
-                loop.call_soon_threadsafe(news.set)
-
-        self.shown_here.on_change = wake
+    async def _give_anew(self, share: Share, placed: Placed) -> None:
+        share.choice = Choice.any(placed)
+        share.is_moving = True
         try:
-            while not reached():
-                await _news(news)
-                host.check_interrupt()
-                value, maximum = self.shown_here.progress()
-                if maximum > 1:
-                    bar = bar or host.ProgressBar(maximum)
-                    bar.update_absolute(value, maximum)
-        except (host.Interrupted, asyncio.CancelledError):
-            self.cancel()
-            self.shown_here.say("cancelled")
-            raise
+            # What goes along may have to come from a GPU: the page answers meanwhile.
+            await in_a_thread(lambda: self._give(share))
         finally:
-            self.shown_here.on_change = None
+            share.is_moving = False
+
+    async def _another(self) -> Placed | None:
+        """The freest peer that has not been tried here."""
+        self._tried |= {key_of(share.remote) for share in self.shares}
+        others = await in_a_thread(peers.known)
+        left = [remote for remote in others if key_of(remote) not in self._tried]
+        return await freest(left) if left else None
+
+    async def _move(self, share: Share) -> None:
+        """To another peer, if one is free that could run it."""
+        waits = share.job
+        tried = self._tried | share.unfit | {key_of(share.remote)}
+        others = await in_a_thread(peers.known)
+        placed = await idle([remote for remote in others if key_of(remote) not in tried])
+        if placed is None or waits is None:
+            return
+        could = await could_run(placed.remote, self._request(share, check=True))
+        if could is False:
+            share.unfit.add(key_of(placed.remote))
+        async with self._placing:
+            if not could or share.job is not waits or not share.may_move:
+                placed.release()
+                return
+            share.left.append(share.who)
+            await self._give_anew(share, placed)
+        waits.cancel()
 
 
 async def _news(news: asyncio.Event) -> None:
     with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(news.wait(), waiting.POLL)
+        await asyncio.wait_for(news.wait(), LOOK_EVERY)
     news.clear()
 
 
@@ -308,7 +432,3 @@ def _is_accepted(share: Share) -> bool:
     """Also if a node has failed there since: who collects is told that."""
     accepted = share.job is not None and share.job.accepted
     return accepted or isinstance(share.error, JobFailed)
-
-
-def _key(remote: Remote) -> str:
-    return remote.instance or remote.where

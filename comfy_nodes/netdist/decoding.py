@@ -13,7 +13,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-import safetensors.torch
+import safetensors
 import torch
 from numpy.lib import format as npy
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -28,6 +28,11 @@ MAX_PIXELS = 178_956_970  # where Pillow itself refuses; ours holds where a pack
 MAX_LATENT = 1 << 30  # bytes of one array, unpacked and as float32
 SD1_SCALE = 1.0 / 0.18215  # what ComfyUI multiplies a .latent of before its format had versions by
 MAX_DIMENSIONS = 8
+# The types of numbers that a latent may have, as safetensors calls them.
+_SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"} | {
+    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "U8": "uint8"},
+    **{"I8": "int8", "I16": "int16", "I32": "int32", "I64": "int64"},
+}
 _HEADER = 1 << 14  # bytes that surely hold the header of an array (NumPy reads at most 10,000)
 
 
@@ -171,18 +176,26 @@ def latent(data: bytes, *, most: int = MAX_LATENT) -> torch.Tensor:
 
 def _from_safetensors(data: bytes) -> torch.Tensor:
     try:
-        tensors = safetensors.torch.load(data)
+        tensors = dict(safetensors.deserialize(data))
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         said = "it is neither a latent of ComfyUI (.latent, .safetensors) nor of NumPy (.npy, .npz)"
         raise Undecodable(said) from error
     if "latent_tensor" not in tensors:
         there = clip(", ".join(sorted(tensors)) or "nothing", 100)
         raise Undecodable(f'it is a file of tensors without "latent_tensor"; it has {there}')
-    found = tensors["latent_tensor"]
-    if found.is_complex() or found.dtype == torch.bool:
-        raise Undecodable(f"{found.dtype} is no type for a latent")
-    found = found.to(torch.float32)
+    # Of the others nothing is read: some have types that not every version can load.
+    found = _samples(tensors["latent_tensor"])
     return found if "latent_format_version_0" in tensors else found * SD1_SCALE
+
+
+def _samples(stored: Mapping[str, Any]) -> torch.Tensor:
+    dtype = getattr(torch, _SAFETENSORS.get(stored["dtype"], ""), None)
+    if dtype is None:
+        raise Undecodable(f"{clip(str(stored['dtype']), 50)} is no type for a latent")
+    if 0 in stored["shape"]:
+        raise Undecodable(f"an array of shape {clip(str(stored['shape']), 100)} is no latent")
+    flat = torch.frombuffer(bytearray(stored["data"]), dtype=dtype)
+    return flat.reshape(stored["shape"]).to(torch.float32)
 
 
 def _from_archive(data: bytes, most: int) -> torch.Tensor:

@@ -128,7 +128,7 @@ async def _dispatch(
     plan = JobPlan(
         made,
         title(queue_id, prompt.get(queue_id, here.node)),
-        [remote],
+        [peers.Choice(remote)],
         group=f"{queue_id} {here.list_index or 0}",
     )
     jobs = Dispatched(plan, here.node_id, queue_id, url, workflow, everything, edit)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-from typing import Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from zbus.address import several
 from zbus.errors import UnknownPeer, ZBusError
@@ -15,14 +15,11 @@ from zbus.resolver import Resolver
 from .. import host
 from .in_a_thread import in_a_thread
 from .lan_presence import LAN_PRESENCE
+from .placement import Placed, facts, freest, is_there, key_of, runs_jobs
 
 logger = logging.getLogger(__name__)
 
 ANY, ALL = "any free", "all"
-ANSWER = 3.0  # seconds for a peer to say how busy it is
-
-_TURN = itertools.count(1)
-_TURNS: dict[Remote, int] = {}  # when it was chosen last
 
 
 def resolver() -> Resolver:
@@ -57,77 +54,97 @@ async def resolve(text: str) -> Remote:
     return await in_a_thread(lambda: find(text))
 
 
-async def chosen(text: str) -> list[Remote]:
-    """The peers that a `peer` field means, in a fixed order.
+@dataclass(frozen=True)
+class Choice:
+    """One that a `peer` field means.
+
+    Attributes:
+        remote: Who; where there is a `problem` only what was written.
+        placed: Where this side has chosen, so that others that choose know of it.
+        is_any: Whether any other one would do as well.
+        problem: Why nobody is meant.
+    """
+
+    remote: Remote
+    placed: Placed | None = None
+    is_any: bool = False
+    problem: ZBusError | None = None
+
+    @classmethod
+    def any(cls, placed: Placed) -> Choice:
+        """The one that was free, of several."""
+        return cls(placed.remote, placed, is_any=True)
+
+    def release(self) -> None:
+        """The job stands in its queue, or goes elsewhere."""
+        if self.placed is not None:
+            self.placed.release()
+
+
+class Chosen(NamedTuple):
+    """Those that a `peer` field means, in a fixed order; and what is to be told of the others."""
+
+    choices: list[Choice]
+    left_out: list[str] = []
+
+
+async def chosen(text: str) -> Chosen:
+    """The peers that a `peer` field means. What means nobody is a choice with a problem.
 
     Args:
         text: "any free", "all", a name, "host:port", a ComfyUI's URL, or several with commas.
-
-    Raises:
-        UnknownPeer: There is none such; the text says which are known.
-        ZBusError: A URL does not tell who its peer is.
     """
     text = text.strip()
-    if text.lower() in (ANY, ALL, ""):
-        others = await in_a_thread(known)
-        if not others:
-            raise UnknownPeer(
-                "no other ComfyUI with zbus runs on this computer, and none is paired",
-                remedy="Start one (another --port, and with --base-directory its own folders; or "
-                "zbus-up), pair with another computer (zbus-pair invite there, zbus-pair accept "
-                "here), or give the URL of its page",
-            )
-        return await everybody(others) if text.lower() == ALL else [await freest(others)]
-    found = [await resolve(name) for name in several(text)]
-    return list({remote.instance or remote.where: remote for remote in found}.values())
+    if text.lower() not in (ANY, ALL, ""):
+        found = await asyncio.gather(*map(_named, several(text)))
+        return Chosen(list({key_of(choice.remote): choice for choice in found}.values()))
+    others = await in_a_thread(known)
+    if not others:
+        return Chosen([Choice(Remote("", name=text or ANY), problem=_nobody())])
+    if text.lower() == ALL:
+        return await _everybody(others)
+    return Chosen([Choice.any(await freest(others))])
 
 
-async def everybody(remotes: list[Remote]) -> list[Remote]:
-    """All that run jobs, of this machine's also those that do not say so at once; of the paired
-    only those that answer: a second computer may well be off.
-
-    Raises:
-        UnknownPeer: That is nobody.
-    """
-    own = host.peer().trust.keys.public
-    told = await asyncio.gather(*(_facts(remote) for remote in remotes))
-    kept, away = [], []
-    for remote, facts in zip(remotes, told, strict=True):
-        is_in = facts.get("jobs") is True or (not facts and remote.key == own)
-        (kept if is_in else away).append(remote)
-    for remote in away:
-        logger.warning("%s is left out of 'all': it does not answer, or runs no jobs", remote)
-    if not kept:
-        names = ", ".join(str(remote) for remote in away)
-        raise UnknownPeer(
-            f"none of those that are known answers and runs jobs: {names}",
-            remedy=f"Look at them: zbus-ping {away[0].name} --jobs",
-        )
-    return kept
-
-
-async def freest(remotes: list[Remote]) -> Remote:
-    """The one with the shortest queue; of those that are equal the one whose turn is longest ago:
-    two nodes that ask at the same time get two peers."""
-    load = await asyncio.gather(*(_load(remote) for remote in remotes))
-    best = min(range(len(remotes)), key=lambda i: (load[i], _TURNS.get(remotes[i], 0), i))
-    _TURNS[remotes[best]] = next(_TURN)
-    return remotes[best]
-
-
-async def _load(remote: Remote) -> float:
-    """How many prompts it has running and waiting; infinity where it does not answer."""
-    facts = await _facts(remote)
-    queue = facts.get("queue")
-    counts = queue.values() if isinstance(queue, dict) else ()
-    total = sum(n for n in counts if isinstance(n, (int, float)))
-    return total if facts.get("jobs") is True else float("inf")
-
-
-async def _facts(remote: Remote) -> dict[str, Any]:
-    """What it tells of itself; nothing where it does not answer in time."""
+async def _named(name: str) -> Choice:
     try:
-        question = asyncio.wrap_future(host.peer().enquire(remote))
-        return await asyncio.wait_for(question, ANSWER)
-    except (ZBusError, asyncio.TimeoutError):
-        return {}
+        return Choice(await resolve(name))
+    except ZBusError as error:
+        return Choice(Remote("", name=name), problem=error)
+
+
+def _nobody() -> UnknownPeer:
+    return UnknownPeer(
+        "no other ComfyUI with zbus runs on this computer, and none is paired",
+        remedy="Start one (another --port, and with --base-directory its own folders; or "
+        "zbus-up), pair with another computer (zbus-pair invite there, zbus-pair accept "
+        "here), or give the URL of its page",
+    )
+
+
+async def _everybody(remotes: list[Remote]) -> Chosen:
+    """All that run jobs, of this machine's also those that are too busy to say so. Who does not
+    answer is left out: a second computer may well be off, and one of this be restarting."""
+    is_in = await asyncio.gather(*(_takes_part(remote) for remote in remotes))
+    kept = [Choice(remote) for remote, is_kept in zip(remotes, is_in, strict=True) if is_kept]
+    away = [remote for remote, is_kept in zip(remotes, is_in, strict=True) if not is_kept]
+    left_out = [
+        f"{remote}: left out of 'all': it does not answer, or runs no jobs" for remote in away
+    ]
+    for line in left_out:
+        logger.warning(line)
+    if kept:
+        return Chosen(kept, left_out)
+    names = ", ".join(str(remote) for remote in away)
+    problem = UnknownPeer(
+        f"none of those that are known answers and runs jobs: {names}",
+        remedy=f"Look at them: zbus-ping {away[0].name} --jobs",
+    )
+    return Chosen([Choice(Remote("", name=ALL), problem=problem)])
+
+
+async def _takes_part(remote: Remote) -> bool:
+    told = await facts(remote)
+    if told:
+        return runs_jobs(told)
+    return remote.key == host.peer().trust.keys.public and await is_there(remote)

@@ -24,7 +24,8 @@ LIVE = frozenset(
 
 # Nodes of ours that hand on what comes in: the input of each output.
 _HANDED_ON = {(node_ids.COMPUTE_HERE, 0): "value", (node_ids.SEND, 0): "value"} | {
-    (node_ids.RUN, 0): "value"
+    **{(node_ids.RUN, 0): "value", (node_ids.RUN_TAPPED, 0): "value"},
+    (node_ids.WANTED, 0): "value",
 }
 
 

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, Protocol
 from zbus.errors import InputError
 
 from .. import node_ids
-from .class_inputs import MATCH_TYPE
 from .cutting import BOUNDARIES, boundary_nodes, elsewhere_runs, original, parts_of, stood_in
 from .graph import (
     Graph,
@@ -35,26 +34,25 @@ from .graph import (
     title,
 )
 from .loops import Loop, freed
+from .output_types import Outputs, declared
 
 TAPPED = 2  # the output of a ZBusRunTapped with what it brings along
 
 # What a branch is looked at for. The others are parameters: cheap, where nothing is before them.
 PICTURES = frozenset({"IMAGE", "MASK", "AUDIO", "VIDEO"})
 TRAVELS = PICTURES | {"LATENT", "SIGMAS", "STRING", "INT", "FLOAT", "BOOLEAN", "COMBO"}
+TRAVELS |= {"MESH", "VOXEL", "SPLAT", "FILE_3D", "SVG", "CURVE", "RANGE"}
 # A branch that takes one of these computes something of its own, beside the part.
 OWN = frozenset({"MODEL", "GUIDER", "SAMPLER", "NOISE"})
 
-MAX_DEEP = 8  # nodes in a row that hand on a value of any type, of which that is looked for
+MAX_DEEP = 8  # nodes of our own in a row
 
 
-class Classes(Protocol):
+class Classes(Outputs, Protocol):
     """What the host knows of node classes."""
 
     def is_output(self, class_type: str) -> bool:
         """Whether it is an output node."""
-
-    def returned(self, class_type: str, slot: int) -> str:
-        """The type of that output ("IMAGE", "*"...), "" where it cannot be told."""
 
     def accepted(self, class_type: str, name: str) -> str:
         """The type of that input ("IMAGE", "IMAGE,MASK"...), "" where it cannot be told."""
@@ -199,28 +197,13 @@ class _Branch:
             for name, source in sources(self._prompt, node):
                 yield from _each(self._kind(_Tap(node, name, source, "")))
 
-    def _kind(self, tap: _Tap, deep: int = 0) -> str:
+    def _kind(self, tap: _Tap) -> str:
         """The type of that value, "" where it cannot be told."""
-        source, slot = tap.source
-        given = self._classes.returned(class_type_of(self._prompt[source]), slot)
-        if _is_plain(given):
-            return given
-        taken = self._accepted(tap.consumer, tap.name)
-        if _is_plain(taken):
-            return taken
-        if given != MATCH_TYPE or deep == MAX_DEEP:
-            return ""
-        # It is that of an input whose type is as open.
-        inputs = [
-            _Tap(source, name, found, "")
-            for name, found in sources(self._prompt, source)
-            if not _is_plain(self._accepted(source, name))
-        ]
-        kinds = {self._kind(one, deep + 1) for one in inputs}
-        return kinds.pop() if len(kinds) == 1 else ""
-
-    def _accepted(self, node: str, name: str) -> str:
-        return self._classes.accepted(class_type_of(self._prompt[node]), name)
+        found = declared(self._prompt, tap.source, self._classes)
+        if not found:
+            taken = class_type_of(self._prompt[tap.consumer])
+            found = self._classes.accepted(taken, tap.name)
+        return found if _is_plain(found) else ""
 
     def _is_parameter(self, tap: _Tap, kind: str) -> bool:
         """Whether it is rather computed here, too: it takes no time, and nothing waits for it."""

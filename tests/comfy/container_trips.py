@@ -16,7 +16,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-from runner import _make_torchvision_importable
+from runner import make_importable
 
 ROOT = Path(__file__).resolve().parents[2]
 Parcel = dict[str, tuple[bytes, bytes]]
@@ -26,7 +26,7 @@ def load(comfyui: Path) -> None:
     """That ComfyUI's classes, and zbus's table of them, without a server."""
     sys.path[:0] = [str(comfyui), str(ROOT)]
     sys.argv = [sys.argv[0], "--cpu"]
-    _make_torchvision_importable()
+    make_importable()
     import comfy.options
 
     comfy.options.enable_args_parsing()
@@ -63,8 +63,10 @@ def made(folder: Path) -> dict[str, Any]:
         "MESH": cls("MESH")(*box),
         "VOXEL": cls("VOXEL")(torch.rand(1, 4, 4, 4)),
     }
-    if "texture" in cls("MESH").__init__.__annotations__:
+    takes = cls("MESH").__init__.__annotations__  # one more with each version
+    if "texture" in takes:
         more = {"uvs": torch.rand(1, 5, 2), "unlit": True, "material": {"roughness": 0.5}}
+        more = {name: value for name, value in more.items() if name in takes}
         counts = dict.fromkeys(("vertex_counts", "face_counts"), torch.tensor([3]))
         found["MESH, whole"] = cls("MESH")(*box, texture=torch.rand(1, 4, 4, 3), **more, **counts)
     if cls("SPLAT"):

@@ -31,11 +31,11 @@ def cancel():
 def test_a_chain_that_is_cancelled_by_its_id(pair, addr, cancel):
     here, there = jumper(addr, "Client"), jumper(addr, "Server")
     waits = here.step("Receive String")
-    there.then("TestSlow", seconds=20.0)
+    there.then("TestSlow", seconds=60.0)
     there.step("Send String", string="never")
     events, since = pair.a.events, pair.a.events.mark()
     ids = pair.a.prompt(here.end()), pair.b.prompt(there.end())
-    events.wait_text("has not come to this yet", waits, since=since)
+    events.wait_text("has not come to this yet", waits, 30, since=since)
     cancel(pair.a, ids[0])
     mine, theirs = wait_both(pair.a, ids[0], pair.b, ids[1], 15)
     assert pair.a.outcome(mine) == "interrupted"

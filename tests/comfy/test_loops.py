@@ -113,6 +113,21 @@ def test_a_part_after_a_loop_has_all_of_the_loop_in_it(looping):
     assert (ran(looping.a, mark), ran(looping.b, mark)) == (0, 3)
 
 
+def test_a_part_after_a_loop_that_has_run_here_as_well(looping):
+    """ComfyUI takes the links away from an End Loop whose loop has begun."""
+    mark = uuid.uuid4().hex
+    prompt = in_turns(looping, mark, accumulate=False) | {
+        "at": node("TestAt", value=["noise", 0], text=mark),
+        "name": node("PrimitiveString", value=looping.b.peer),
+        "then": node("TestStamp", value=["name", 0], after=["end", 0]),
+        "run": at_peer(("end", 0), ["then", 0]),
+        "digest": node("TestDigest", value=["run", 0]),
+    }
+    prompt["end"]["inputs"]["output_value"] = ["at", 0]
+    assert digests(good(looping.a, prompt)) == noises(looping, 2)
+    assert (ran(looping.a, mark), ran(looping.b, mark)) == (3, 3)
+
+
 def test_a_part_after_a_loop_with_one_in_it(looping):
     mark = uuid.uuid4().hex
     prompt = in_turns(looping, mark) | {

@@ -131,8 +131,8 @@ def test_an_invitation_ends_with_comfyui(ends):
     a, _ = ends
     made = a.post(f"{PAGE}/invite", {"at": f"192.0.2.1:{free_port()}"})
     assert made["lan"] == "0.0.0.0" and made["token"], made
+    before = len(a.log())  # what its prompts said in failing
     a.stop(60)
     assert a.process.returncode == 0, "by itself"
     assert trust_of(a).lan == "", "opened for that invitation alone"
-    log = a.log()
-    assert "zbus" in log and "Traceback" not in log
+    assert "Traceback" not in a.log()[before:]

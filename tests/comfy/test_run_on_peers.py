@@ -410,6 +410,22 @@ def test_two_that_ask_for_any_free_at_once_get_two(trio):
     assert found == {trio.b.port, trio.c.port}
 
 
+def test_any_free_leaves_a_queue_where_another_becomes_idle(trio):
+    with Busy(trio.b), contextlib.ExitStack() as busier:
+        busier.enter_context(Busy(trio.c))
+        make = node("TestMake", kind="int", seed=1)
+        behind = trio.c.prompt({"a": make, "b": node("TestDigest", value=["a", 0])})
+        since = trio.a.events.mark()
+        prompt_id = trio.a.prompt(spans_of("any free"))
+        trio.a.events.wait_text(f"queued on {trio.b.peer}", "run", since=since)
+        busier.close()
+        trio.c.wait(behind, 10)
+        entry = trio.a.wait(prompt_id, 20)
+        assert trio.b.queue()[1] == [], "it does not wait there as well"
+    assert ports(entry) == [trio.c.port]
+    assert f"taken back from {trio.b.peer}, where it waited" in texts(entry, "report")[0]
+
+
 def test_names_addresses_and_urls(trio):
     b, c = trio.b, trio.c
     by_name = [x.port for x in sorted((b, c), key=lambda x: x.peer)]
@@ -590,6 +606,9 @@ def test_three_machines_work_at_the_same_time(trio, needs):
     assert {span["port"] for span in found} == {c.port for c in trio}
     assert found[0]["port"] == trio.a.port
     assert overlap(found), found
+    first, *others = texts(entry, "report")[0].splitlines()
+    took = [float(line.split(": done in ")[1].split(" s")[0]) for line in (first, *others)]
+    assert first.startswith("this computer: ") and min(took) >= 1.5, took
 
 
 # --- failures -----------------------------------------------------------------------------------

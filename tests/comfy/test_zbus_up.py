@@ -17,7 +17,9 @@ from children import ROOT, until
 from comfyui import HERE, PACKS, ComfyUI, host_python, place_pack
 
 from zbus import discovery
+from zbus.cli.starting import places
 
+ASSETS = "--enable-assets"
 SCRIPT = ROOT / "scripts" / "zbus-up"
 # ComfyUI's main.py, with what `runner` does for torch's other packages.
 MAIN = """
@@ -77,6 +79,9 @@ def zbus_up(comfyui_dir, tmp_path, home):
     command += ["--port", "12189", "--folder", str(tmp_path / "up")]
     command += ["--", "--base-directory", str(base), "--disable-api-nodes"]
     command += ["--disable-all-custom-nodes", "--whitelist-custom-nodes", *PACKS]
+    # On by default in the newest: two ComfyUIs that share a database of assets do not both start.
+    if places.knows(comfyui_dir / "main.py", ASSETS):
+        command.append(ASSETS)
     with (tmp_path / "said").open("wb") as said:
         process = subprocess.Popen(
             command, env={**os.environ, **home}, stdout=subprocess.PIPE, stderr=said

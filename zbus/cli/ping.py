@@ -20,7 +20,7 @@ from ..address import EXAMPLE, Address
 from ..card import Page
 from ..errors import InputError, TrustError
 from ..peer import Peer
-from ..printable import printable
+from ..printable import printable, shown
 from ..protocol.messages import Hello
 from ..remote import Remote
 from ..resolver import Resolver, looking_around
@@ -141,6 +141,8 @@ def _jobs(
             report.jobs = asking.ask(peer, target, hello, timeout)
         if not report.jobs["permitted"]:
             raise asking.refusal(hello)
+        if report.jobs["runs_prompts"] is False:
+            raise asking.stopped(shown(hello.name))
         return asking.lines(report.jobs)
 
     report.begin("jobs", "asking")

@@ -12,6 +12,7 @@ from ..errors import (
     NotPermitted,
     QueueDeadlock,
     RemoteProtocolError,
+    RunsNoPrompts,
     ZBusError,
 )
 from ..printable import clean_lines
@@ -23,6 +24,7 @@ MAX_TOLD = 200_000  # characters of a text, a traceback above all
 PLAIN = "jobs are not permitted over this link: it is for values only"
 NOBODY = "it runs workflows for nobody"
 NOT_YOU = "it lets this computer pass values, and run no workflows"
+NO_PROMPTS = "runs no prompts any more: start it again"
 DENIALS = {  # what the side that denies says, and what the other can do
     PLAIN: "Give the peer's name or the address of its own listener, not that of a Server",
     NOBODY: "Start that ComfyUI without ZBUS_JOBS=0",
@@ -43,6 +45,11 @@ def refused_for(why: str) -> dict[str, Any]:
 def not_permitted(why: str) -> dict[str, Any]:
     """How a job ends that may not be given: one of `DENIALS`."""
     return refused([Reason("permission", text=why)])
+
+
+def runs_no_prompts() -> Reason:
+    """Why a job ends, wherever it is, of a ComfyUI whose prompts do not run any more."""
+    return Reason("worker", text=f"that ComfyUI {NO_PROMPTS}")
 
 
 def deadlock(title: str) -> dict[str, Any]:
@@ -100,6 +107,8 @@ def _refused_error(told: object, where: dict[str, str]) -> JobError:
     if any(reason.kind == "permission" for reason in reasons):
         what = lines(reasons)
         return NotPermitted(what, **where, remedy=DENIALS.get(what, ""))
+    if any(reason.kind == "worker" for reason in reasons):
+        return RunsNoPrompts(NO_PROMPTS, **where)
     text = lines(reasons) or "it does not say why"
     error = JobRefused(f"cannot run there:\n{text}" if len(reasons) > 1 else text, **where)
     error.reasons = reasons

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..machine import free_memory
+from ..machine import FreeMemory
 
 if TYPE_CHECKING:
     import torch
@@ -41,9 +41,9 @@ class Recycler:
         reserve: The bytes under which memory is short.
     """
 
-    def __init__(self, free: Callable[[], int] = free_memory) -> None:
+    def __init__(self, free: Callable[[], int] | None = None) -> None:
         self.reserve = RESERVE
-        self._free = free
+        self._free = free or FreeMemory()
         self._closed_until = 0.0
         self._lock = threading.Lock()
         self._kept: list[tuple[float, torch.Tensor]] = []  # (since, memory), the oldest first

@@ -89,13 +89,19 @@ class TestDeaf(Always):
 
 @node()
 class TestRaise(Always):
-    """Raises ValueError(text), or passes the value through where the text is empty."""
+    """Raises ValueError(text), or passes the value through where the text is empty. With `exits`,
+    the port of a ComfyUI, there it is SystemExit, which ends the thread that runs prompts."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"value": (ANY,), "text": ("STRING", {"default": "test error"})}}
+        text, exits = ("STRING", {"default": "test error"}), ("INT", {"default": 0, "max": 65535})
+        return {"required": {"value": (ANY,), "text": text}, "optional": {"exits": exits}}
 
-    def run(self, value: Any, text: str) -> tuple[Any]:
+    def run(self, value: Any, text: str, exits: int = 0) -> tuple[Any]:
+        from comfy.cli_args import args
+
+        if exits == args.port:
+            raise SystemExit(text)
         if text:
             raise ValueError(text)
         return (value,)

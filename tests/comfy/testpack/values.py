@@ -44,7 +44,10 @@ def _latent(seed: int) -> dict[str, Any]:
 def _nested(seed: int) -> dict[str, Any]:
     from comfy.nested_tensor import NestedTensor
 
-    return {"samples": NestedTensor([noise((1, 4, 8, 8), seed), noise((1, 8, 20), seed + 1)])}
+    samples = NestedTensor([noise((1, 4, 8, 8), seed), noise((1, 8, 20), seed + 1)])
+    masks = NestedTensor([noise((1, 1, 1, 64, 64), seed + 2), noise((1, 1, 20, 1), seed + 3)])
+    more = {"batch_index": [3], "type": "audio", "sample_rate": 16000}
+    return {"samples": samples, "noise_mask": masks, **more}
 
 
 def _conditioning(seed: int) -> list[Any]:

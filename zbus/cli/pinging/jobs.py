@@ -8,13 +8,14 @@ from __future__ import annotations
 from concurrent.futures import TimeoutError as FutureTimeout  # not the builtin one before 3.11
 from typing import Any
 
-from ...errors import NotPermitted, TimedOut
+from ...errors import NotPermitted, RunsNoPrompts, TimedOut
 from ...job import Remote
 from ...net.places import OWN
 from ...operation import size_text
 from ...peer import Peer
 from ...printable import shown
 from ...protocol.messages import MAX_TOTAL, Hello
+from ...protocol.outcomes import NO_PROMPTS
 
 MAX_DEVICES = 16  # shown
 MAX_WORDS = 100  # characters of one fact
@@ -54,6 +55,7 @@ def checked(told: dict[str, Any], hello: Hello) -> dict[str, Any]:
     found = map(told_memory, devices[:MAX_DEVICES] if isinstance(devices, list) else [])
     return {
         "permitted": told.get("jobs") is True,
+        "runs_prompts": runs if isinstance(runs := told.get("runs_prompts"), bool) else None,
         "queue": _queue(queue) if isinstance(queue, dict) else None,
         "devices": [device for device in found if device is not None],
         "ram": told_memory(told.get("ram")),
@@ -78,6 +80,11 @@ def refusal(hello: Hello) -> NotPermitted:
         remedy="Give that ComfyUI's name, its page's URL, or its own zbus address; zbus-ping alone "
         "lists those of this machine",
     )
+
+
+def stopped(name: str) -> RunsNoPrompts:
+    """Jobs are permitted, and come to nothing."""
+    return RunsNoPrompts(NO_PROMPTS, peer=name)
 
 
 def lines(facts: dict[str, Any]) -> list[str]:
