@@ -68,7 +68,8 @@ def dags(draw: Any, classes: list[str] = CLASSES) -> dict[str, Any]:
         inputs = draw(st.dictionaries(names, st.one_of(link, link, constants), max_size=4))
         made = node(draw(st.sampled_from(classes)), **inputs)
         if made["class_type"] == "ZBusRun":
-            made["inputs"]["here"] = draw(st.sampled_from(["no", "no", "also run here"]))
+            words = ["no", "no", "also run here", "only here"]
+            made["inputs"]["here"] = draw(st.sampled_from(words))
         if made["class_type"].startswith("RemoteQueue"):
             made["inputs"] |= {"remote_url": draw(st.sampled_from(URLS)), "enabled": "true"}
         if draw(st.booleans()):

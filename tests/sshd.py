@@ -80,7 +80,7 @@ class Sshd:
         return [*self.login, "-o", "BatchMode=yes"]
 
     def tunnel(self, local: int, remote: int) -> subprocess.Popen[bytes]:
-        """``ssh -NL local:localhost:remote``, up."""
+        """``ssh -N -L 127.0.0.1:local:127.0.0.1:remote``, up."""
         words = (
             f"ssh -N -L 127.0.0.1:{local}:127.0.0.1:{remote} -F none "
             f"-o ExitOnForwardFailure=yes -o LogLevel=ERROR {' '.join(self.options)} "

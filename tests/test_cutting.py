@@ -268,7 +268,7 @@ def test_only_what_nothing_here_needs_is_stood_in_for():
     assert stand_in(after, lambda i, n: True) is after
 
 
-@pytest.mark.parametrize("here", ["also run here", ["9", 0]])
+@pytest.mark.parametrize("here", ["also run here", "only here", ["9", 0]])
 def test_nothing_is_stood_in_for_what_also_runs_here(here):
     prompt = picture()
     prompt["7"]["inputs"]["here"] = here

@@ -313,7 +313,8 @@ def test_another_peer_than_the_one_that_was_meant(two: Two) -> None:
     remote = Remote(two.remote.address, "ab" * 16, "studio")
     failed = error(two.here.submit(remote, request()))
     assert isinstance(failed, WrongPeer)
-    assert "there answers there, and not studio" in str(failed) and "ssh -L" in str(failed)
+    assert "there answers there, and not studio" in str(failed)
+    assert "ssh -N -L 127.0.0.1:18190:127.0.0.1:" in str(failed)
     with pytest.raises(WrongPeer):
         two.here.enquire(remote).result(10)
     clean(two.here, two.there)

@@ -82,7 +82,7 @@ def test_a_name_that_is_not_known(here: Peer) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "[::]", "example.org"])
 def test_no_plain_listener_off_the_loopback(here: Peer, host: str) -> None:
-    with pytest.raises(ListenRefused, match=r"ssh -NL 8282:localhost:8282"):
+    with pytest.raises(ListenRefused, match="ssh -N -L 127.0.0.1:8282:127.0.0.1:8282 "):
         here.listen(f"{host}:8282")
 
 

@@ -476,7 +476,7 @@ def test_another_peer_of_this_user_answers_at_the_address_of_that_name(ping: Run
         register(peer, peer.serve(Host()), "a" * 32, "desk-8188")
         status, out, _ = ping("desk-8188", "--jobs")
     assert (status, failed_leg(out)) == (1, "identity")
-    assert "stranger answers there, and not desk-8188" in out and "ssh -L" in out
+    assert "stranger answers there, and not desk-8188" in out and "ssh -N -L 127.0.0.1:" in out
 
 
 def test_nobody_listens_where_the_name_says(ping: Run, addr: str) -> None:

@@ -1,4 +1,4 @@
-"""The READMEs: examples run, files and commands exist, quoted texts are those of the code."""
+"""READMEs and docs: examples run, files and commands exist, quoted texts are those of the code."""
 
 from __future__ import annotations
 
@@ -22,21 +22,28 @@ from zbus.pairing import invitation, inviting
 from zbus.protocol import job_room, messages
 
 ROOT = Path(__file__).resolve().parent.parent
-ENGLISH, JAPANESE = READMES = ("README.md", "README_JP.md")
-DOCUMENTS = (
-    *READMES,
+READMES = ("README.md", "README_JP.md")
+MAX_LINES = 200  # of a README: one screen, and what it leads to
+GUIDES, NODES, ERRORS, PYTHON, COMING = (
+    (f"docs/{name}.md", f"docs/{name}_JP.md")
+    for name in ("guide", "nodes", "errors", "python", "coming-from")
+)
+PAIRS = (READMES, GUIDES, NODES, ERRORS, PYTHON, COMING)
+ENGLISH_ALONE = (
     "CHANGELOG.md",
-    "docs/coming-from.md",
+    "docs/behaviour.md",
     "docs/performance.md",
     "docs/protocol.md",
     "docs/security.md",
 )
+DOCUMENTS = (*(name for pair in PAIRS for name in pair), *ENGLISH_ALONE)
 COMMANDS = {f"zbus-{command.NAME}": command for command in (farm, linking, pair, ping, up)}
 
 FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 VARIABLE = re.compile(r"\bZBUS_[A-Z_]+\b")
 VERB = re.compile(r"\bzbus-pair ([a-z]+)")
+TUNNEL = re.compile(r"\bssh\b[^`\n]*? -\w*L ([^\s`]+)|`-\w*L ([^\s`]+:[^\s`]+)")
 SCRIPT = re.compile(r"\bscripts[/\\]([\w.-]+)")
 GAPS = re.compile("…|[,:] ")  # in a quoted text: names, numbers, and where two texts are joined
 
@@ -52,7 +59,7 @@ def blocks(name: str, *languages: str) -> list[str]:
 def examples() -> list[object]:
     return [
         pytest.param(code, id=f"{name}-{number}")
-        for name in READMES
+        for name in PYTHON
         for number, code in enumerate(blocks(name, "python"))
     ]
 
@@ -74,27 +81,51 @@ def test_the_example_runs(code, tmp_path):
 
 
 def test_there_are_examples():
-    assert len(blocks(ENGLISH, "python")) == 2
+    assert len(blocks(PYTHON[0], "python")) == 2
 
 
-def test_both_languages_say_the_same():
+def test_every_document_is_looked_at():
+    there = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")}
+    assert there == {name for name in DOCUMENTS if name.startswith("docs/")}
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_a_readme_is_short(name):
+    """One picture, and what leads to a first run; all else is in docs/."""
+    assert len(read(name).splitlines()) < MAX_LINES
+    assert read(name).count("![") == 1
+
+
+def test_each_japanese_document_leads_to_japanese_ones():
+    translated = {Path(english).name for english, _ in PAIRS}
+    for _, japanese in PAIRS:
+        links = {link.partition("#")[0] for link in LINK.findall(read(japanese))}
+        english = {link for link in links if Path(link).name in translated}
+        assert english == {Path(japanese).name.replace("_JP", "")}, japanese  # the switch on top
+
+
+@pytest.mark.parametrize(("english", "japanese"), PAIRS, ids=[Path(a).stem for a, _ in PAIRS])
+def test_both_languages_say_the_same(english, japanese):
     """The same code, commands, outputs, pictures, tables, files: only the words differ."""
-    assert FENCED.findall(read(ENGLISH)) == FENCED.findall(read(JAPANESE))
-    assert scripts(ENGLISH) == scripts(JAPANESE)
-    assert quoted(ENGLISH) == quoted(JAPANESE)
-    assert shape(ENGLISH) == shape(JAPANESE)
-    files = [{link for link in LINK.findall(read(n)) if link[0] != "#"} for n in READMES]
-    assert files[0] - {JAPANESE} == files[1] - {ENGLISH}
+    assert FENCED.findall(read(english)) == FENCED.findall(read(japanese))
+    assert scripts(english) == scripts(japanese)
+    assert quoted(english) == quoted(japanese)
+    assert shape(english) == shape(japanese)
+    assert files(english) - files(japanese) <= {Path(english).name}
+    assert files(japanese) - files(english) <= {Path(english).name}
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_link_leads_somewhere(name):
-    headings = {anchor(line) for line in read(name).splitlines() if line.startswith("#")}
     for link in LINK.findall(read(name)):
-        if link.startswith("#"):
-            assert link[1:] in headings, link
-        elif not link.startswith("https://"):
-            assert (ROOT / name).parent.joinpath(link).is_file(), link
+        if link.startswith("https://"):
+            continue
+        file, _, heading = link.partition("#")
+        target = (ROOT / name).parent.joinpath(file) if file else ROOT / name
+        assert target.is_file(), link
+        if heading:
+            lines = target.read_text(encoding="utf-8").splitlines()
+            assert heading in {anchor(line) for line in lines if line.startswith("#")}, link
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
@@ -149,9 +180,42 @@ def test_every_command_is_one(name):
 def test_every_variable_is_told():
     """And only those that there are."""
     code = {name for text in texts_of_the_code() for name in VARIABLE.findall(text)}
-    for name in (*READMES, "docs/security.md"):
+    for name in (*GUIDES, "docs/security.md"):
         table = set(re.findall(r"^\| `(ZBUS_[A-Z_]+)` \|", read(name), re.M))
         assert table == code == set(VARIABLE.findall(read(name))), name
+
+
+def test_what_is_handled_has_a_test():
+    """In docs/behaviour.md: the last cell of each row names one that there is, or a dash where zbus
+    has no part in it."""
+    there = set()
+    for path in (ROOT / "tests").rglob("*.py"):
+        there |= set(re.findall(r"^ *(?:async )?def (test_\w+)", path.read_text("utf-8"), re.M))
+    rows = [line for line in read("docs/behaviour.md").splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if not row.startswith("| what is seen |")]
+    assert len(rows) > 60
+    for row in rows:
+        seen, known, does, test = (cell.strip() for cell in row.strip("|").split(" | "))
+        assert seen and known.startswith(("run", "read: ")), row
+        assert (does == "-") == (test == "-"), row
+        names = re.findall(r"`(\w+)`", test)
+        assert test == "-" or (names and set(names) <= there), row
+
+
+def test_every_tunnel_names_both_ends():
+    """Where 127.0.0.1 is taken, ssh settles for ::1 with "-L 8282:...": the node would talk to
+    whatever has the port."""
+    shown = [read(name) for name in DOCUMENTS if name != "CHANGELOG.md"] + texts_of_the_code()
+    for folder in ("web", "locales", "example_workflows"):
+        paths = [path for path in (ROOT / folder).rglob("*") if path.suffix in (".md", ".json")]
+        shown += [path.read_text(encoding="utf-8") for path in paths]
+    found = ["".join(ends) for text in shown for ends in TUNNEL.findall(text)]
+    assert len(found) > 10
+    # What is warned of stands in these texts as well, and nowhere else.
+    warned = [*GUIDES, "docs/behaviour.md"]
+    assert all("::1" in read(name) for name in warned)
+    bad = [end for end in found if not end.startswith("127.0.0.1:")]
+    assert bad == ["8282:localhost:8282"] * len(warned)
 
 
 def test_the_limits_are_the_real_ones():
@@ -175,14 +239,20 @@ def test_the_limits_are_the_real_ones():
 
 def test_the_texts_in_the_table_are_the_real_ones():
     known = "\n".join(texts_of_the_code())
-    rows = quoted(ENGLISH)
-    assert len(rows) > 25
+    rows = quoted(ERRORS[0])
+    assert len(rows) > 60
     for row in rows:
         for piece in GAPS.split(row):
             assert piece.strip(' "') in known, f"{piece!r} of {row}"
 
 
 # --- details
+
+
+def files(name: str) -> set[str]:
+    """Those that it leads to, in either language."""
+    links = (link.partition("#")[0] for link in LINK.findall(read(name)))
+    return {link.replace("_JP.md", ".md") for link in links if link}
 
 
 def scripts(name: str) -> set[str]:

@@ -117,6 +117,20 @@ def test_paired_ones_without_a_way(trust: Trust) -> None:
     assert resolver.named("Studio/new-8189") == its
 
 
+def test_nobody_is_offered_to_itself(trust: Trust) -> None:
+    desk = local("desk-8188")
+    other = local("desk-8189", "127.0.0.1:18189")
+    pair(trust, "DESK-8188", gpu=(FAR,))
+    resolver = Resolver(trust, instance=desk.instance)
+    with pytest.raises(UnknownPeer) as raised:
+        resolver.named("dsk")
+    assert "known: desk-8189, DESK-8188, DESK-8188/gpu" in str(raised.value)
+    its = Remote(FAR, name="DESK-8188", key=CLOUD)
+    assert resolver.named("Desk-8188") == its, "of two that are called so it means the other"
+    assert resolver.named("desk-8188") == desk, "which is told by who dials"
+    assert resolver.named("desk-8189") == other
+
+
 def test_unknown_names_tell_the_known_ones(trust: Trust) -> None:
     assert "no peer named 'x' here; known: none. Start that ComfyUI" in failure(trust, "x")
     local("desk")

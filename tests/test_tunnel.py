@@ -1,4 +1,4 @@
-"""Through a real ``ssh -NL`` tunnel, to an sshd of the test's own on the loopback."""
+"""Through a real ``ssh -N -L`` tunnel, to an sshd of the test's own on the loopback."""
 
 from __future__ import annotations
 

@@ -151,6 +151,6 @@ def parse_listen(written: str) -> Address:
         raise ListenRefused(
             f"a plain listener on {address} would be open to everybody who reaches that interface",
             remedy=f"Listen on 127.0.0.1:{address.port} and reach it through an SSH tunnel "
-            f"(ssh -NL {address.port}:localhost:{address.port} USER@HOST)",
+            f"(ssh -N -L 127.0.0.1:{address.port}:127.0.0.1:{address.port} USER@HOST)",
         )
     return address

@@ -25,7 +25,7 @@ from .trust import Principal, Trust
 MAX_HINTS = 3  # addresses that the local network tells of one peer
 LOOK = 1.0  # seconds
 SHOWN = 10  # names that an error tells
-PAIR = "Pair the two, once: zbus-pair invite on one of them, zbus-pair accept TOKEN on the other"
+PAIR = "Pair the two, once: zbus-pair invite on one of them, zbus-pair accept on the other"
 
 
 class _Known(NamedTuple):
@@ -121,6 +121,8 @@ class Resolver:
         wanted, known = name.strip(), self._names()
         same = [one for one in known if one.name == wanted]
         same = same or [one for one in known if one.name.casefold() == wanted.casefold()]
+        # Whoever asks never means itself where that name means another one, too.
+        same = [one for one in same if not self._is_own(one)] or same
         if len(same) == 1:
             return replace(same[0].remote, name=same[0].name)
         if same:
@@ -134,12 +136,16 @@ class Resolver:
             if one.name.casefold() == owner.casefold():
                 # It may come by itself, though nothing here knows a way to it.
                 return Remote("", name=wanted, key=one.key, peer=peer)
-        names = _listed(dict.fromkeys(one.name for one in known)) or "none"
+        others = (one.name for one in known if not self._is_own(one))
+        names = _listed(dict.fromkeys(others)) or "none"
         raise UnknownPeer(
             f"no peer named '{wanted}' here; known: {names}",
             remedy="Start that ComfyUI on this machine under your own user, or pair with its "
             f"machine (zbus-pair invite, zbus-pair accept), or give its address. {EXAMPLE}",
         )
+
+    def _is_own(self, known: _Known) -> bool:
+        return bool(self._instance) and known.remote.instance == self._instance
 
     def _names(self) -> list[_Known]:
         """Every name that means somebody. One that only the local network tells is always a whole

@@ -194,7 +194,8 @@ class Trust:
         if key == self.keys.public:
             raise InputError(
                 "that is this user's own key: the ComfyUIs of one user on one machine trust each "
-                "other without pairing"
+                "other without pairing",
+                remedy="Write the other one's name: zbus-ping --discover lists them",
             )
         paired = datetime.now(timezone.utc).isoformat(timespec="seconds")
         wanted = Principal(key, name.strip(), frozenset(permissions), peers, paired)

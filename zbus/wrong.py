@@ -14,6 +14,7 @@ def wrong_peer(remote: Remote, name: str) -> WrongPeer:
         f"{name} answers there, and not {remote.name or 'the peer that was meant'}",
         peer=remote.where,
         remedy="If that ComfyUI is reached through a tunnel, forward its zbus port too, to a port "
-        f"that is free here (ssh -L 18190:127.0.0.1:{port if is_port else 18188} ...), and say so: "
+        "that is free here (ssh -N -L 127.0.0.1:18190:127.0.0.1:"
+        f"{port if is_port else 18188} USER@HOST), and say so: "
         "zbus-pair move NAME 127.0.0.1:18190; or give the URL of its page",
     )

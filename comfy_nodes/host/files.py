@@ -50,9 +50,15 @@ def input_file(name: str) -> Path:
     root = os.path.abspath(folder or folder_paths.get_input_directory())
     path = Path(os.path.abspath(os.path.join(root, bare)))
     if not path.is_relative_to(root):
-        raise InputError(f'"{name}" leads out of the folder "{os.path.basename(root)}"')
+        raise InputError(
+            f'"{name}" leads out of the folder "{os.path.basename(root)}"',
+            remedy="Put that file into the folder, and choose it there",
+        )
     if not path.is_file():
-        raise InputError(f'there is no file "{bare}" in the folder "{os.path.basename(root)}"')
+        raise InputError(
+            f'there is no file "{bare}" in the folder "{os.path.basename(root)}"',
+            remedy="Put it there, or choose another one",
+        )
     return path
 
 
@@ -93,7 +99,10 @@ def load_image(data: bytes, ending: str) -> tuple[torch.Tensor, torch.Tensor] | 
         ) as file:
             file.write(data)
     except OSError as error:
-        raise InputError(f"the temp folder cannot be written: {error.strerror}") from error
+        raise InputError(
+            f"the temp folder cannot be written: {error.strerror}",
+            remedy="Look whose it is, and how much room its disk has",
+        ) from error
     try:
         return _loaded(f"{os.path.basename(file.name)} [temp]")
     finally:

@@ -88,7 +88,11 @@ class Result(io.ComfyNode):
     def execute(cls, value: list[Any], name: Any, job: Any) -> Any:
         prompt_id = host.executing().prompt_id
         if only("job", job) != prompt_id:  # nobody hands results to another's job
-            raise JobError("this node belongs to another job", stage="handing over a result")
+            raise JobError(
+                "this node belongs to another job",
+                stage="handing over a result",
+                remedy="Take it out of the workflow: Run on Peers makes its own",
+            )
         declared = host.no_picture("value", guess=True)
         JOBS.result(prompt_id, only("name", name), wrap(value), declared)
         return io.NodeOutput()

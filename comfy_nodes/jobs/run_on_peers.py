@@ -20,7 +20,7 @@ from ..exchange.runs import RUNS
 from ..exchange.send_receive import CATEGORY, QUALITY
 from ..exchange.waiting import WHO, interruptible
 from ..page import peers
-from ..prompt.cutting import ALSO, NO, THIS, Part, cut, elsewhere, loaders
+from ..prompt.cutting import ALSO, NO, ONLY, Part, cut, elsewhere, loaders
 from ..prompt.graph import Link, link, title
 from ..prompt.single import only
 from .expanding import INTERNAL, expand
@@ -32,7 +32,8 @@ MAX_SEED = 0xFFFFFFFFFFFFFFFF
 class RunOnPeers(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
-        return cls.schema(node_ids.RUN, CATEGORY, [])
+        schema = cls.schema(node_ids.RUN, CATEGORY, [])
+        return _found_by(schema, "remote", "second GPU", "multi GPU", "distributed", "parallel")
 
     @classmethod
     def schema(cls, node_id: str, category: str, outputs: list[Any], **more: Any) -> Any:
@@ -40,9 +41,12 @@ class RunOnPeers(io.ComfyNode):
         peer = (
             '"any free": the one with the shortest queue. "all": every one. Or the name '
             'of one on this computer or a paired one ("desk-8189"), several ("desk-8189,gpu-pc"), '
-            f'or the URL of its page. "{THIS}" runs the part here, alone or with others.'
+            "or the URL of its page."
         )
-        here = '"no" keeps this GPU free; "also run here" runs the part on this machine as well.'
+        here = (
+            f'Whether this computer takes part. "{NO}" keeps its GPU free. "{ALSO}": it runs the '
+            f'part, too, and comes first. "{ONLY}": nobody else does, as if this node were away.'
+        )
         failure = (
             "stop: the first failure is this node's error. try another: a free peer that has not "
             "been tried. return the rest: do without it, and say so in the report."
@@ -57,7 +61,7 @@ class RunOnPeers(io.ComfyNode):
             inputs=[
                 io.AnyType.Input("value", lazy=True, tooltip="The end of the part to run there."),
                 io.String.Input("peer", default=peers.ANY, tooltip=peer),
-                io.Combo.Input("here", options=[NO, ALSO], default=NO, tooltip=here),
+                io.Combo.Input("here", options=[NO, ALSO, ONLY], default=NO, tooltip=here),
                 io.Combo.Input(
                     "on_failure", options=ON_FAILURE, default=ON_FAILURE[0], tooltip=failure
                 ),
@@ -103,13 +107,14 @@ class RunOnPeers(io.ComfyNode):
         how = only("quality", quality)
         codecs.check(how)
         others, is_named = elsewhere(str(only("peer", peer)))
-        takes_part = is_named or only("here", here) == ALSO
+        share = only("here", here)
+        takes_part = is_named or share != NO
         local = wired if takes_part else None
         run = RUNS.of(node.prompt_id)
         before = run.once.find(node.key)
         if before is not None:  # ComfyUI computes this node again, for a reader that comes late
             return _expanded(before.value, node.node_id, local)
-        if others or not is_named:
+        if share != ONLY and (others or not is_named):
             piece = cut(graph, wired, attach=loaders(graph, host.Classes().is_file_input))
             chosen = await _chosen(",".join(others))
         else:  # as if this node were not there
@@ -137,6 +142,13 @@ def _expanded(jobs: SubmittedJobs, node_id: str, local: Link | None) -> Any:
     return io.NodeOutput([collect, 0], [collect, 1], expand=made.nodes)
 
 
+def _found_by(schema: Any, *words: str) -> Any:
+    """The schema of a node that the page's search finds by these words, too. Set, and not given to
+    it: an older ComfyUI's has no such field, and passes over what it does not know."""
+    schema.search_aliases = [*words]
+    return schema
+
+
 async def _chosen(text: str) -> peers.Chosen:
     chosen = await interruptible(peers.chosen(text), WHO)
     return chosen._replace(choices=[_with_remedy(choice) for choice in chosen.choices])
@@ -147,7 +159,7 @@ def _with_remedy(choice: peers.Choice) -> peers.Choice:
     error = choice.problem
     if not isinstance(error, UnknownPeer):
         return choice
-    remedy = f'{error.remedy}; or choose "{THIS}"'
+    remedy = f'{error.remedy}; or set here to "{ONLY}"'
     return replace(choice, problem=UnknownPeer(error.what, peer=error.peer, remedy=remedy))
 
 
@@ -180,7 +192,7 @@ def _varied(seed: int, step: int, position: int) -> Any:
 class Vary(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
-        return io.Schema(
+        schema = io.Schema(
             node_id=node_ids.VARY,
             display_name="Different on Each Peer",
             category=CATEGORY,
@@ -189,6 +201,7 @@ class Vary(io.ComfyNode):
             inputs=_vary_inputs(),
             outputs=_vary_outputs(),
         )
+        return _found_by(schema, "seed", "seed for each GPU", "distributed seed", "random", "noise")
 
     @classmethod
     def execute(cls, seed: int, step: int) -> Any:
@@ -217,7 +230,7 @@ class VaryAt(io.ComfyNode):
 class ComputeHere(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> Any:
-        return io.Schema(
+        schema = io.Schema(
             node_id=node_ids.COMPUTE_HERE,
             display_name="Compute Here",
             category=CATEGORY,
@@ -229,6 +242,7 @@ class ComputeHere(io.ComfyNode):
             ],
             is_input_list=True,
         )
+        return _found_by(schema, "local", "this computer", "not on the peer")
 
     @classmethod
     def execute(cls, value: Any) -> Any:

@@ -70,7 +70,11 @@ class Jobs:
         """
         values = self._of(prompt_id).request.values
         if name not in values:
-            raise JobError(f'the job brought no value "{name}"', stage="reading what came with it")
+            raise JobError(
+                f'the job brought no value "{name}"',
+                stage="reading what came with it",
+                remedy="Run it again from the workflow that has Run on Peers in it",
+            )
         return values[name]
 
     def let_go(self, prompt_id: str, node_id: str, name: str) -> None:

@@ -28,7 +28,12 @@ async def fetched(url: str, what: str, decode: Callable[[bytes], T]) -> T:
     try:
         return decode(data)
     except decoding.Undecodable as error:
-        raise FetchError(str(error), peer=fetching.shown(url), stage=what) from error
+        raise FetchError(
+            str(error),
+            peer=fetching.shown(url),
+            stage=what,
+            remedy="Open that address in a browser: it has to be the file itself, and no page",
+        ) from error
 
 
 def fingerprint(name: str | None) -> Any:
@@ -50,10 +55,16 @@ def read(path: Path) -> bytes:
     """
     try:
         if path.stat().st_size > MAX_FILE:
-            raise InputError(f'"{path.name}" is too large: more than {MAX_FILE >> 30} GiB')
+            raise InputError(
+                f'"{path.name}" is too large: more than {MAX_FILE >> 30} GiB',
+                remedy="Choose a smaller one",
+            )
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f'"{path.name}" cannot be read: {error.strerror}') from error
+        raise InputError(
+            f'"{path.name}" cannot be read: {error.strerror}',
+            remedy="Look who owns it, and whether its disk is there",
+        ) from error
 
 
 def write(prefix: str, ending: str, data: bytes) -> str:
@@ -66,5 +77,8 @@ def write(prefix: str, ending: str, data: bytes) -> str:
         path = host.output_file(prefix, ending)
         path.write_bytes(data)
     except OSError as error:
-        raise InputError(f'"{prefix}" cannot be written: {error.strerror}') from error
+        raise InputError(
+            f'"{prefix}" cannot be written: {error.strerror}',
+            remedy="Look at the output folder: whose it is, and how much room its disk has",
+        ) from error
     return path.name

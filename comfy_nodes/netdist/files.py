@@ -26,6 +26,7 @@ IMAGE, LATENT, ADVANCED = "remote/image", "remote/latent", "remote/advanced"
 FORMATS = ["HTML_image", "Raw_data"]
 LATENT_FILES = (".latent", ".safetensors", ".npy", ".npz")
 JSON = io.Custom("JSON")
+EXPORT = 'Export it in ComfyUI with "Export (API)", and use that file'
 
 # --- over the network
 
@@ -211,7 +212,9 @@ class LoadLatentNumpy(_FileNode):
         try:
             samples = decoding.latent(read(host.input_file(latent)))
         except decoding.Undecodable as error:
-            raise InputError(f'"{latent}" cannot be used: {error}') from error
+            raise InputError(
+                f'"{latent}" cannot be used: {error}', remedy="Choose another file"
+            ) from error
         return io.NodeOutput({"samples": samples})
 
 
@@ -281,14 +284,13 @@ def _workflow(data: bytes, name: str) -> dict[str, Any]:
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise InputError(f'"{name}" is not JSON') from error
+        raise InputError(f'"{name}" is not JSON', remedy=EXPORT) from error
     if isinstance(found, dict):
         if isinstance(found.get("nodes"), list) and isinstance(found.get("links"), list):
-            remedy = 'Export it in ComfyUI with "Export (API)", and use that file'
-            raise InputError(f'"{name}" is a workflow in the page\'s format', remedy=remedy)
+            raise InputError(f'"{name}" is a workflow in the page\'s format', remedy=EXPORT)
         if any(isinstance(node, dict) and "class_type" in node for node in found.values()):
             return found
-    raise InputError(f'"{name}" is JSON, but not a workflow in API format')
+    raise InputError(f'"{name}" is JSON, but not a workflow in API format', remedy=EXPORT)
 
 
 class SaveDiskWorkflowJSON(io.ComfyNode):
@@ -312,7 +314,10 @@ class SaveDiskWorkflowJSON(io.ComfyNode):
         try:
             text = json.dumps(workflow, indent=2)
         except (TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"workflow cannot be written as JSON: {error}") from error
+            raise InputError(
+                f"workflow cannot be written as JSON: {error}",
+                remedy="Wire a Load workflow node to it",
+            ) from error
         write(filename_prefix, "json", text.encode())
         return io.NodeOutput()
 

@@ -253,7 +253,10 @@ class FetchRemote(io.ComfyNode):
         if not remote_info:
             return io.NodeOutput(final_image)
         if not isinstance(remote_info, Dispatched):
-            raise InputError("remote_info does not come from one of zbus's queue nodes")
+            raise InputError(
+                "remote_info does not come from one of zbus's queue nodes",
+                remedy="Wire the remote_info of a Queue on remote node to it",
+            )
         here = host.executing()
         if remote_info.is_over or remote_info.prompt_id != here.prompt_id:
             # Its queue node is cached: those results belong to what was queued then.
@@ -275,7 +278,11 @@ async def _fetch(jobs: Dispatched, here: host.Here) -> Any:
     await jobs.collect(f"the prompt with {title(shown, here.node)}")
     share = jobs.shares[0]
     if name is None:
-        raise JobError("that job has no image to fetch", peer=share.who)
+        raise JobError(
+            "that job has no image to fetch",
+            peer=share.who,
+            remedy="Wire an image to final_image, and queue it again",
+        )
     parts = [[image] for image in unwrap(share.result(name))]
     images = join(parts)
     if len(images) != 1:

@@ -11,7 +11,6 @@ from aiohttp import web
 from zbus.errors import ZBusError
 
 from .. import host
-from ..prompt.cutting import THIS
 from .in_a_thread import in_a_thread
 from .own_browser import is_of_another_user
 from .peers import ALL, ANY, resolver
@@ -37,7 +36,7 @@ async def handle(request: web.Request) -> web.Response:
         return web.json_response({"error": "ComfyUI's log says why"}, status=503)
     # Not kept by the browser: a peer may start at any time.
     headers = {"Cache-Control": "no-store"}
-    return web.json_response({"peers": names, "words": [ANY, ALL, THIS]}, headers=headers)
+    return web.json_response({"peers": names, "words": [ANY, ALL]}, headers=headers)
 
 
 def _names() -> list[dict[str, Any]]:

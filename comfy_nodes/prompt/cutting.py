@@ -35,8 +35,8 @@ from .graph import (
 )
 from .loops import ITERATION, Loop, around, begun, closed_here
 
-NO, ALSO = "no", "also run here"  # `here` of a ZBusRun
-THIS = "this computer"  # in its `peer`
+NO, ALSO, ONLY = "no", "also run here", "only here"  # `here` of a ZBusRun
+THIS = "this computer"  # the same in its `peer`, in workflows from before there was ONLY
 _OWN = ("class_type", "inputs", "of")  # inputs of a stand-in itself
 
 # They run on this side: they take part in what this run sends, receives and fetches (VALUE: in

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,32 @@ def test_every_node_has_its_help_in_both_languages(pair):
         assert slots <= set(range(len(told["output"]))), name
 
 
+def test_the_documents_list_every_node_with_its_inputs(pair):
+    info = pair.a.object_info()
+    ours = {
+        told["display_name"] or told["name"]: told
+        for told in info.values()
+        if told["python_module"] == "custom_nodes.zbus" and told["category"] != "zbus/internal"
+    }
+    text = (ROOT / "docs" / "nodes.md").read_text(encoding="utf-8")
+    rows = [line.strip("|").split("|") for line in text.partition("## Codecs")[0].splitlines()]
+    rows = [row for row in rows if len(row) == 3 and row[0].strip() not in ("node", "---")]
+    told = {name.strip(): cells for cells in rows for name in names(cells[0])}
+    assert told.keys() == ours.keys()
+    for name, (first, inputs, _) in told.items():
+        if "," in first or not inputs.strip():
+            continue  # several in one row, whose inputs are told in words
+        wanted = ours[name]["input"]
+        wanted = [*wanted.get("required", {}), *wanted.get("optional", {})]
+        given = re.sub(r" \(optional\)| \[.*?\]", "", inputs).split(", ")
+        assert [one.strip() for one in given] == wanted, name
+        node_id = re.search(r"`(\w+)`", first)
+        assert node_id is None or node_id[1] == ours[name]["name"]
+    kinds = ours["Receive from Peer"]["input"]["required"]["expect"]
+    choices = kinds[1]["options"] if kinds[0] == "COMBO" else kinds[0]
+    assert f"({', '.join(choices)})" in " ".join(text.split())
+
+
 def test_our_own_pair_runs(pair, addr):
     send, receive = api(pair.a, "zbus-send"), api(pair.a, "zbus-receive")
     image = pair.a.put_input(PHOTO)
@@ -201,6 +228,11 @@ def test_our_own_pair_runs(pair, addr):
 
 
 # --- details
+
+
+def names(cell: str) -> list[str]:
+    """The display names in the first cell of a row."""
+    return re.sub(r" \(`\w+`\)", "", cell).split(", ")
 
 
 def load(path: Path) -> dict[str, Any]:

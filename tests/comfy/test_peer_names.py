@@ -45,7 +45,7 @@ def test_those_of_this_computer_are_told_without_oneself(pair):
     assert told(a)[b.peer] == ("here", True)
     assert told(b)[a.peer] == ("here", True)
     assert a.peer not in told(a) and b.peer not in told(b)
-    assert a.get(NAMES)["words"] == ["any free", "all", "this computer"]
+    assert a.get(NAMES)["words"] == ["any free", "all"]
 
 
 def test_the_page_asks_under_api(pair):

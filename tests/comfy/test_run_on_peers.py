@@ -466,19 +466,39 @@ def test_an_unknown_name_is_told_with_the_known_ones(trio):
     assert trio.b.peer in error["exception_message"]
     assert trio.c.peer in error["exception_message"]
 
-    assert 'or choose "this computer"' in error["exception_message"]
+    assert trio.a.peer not in error["exception_message"]  # that would be no help
+    assert 'or set here to "only here"' in error["exception_message"]
 
 
-@pytest.mark.parametrize("with_another", [False, True])
-def test_this_computer(pair, with_another):
-    """Alone it is as if the node were not there; named with others it takes part."""
-    peer = f"{pair.b.peer}, This computer" if with_another else "this computer"
-    took = good(pair.a, spans_of(peer))
+@pytest.mark.parametrize(
+    ("peer", "here", "others"),
+    [
+        ("NAME", "only here", 0),
+        ("no-such-peer", "only here", 0),
+        ("NAME", "also run here", 1),
+        # as in workflows from before there was "only here"
+        ("this computer", "no", 0),
+        ("NAME, This computer", "no", 1),
+    ],
+)
+def test_this_computer(pair, peer, here, others):
+    """Alone it is as if the node were not there; with others it takes part."""
+    took = good(pair.a, spans_of(peer.replace("NAME", pair.b.peer), here=here))
     ports = [json.loads(text)["port"] for text in texts(took, "spans")]
-    assert ports == [pair.a.port, *([pair.b.port] if with_another else [])]
+    assert ports == [pair.a.port, pair.b.port][: 1 + others]
     lines = texts(took, "report")[0].splitlines()
     assert lines[0].startswith("this computer: done in")
     assert len(lines) == len(ports)
+
+
+@pytest.mark.parametrize(
+    ("node_id", "word"), [("ZBusVary", "seed"), ("ZBusRun", "remote"), ("ZBusHere", "local")]
+)
+def test_a_node_is_found_by_what_it_is_for(pair, node_id, word):
+    told = pair.a.object_info(node_id)[node_id]
+    if "search_aliases" not in told:
+        pytest.skip("this ComfyUI's page searches in names alone")
+    assert word in told["search_aliases"]
 
 
 @pytest.mark.parametrize("name", ["peer", "url", "address"])
@@ -509,7 +529,7 @@ def test_a_tunnelled_page_whose_listener_is_not(pair):
     with serving(json.dumps(card).encode()) as url:
         error = failure(pair.a, spans_of(url))
     assert "this very ComfyUI answers there, and not far" in error["exception_message"]
-    assert "ssh -L" in error["exception_message"]
+    assert "ssh -N -L 127.0.0.1:" in error["exception_message"]
 
 
 def test_where_no_other_runs(rich):

@@ -97,7 +97,9 @@ class Linking:
             check_name(given.name)
         identity = Path(given.identity).expanduser() if given.identity else None
         if identity is not None and not identity.is_file():
-            raise InputError(f"-i names {identity}, which is no file")
+            raise InputError(
+                f"-i names {identity}, which is no file", remedy="Give the path of the private key"
+            )
         self._teller, self._forgets, trust = teller, given.forget, Trust()
         host, port, options = given.host, given.port, given.options
         self._ssh = ssh.Ssh(host, port, options, str(identity or ""), teller.hear)

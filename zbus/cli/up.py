@@ -102,7 +102,10 @@ def prepared(given: argparse.Namespace) -> list[Worker]:
         try:
             worker.log.write_bytes(b"")
         except OSError as error:
-            raise InputError(f"{worker.log} cannot be written: {error.strerror}") from error
+            raise InputError(
+                f"{worker.log} cannot be written: {error.strerror}",
+                remedy="Give another place: --folder FOLDER",
+            ) from error
         workers.append(worker)
     return workers
 
@@ -200,7 +203,10 @@ class Keeping:
             else:
                 self._demand_zbus(worker)
             if worker.facts is None and worker.age > self._given.timeout:
-                raise ZBusError(f"has not come up in {self._given.timeout:g} s")
+                raise ZBusError(
+                    f"has not come up in {self._given.timeout:g} s",
+                    remedy="See its log; a slow disk may want a longer --timeout",
+                )
         except ZBusError as error:
             worker.why = f"is ended: {error}"
             worker.end()
@@ -216,7 +222,10 @@ class Keeping:
             return
         facts = worker.asked.result()
         if facts.get("jobs") is not True:
-            raise ZBusError("it does not take jobs of this user")
+            raise ZBusError(
+                "it does not take jobs of this user",
+                remedy="Look who runs that port: zbus-ping --discover",
+            )
         worker.facts, back, worker.was_up = facts, worker.was_up, True
         self._say(f"{worker} is {'back' if back else 'ready'} after {worker.age:.1f} s")
 

@@ -179,7 +179,11 @@ class Operations:
             if running.deadline is not None and now >= running.deadline:
                 what = "the time given is over"
                 note = running.handle.note
-                error = TimedOut(f"{what}: {note}" if note else what, stage=str(running.step))
+                error = TimedOut(
+                    f"{what}: {note}" if note else what,
+                    stage=str(running.step),
+                    remedy="See to what it waited for, or give it a longer timeout",
+                )
                 self.cancel(running.handle, error)
         if self._running and now >= self._explain_at:
             self._explain_at = now + EXPLAIN_EVERY

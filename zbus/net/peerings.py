@@ -28,6 +28,7 @@ from .transport import Transport
 
 logger = logging.getLogger(__name__)
 
+AGAIN = "Run it again"
 MAX_PEERINGS = 64  # sessions of one principal at one listener
 PID_EVERY = 0.2  # seconds between looks whether a lost local peer still lives,
 PID_ACTIVE = 1.0  # and one whose link stands: a child of it may hold that open
@@ -151,7 +152,7 @@ class Peerings:
         lost = next((p for p in same if p.connection is None), None)
         if lost is None:
             raise RemoteProtocolError(f"{MAX_PEERINGS} peers are connected here")
-        self.end(lost, LinkLost("gave way to another peer", peer=lost.name))
+        self.end(lost, LinkLost("gave way to another peer", peer=lost.name, remedy=AGAIN))
 
     def _supersede(self, place: Place, peer: Hello, key: bytes) -> None:
         """A peer that comes anew has forgotten its older sessions here."""
@@ -163,7 +164,7 @@ class Peerings:
                 self.end(old, not_resumed(told, peer))
             elif old.connection is None:
                 # It had given up the old one, and may go on with its jobs.
-                self.end(old, LinkLost("has dialled anew", peer=told.name))
+                self.end(old, LinkLost("has dialled anew", peer=told.name, remedy=AGAIN))
 
     # --- their connections ----------------------------------------------------------------------
 

@@ -221,6 +221,7 @@ class _Accepting:
             "what answers there does not have the key of the token: another machine has that "
             "address, or somebody is in between",
             peer=str(way.hint),
+            remedy="Ask for a new invitation, and compare the fingerprints that both sides show",
         )
 
 

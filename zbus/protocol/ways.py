@@ -21,7 +21,7 @@ DOUBTS = 2  # handshakes in a row that must fail before a key is said to have ch
 FAULTS = 3  # wrong answers in a row that are no accident;
 FAULTY_TIME = 15.0  # seconds after which they are final
 MAX_SPOTS = 8  # addresses of one name
-PAIR = "Pair the two, once: zbus-pair invite on one of them, zbus-pair accept TOKEN on the other"
+PAIR = "Pair the two, once: zbus-pair invite on one of them, zbus-pair accept on the other"
 FINAL = (NotZBus, KeyChanged, NotPaired, ValuesOnly)  # what a look can find: no use to try again
 
 

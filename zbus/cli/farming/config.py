@@ -42,7 +42,11 @@ def read_config(path: Path) -> Config:
     try:
         told = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"cannot be read: {error}", peer=str(path)) from error
+        raise InputError(
+            f"cannot be read: {error}",
+            peer=str(path),
+            remedy="It is YAML: docs/guide.md shows one",
+        ) from error
     try:
         return _checked(told, path.parent)
     except InputError as error:

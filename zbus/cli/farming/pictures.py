@@ -26,11 +26,16 @@ def pixels(value: Any) -> list[Any]:
         JobError: They are none.
     """
     if describe(value) != "image":
-        raise JobError("what came is no image")
+        raise JobError(
+            "what came is no image", remedy="Wire an image to the last Save Image of the workflow"
+        )
     batches = value[LIST] if isinstance(value, dict) else [value]
     made = [_eight_bit(image) for batch in batches for image in batch]
     if not made or not all(image.size for image in made):
-        raise JobError("no image came, or an empty one")
+        raise JobError(
+            "no image came, or an empty one",
+            remedy="Run the workflow once in the page, and see what its Save Image shows",
+        )
     return made
 
 
@@ -57,7 +62,9 @@ class Folder:
             path.mkdir(parents=True, exist_ok=True)
             self._before = set(os.listdir(path))
         except OSError as error:
-            raise InputError(f"cannot be used: {error}", peer=str(path)) from error
+            raise InputError(
+                f"cannot be used: {error}", peer=str(path), remedy="Give another --output"
+            ) from error
 
     def missing(self, jobs: Iterable[int]) -> list[int]:
         """The jobs whose pictures were not there when the program began."""

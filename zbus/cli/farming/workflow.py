@@ -59,12 +59,18 @@ class Recipe:
         self._prompt, self._swaps = prompt, swaps
         found = [node for node in prompt if _shows_picture(prompt[node])]
         if not found:
-            raise InputError("has no Save Image or Preview Image with a picture wired to it")
+            raise InputError(
+                "has no Save Image or Preview Image with a picture wired to it",
+                remedy="Add one, and save the workflow again",
+            )
         self.output = found[-1]
         values = [value for node in prompt.values() for value in node["inputs"].values()]
         for swap in swaps:
             if not any(map(swap.fits, values)):
-                raise InputError(f"no input in it is exactly {swap.source!r}, the src to replace")
+                raise InputError(
+                    f"no input in it is exactly {swap.source!r}, the src to replace",
+                    remedy="Write the very value that the saved workflow has, a text in quotes",
+                )
 
     def prompt(self, number: int) -> Prompt:
         """That job's prompt, as a ComfyUI would run it for its own user."""
@@ -95,7 +101,11 @@ def read_recipe(path: Path, swaps: Sequence[Swap]) -> Recipe:
     except InputError as error:
         raise error.at(peer=str(path)) from error
     except _UNREADABLE as error:
-        raise InputError(f"cannot be read: {error}", peer=str(path)) from error
+        raise InputError(
+            f"cannot be read: {error}",
+            peer=str(path),
+            remedy='Give a picture that ComfyUI saved, or a file of its "Export (API)"',
+        ) from error
 
 
 def _read(path: Path) -> Prompt:

@@ -108,4 +108,7 @@ def _free_port(avoided: Collection[int]) -> int:
     for port in range(FIRST_PORT, LAST_PORT + 1):
         if port not in avoided and is_free(port):
             return port
-    raise InputError(f"no port from {FIRST_PORT} up is free on this computer")
+    raise InputError(
+        f"no port from {FIRST_PORT} up is free on this computer",
+        remedy="End what holds them: each zbus-link that runs holds one for each ComfyUI",
+    )

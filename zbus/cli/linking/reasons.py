@@ -95,7 +95,11 @@ def reason(lines: Sequence[str], host: str, port: int) -> ConnectError:
         if sign in said:
             what, remedy = what.format(**words), remedy.format(**words)
             return kind(what, peer=where, stage=stage, remedy=remedy)
-    return Unreachable(last or "ssh has ended without a word", peer=where)
+    return Unreachable(
+        last or "ssh has ended without a word",
+        peer=where,
+        remedy=f"Try it by hand: {words['by_hand']}",
+    )
 
 
 def forbidden(lines: Sequence[str], host: str, port: int) -> ConnectError | None:

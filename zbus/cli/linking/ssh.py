@@ -235,7 +235,11 @@ class Ssh:
                 raise self._reason(process.lines())
             if not asks and time.monotonic() > deadline:
                 process.end()
-                raise Unreachable(f"no answer in {PATIENCE:.0f} s", peer=str(self))
+                raise Unreachable(
+                    f"no answer in {PATIENCE:.0f} s",
+                    peer=str(self),
+                    remedy="Look whether the machine runs, and whether ssh reaches it by hand",
+                )
 
     def _reason(self, lines: Sequence[str]) -> ConnectError:
         return reasons.reason(lines, self._host, self._port)

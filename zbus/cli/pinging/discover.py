@@ -21,7 +21,7 @@ from ...trust import Principal, Trust
 
 SECONDS = 3.0  # in which whoever is there has answered
 TO_PAIR = (
-    "To pair: zbus-pair invite --lan on one machine, zbus-pair accept TOKEN on the other. "
+    "To pair: zbus-pair invite --lan on one machine, zbus-pair accept on the other. "
     "Compare the fingerprints that both show"
 )
 CLOSED = "This machine does not announce itself. To open it to the LAN: zbus-pair lan on"

@@ -23,7 +23,7 @@ NOT_RUNNING = (
 MOVE = "Say where it is: zbus-pair move NAME HOST:PORT"
 PAIRED_ONLY = (
     "Give its name (zbus-ping alone lists those known here) or its page's URL. If the two are not "
-    "paired yet: zbus-pair invite on one of them, zbus-pair accept TOKEN on the other. For a plain "
+    "paired yet: zbus-pair invite on one of them, zbus-pair accept on the other. For a plain "
     "exchange give the Server node's addr (8282)"
 )
 T = TypeVar("T")

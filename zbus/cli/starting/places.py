@@ -72,7 +72,10 @@ def python(given: str) -> str:
         return sys.executable
     found = shutil.which(Path(given).expanduser())
     if found is None:
-        raise InputError(f"--python names {given}, which is no program that can be run")
+        raise InputError(
+            f"--python names {given}, which is no program that can be run",
+            remedy="Give the path of the Python that runs your ComfyUI",
+        )
     # Not resolved: a virtual environment's python is a link, and means it by its own place.
     return os.path.abspath(found)
 
