@@ -52,9 +52,6 @@ def make_importable() -> None:
         sys.modules["torchaudio._extension"] = without
 
 
-_make_torchvision_importable = make_importable  # what scripts beside this one still call it
-
-
 def _is_for_another_torch(package: str) -> bool:
     """Whether it is there but cannot load its operators; nothing of it stays imported then."""
     try:

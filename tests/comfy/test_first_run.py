@@ -12,14 +12,13 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import threading
 import time
 
 import pytest
 import workflows
 from children import ROOT
-from comfyui import HERE
+from comfyui import HERE, host_python
 from paired import home_of
 
 REPOSITORY = "https://github.com/comfyui-bus/comfyui-bus"
@@ -31,7 +30,7 @@ MAIN = """
 import runpy, sys
 sys.path.insert(0, {here!r})
 import runner
-runner._make_torchvision_importable()
+runner.make_importable()
 sys.path[0] = {folder!r}
 sys.argv[:1] = [{folder!r} + "/main.py", "--base-directory", {base!r}, "--disable-api-nodes"]
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -52,7 +51,7 @@ def place(tmp_path, comfyui_dir, pair):
     programs = tmp_path / "bin"
     programs.mkdir()
     python = programs / "python"
-    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(host_python())} "$@"\n')
     python.chmod(0o755)
     environ = {name: value for name, value in os.environ.items() if name != "COMFYUI_DIR"}
     return tmp_path, {
