@@ -299,3 +299,39 @@ def test_it_is_told_that_memory_is_to_be_freed(
     (answering,) = server.app.on_response_prepare
     asyncio.run(answering(types.SimpleNamespace(method=method, path=path), None))
     assert called.called == is_told
+
+
+# --- what it tells of a prompt
+
+
+@pytest.fixture
+def told(host: Any) -> Any:
+    """A prompt as its nodes see it, through what `tell_prompt_as` is given."""
+
+    class DynamicPrompt:
+        def __init__(self, prompt: Any) -> None:
+            self.original_prompt = prompt
+
+        def get_original_prompt(self) -> Any:
+            return self.original_prompt
+
+    sys.modules[f"{PACKAGE}.host.node"].DynamicPrompt = DynamicPrompt
+
+    def told(change: Any, prompt: Any) -> Any:
+        host.tell_prompt_as(change)
+        return DynamicPrompt(prompt)
+
+    return told
+
+
+def test_what_one_node_writes_into_the_prompt_another_one_saves(told: Any) -> None:
+    dynamic = told(lambda prompt: {"1": {**prompt["1"], "shown": True}}, {"1": {"seed": -1}})
+    dynamic.get_original_prompt()["1"]["seed"] = 7
+    assert dynamic.get_original_prompt() == {"1": {"seed": 7, "shown": True}}
+    dynamic.original_prompt = {"1": {"seed": 8}}
+    assert dynamic.get_original_prompt()["1"]["seed"] == 8
+
+
+def test_a_prompt_that_cannot_be_told_otherwise_is_told_as_it_is(told: Any) -> None:
+    prompt = {"1": {"seed": -1}}
+    assert told(lambda prompt: prompt["2"], prompt).get_original_prompt() is prompt
