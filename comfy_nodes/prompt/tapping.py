@@ -93,7 +93,7 @@ def tapped(
     left: set[str] = set()  # as they are: something that runs here needs what comes after them
     while True:
         made = _tapped(prompt, outputs, left, parts, ends, classes)
-        reached = _stood_in_here(prompt, made.prompt, outputs, runs, ends)
+        reached = _stood_in_here(prompt, made.prompt, outputs, runs, ends) - left
         if not reached:
             return made
         left |= reached
@@ -328,7 +328,7 @@ def _with_taps(
     graph: Graph = copied(now)
     if output in there:
         _clone(graph, made, output, there)
-    twins = {inputs_of(node)["of"]: i for i, node in graph.items() if _is_clone(node)}
+    twins = {str(inputs_of(node)["of"]): i for i, node in graph.items() if _is_clone(node)}
     for tap in taps:
         wanted = _look_into(graph, tap.run)
         source, slot = graph[tap.consumer]["inputs"][tap.name]
