@@ -33,7 +33,7 @@ from .graph import (
     sources,
     title,
 )
-from .loops import Loop, freed
+from .loops import Loop, around, closed_here, freed
 from .output_types import Outputs, declared
 
 TAPPED = 2  # the output of a ZBusRunTapped with what it brings along
@@ -90,10 +90,12 @@ def tapped(
         return Tapped(prompt, ())
     ends = boundary_nodes(prompt, BOUNDARIES, attach)
     parts = parts_of(prompt, runs, attach, loops)
+    # Where all that a job needs from here is computed: loops too, and each turn of one.
+    here = ends | closed_here(loops, ends) | set().union(*(around(loops, run) for run in runs))
     left: set[str] = set()  # as they are: something that runs here needs what comes after them
     while True:
-        made = _tapped(prompt, outputs, left, parts, ends, classes)
-        reached = _stood_in_here(prompt, made.prompt, outputs, runs, ends) - left
+        made = _tapped(prompt, outputs, left, parts, ends, here, classes)
+        reached = _stood_in_here(prompt, made.prompt, outputs, runs, here) - left
         if not reached:
             return made
         left |= reached
@@ -105,6 +107,7 @@ def _tapped(
     left: Collection[str],
     parts: Mapping[str, set[str]],
     ends: Collection[str],
+    here: Collection[str],
     classes: Classes,
 ) -> Tapped:
     now: Prompt = prompt
@@ -133,7 +136,7 @@ def _tapped(
             continue
         if taps:
             made = _with_taps(now, prompt, output, taps, there)
-            if _is_sound(made, parts, ends):
+            if _is_sound(made, parts, here):
                 now = made
             else:
                 notes.append(
@@ -148,25 +151,25 @@ def _stood_in_here(
     now: Prompt,
     outputs: Collection[str],
     runs: Collection[str],
-    ends: Collection[str],
+    here: Collection[str],
 ) -> set[str]:
     """The output nodes that have got a stand-in which would be executed here: never to be."""
     found: set[str] = set()
     left = [i for i in outputs if i in now and class_type_of(now[i]) != node_ids.THERE]
     while left:
-        here = reach(now, left, lambda node, name: node not in runs or name != "value").keys()
-        new, left = here - found, []
+        needed = reach(now, left, lambda node, name: node not in runs or name != "value").keys()
+        new, left = needed - found, []
         found |= new
         for run in new & set(runs):  # what its part needs from here
-            left += [i for i in _before(now, run, ends) if i in ends and i not in found]
+            left += [i for i in _before(now, run, here) if i in here and i not in found]
     stood = [i for i in found if class_type_of(now[i]) == node_ids.THERE]
     made = [i for i in stood if i not in prompt or prompt[i].get("class_type") != node_ids.THERE]
     return {str(inputs_of(now[i]).get("of") or i) for i in made}
 
 
-def _before(prompt: Prompt, run: str, ends: Collection[str]) -> dict[str, None]:
+def _before(prompt: Prompt, run: str, here: Collection[str]) -> dict[str, None]:
     """Its part, and the nodes at which that ends."""
-    return reach(prompt, [run], lambda i, name: name == "value" if i == run else i not in ends)
+    return reach(prompt, [run], lambda i, name: name == "value" if i == run else i not in here)
 
 
 class _Needed(Exception):
@@ -300,11 +303,11 @@ def _is_plain(kind: str) -> bool:
     return bool(kind) and not any(p == "*" or p.startswith("COMFY_") for p in _each(kind))
 
 
-def _is_sound(prompt: Prompt, runs: Collection[str], ends: Collection[str]) -> bool:
+def _is_sound(prompt: Prompt, runs: Collection[str], here: Collection[str]) -> bool:
     """Whether no run waits for what it brings itself, or is to send what another brings."""
     return not any(
         run in ancestors(prompt, [source for _, (source, _) in sources(prompt, run)])
-        or any(class_type_of(prompt[i]) == node_ids.TAP for i in _before(prompt, run, ends))
+        or any(class_type_of(prompt[i]) == node_ids.TAP for i in _before(prompt, run, here))
         for run in runs
     )
 
