@@ -242,6 +242,24 @@ def test_who_may_ask_late(host: Any) -> None:
     assert classes.sees_graph("Loop") and not classes.sees_graph("Late")
 
 
+def test_what_goes_along_with_a_job_is_kept_until_that_is_given(host: Any) -> None:
+    """A queue node gives what its fetch node needs, whether or not it comes after that itself."""
+    late_readers = importlib.import_module(f"{PACKAGE}.prompt.late_readers")
+    sys.modules["nodes"].NODE_CLASS_MAPPINGS = {"Late": Late, "RemoteQueueSimple": Late}
+    prompt = {
+        "r": {"class_type": "ZBusReceive", "inputs": {}},
+        "q": {"class_type": "RemoteQueueSimple", "inputs": {}},
+        "b": {"class_type": "Late", "inputs": {"now": ["r", 0]}},
+        "f": {"class_type": "FetchRemote", "inputs": {"now": ["b", 0], "remote_info": ["q", 2]}},
+    }
+
+    def may_come(*finished: str) -> bool:
+        execution = late_readers.Execution(prompt, ("f",), {}, {"r", *finished})
+        return late_readers.may_come("r", execution, host.Classes())
+
+    assert may_come() and not may_come("q")
+
+
 def test_how_far_a_prompt_is(host: Any) -> None:
     sys.modules["nodes"].NODE_CLASS_MAPPINGS = {"Late": Late, "Loop": Loop}
     prompt = {"1": {"class_type": "Loop"}, "1.0": {"class_type": "Late"}}

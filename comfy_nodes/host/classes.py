@@ -11,6 +11,7 @@ from typing import Any
 import folder_paths
 import nodes
 
+from .. import node_ids
 from ..prompt import replacing
 from ..prompt.class_inputs import FOLDER_LOADERS, ClassInput, expanded, find, names_file
 from ..prompt.graph import Prompt
@@ -67,6 +68,8 @@ class Classes:
         return self.is_lazy(class_type, name) or bool(declared and declared.options.get("rawLink"))
 
     def sees_graph(self, class_type: str) -> bool:
+        if class_type in node_ids.QUEUES:  # by what its fetch nodes need, which is not before it
+            return True
         return self.expands(class_type) or "EXECUTION_LIST" in self._hidden(class_type)
 
     def kind(self, class_type: str, slot: int) -> str:
