@@ -253,6 +253,22 @@ def test_one_that_samples_by_itself_runs_there_alone_and_says_so():
     assert job(made.prompt).prompt["9"] == prompt["9"]
 
 
+def test_one_that_samples_runs_there_alone_though_what_is_made_of_it_is_shown():
+    """The node between takes what cannot travel, so it runs there as well."""
+    prompt = picture(
+        **{
+            "9": node("SamplerShown", model=["1", 0]),
+            "10": node("VAEEncode", pixels=["9", 0], vae=["1", 2]),
+            "11": node("PreviewAny", source=["10", 0]),
+        }
+    )
+    prompt["7"]["inputs"]["value"] = ["9", 0]
+    made = admit(prompt)
+    assert run_here(made.prompt) == {"7", "8", "11"}
+    assert seen(made.prompt, made.prompt["11"]["inputs"]["source"]) == ["10", 0]
+    assert {"9", "10"} <= job(made.prompt).prompt.keys() and not stood_in_here(made.prompt)
+
+
 def test_one_that_samples_and_is_looked_at():
     prompt = picture(
         **{"9": node("SamplerShown", model=["1", 0]), "10": node("SaveImage", images=["9", 0])}

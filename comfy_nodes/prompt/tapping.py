@@ -24,7 +24,6 @@ from .graph import (
     Prompt,
     ancestors,
     class_type_of,
-    consumers,
     copied,
     fresh_id,
     inputs_of,
@@ -116,23 +115,22 @@ def _tapped(
     # Those in the parts last: what comes after them is no longer needed here by then.
     for output in sorted((i for i in prompt if i in outputs), key=lambda i: i in there):
         name = title(output, prompt[output])
-        if output in left:
-            notes.append(
-                f'{name} is inside the part of "Run on Peers", and something that runs here needs '
-                "what comes after it, so that part runs here as well"
-            )
-            continue
         branch = _Branch(prompt, output, parts, ends, classes)
         try:
             taps = branch.taps()
         except _Needed as needed:
             note = needed.args[0] if needed.args else ""
-            alone = _there_alone(now, output, there) if branch.is_inside else None
-            if alone is not None:
-                now = alone
+            if branch.is_inside and output not in left:
+                now = _there_alone(now, output)
                 note = f"{name} runs on the other ComfyUI alone: what it shows or saves is there"
             if note:
                 notes.append(note)
+            continue
+        if output in left:
+            notes.append(
+                f'{name} is inside the part of "Run on Peers", and something that runs here needs '
+                "what comes after it, so that part runs here as well"
+            )
             continue
         if taps:
             made = _with_taps(now, prompt, output, taps, there)
@@ -312,15 +310,8 @@ def _is_sound(prompt: Prompt, runs: Collection[str], here: Collection[str]) -> b
     )
 
 
-def _there_alone(
-    prompt: Prompt,
-    output: str,
-    there: Collection[str],
-) -> Graph | None:
-    """The prompt with a stand-in for an output node of the part, if nothing here needs it."""
-    taken = consumers(prompt)[output]
-    if any(to not in there and not _is_between(prompt[to]) for to, _ in taken):
-        return None
+def _there_alone(prompt: Prompt, output: str) -> Graph:
+    """The prompt with a stand-in for an output node of the part."""
     return {i: stood_in(node) if i == output else copied(node) for i, node in prompt.items()}
 
 
