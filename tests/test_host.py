@@ -242,6 +242,22 @@ def test_who_may_ask_late(host: Any) -> None:
     assert classes.sees_graph("Loop") and not classes.sees_graph("Late")
 
 
+def test_what_a_class_declares_is_never_an_exception(host: Any) -> None:
+    odd = [None, [], {"hidden": None}, {"hidden": ["PROMPT"]}, {"hidden": {"x": (), "y": None}}]
+
+    class Odd:
+        RETURN_TYPES = ("COMFY_MATCHTYPE_V3",)
+        INPUT_TYPES = mock.Mock(side_effect=odd)
+        GET_SCHEMA = mock.Mock(side_effect=KeyError)
+
+    sys.modules["nodes"].NODE_CLASS_MAPPINGS = {"Odd": Odd}
+    for _ in odd:
+        classes = host.Classes()
+        assert not classes.expands("Odd") and not classes.sees_graph("Odd")
+        assert not classes.asks_late("Odd", "x") and not classes.loop_boundary("Odd")
+        assert classes.matched("Odd", 0) == () and classes.inputs("Odd", {"x": 1}) == {}
+
+
 def test_what_goes_along_with_a_job_is_kept_until_that_is_given(host: Any) -> None:
     """A queue node gives what its fetch node needs, whether or not it comes after that itself."""
     late_readers = importlib.import_module(f"{PACKAGE}.prompt.late_readers")
