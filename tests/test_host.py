@@ -242,6 +242,40 @@ def test_who_may_ask_late(host: Any) -> None:
     assert classes.sees_graph("Loop") and not classes.sees_graph("Late")
 
 
+def test_what_a_class_declares_is_never_an_exception(host: Any) -> None:
+    odd = [None, [], {"hidden": None}, {"hidden": ["PROMPT"]}, {"hidden": {"x": (), "y": None}}]
+
+    class Odd:
+        RETURN_TYPES = ("COMFY_MATCHTYPE_V3",)
+        INPUT_TYPES = mock.Mock(side_effect=odd)
+        GET_SCHEMA = mock.Mock(side_effect=KeyError)
+
+    sys.modules["nodes"].NODE_CLASS_MAPPINGS = {"Odd": Odd}
+    for _ in odd:
+        classes = host.Classes()
+        assert not classes.expands("Odd") and not classes.sees_graph("Odd")
+        assert not classes.asks_late("Odd", "x") and not classes.loop_boundary("Odd")
+        assert classes.matched("Odd", 0) == () and classes.inputs("Odd", {"x": 1}) == {}
+
+
+def test_what_goes_along_with_a_job_is_kept_until_that_is_given(host: Any) -> None:
+    """A queue node gives what its fetch node needs, whether or not it comes after that itself."""
+    late_readers = importlib.import_module(f"{PACKAGE}.prompt.late_readers")
+    sys.modules["nodes"].NODE_CLASS_MAPPINGS = {"Late": Late, "RemoteQueueSimple": Late}
+    prompt = {
+        "r": {"class_type": "ZBusReceive", "inputs": {}},
+        "q": {"class_type": "RemoteQueueSimple", "inputs": {}},
+        "b": {"class_type": "Late", "inputs": {"now": ["r", 0]}},
+        "f": {"class_type": "FetchRemote", "inputs": {"now": ["b", 0], "remote_info": ["q", 2]}},
+    }
+
+    def may_come(*finished: str) -> bool:
+        execution = late_readers.Execution(prompt, ("f",), {}, {"r", *finished})
+        return late_readers.may_come("r", execution, host.Classes())
+
+    assert may_come() and not may_come("q")
+
+
 def test_how_far_a_prompt_is(host: Any) -> None:
     sys.modules["nodes"].NODE_CLASS_MAPPINGS = {"Late": Late, "Loop": Loop}
     prompt = {"1": {"class_type": "Loop"}, "1.0": {"class_type": "Late"}}
@@ -299,3 +333,39 @@ def test_it_is_told_that_memory_is_to_be_freed(
     (answering,) = server.app.on_response_prepare
     asyncio.run(answering(types.SimpleNamespace(method=method, path=path), None))
     assert called.called == is_told
+
+
+# --- what it tells of a prompt
+
+
+@pytest.fixture
+def told(host: Any) -> Any:
+    """A prompt as its nodes see it, through what `tell_prompt_as` is given."""
+
+    class DynamicPrompt:
+        def __init__(self, prompt: Any) -> None:
+            self.original_prompt = prompt
+
+        def get_original_prompt(self) -> Any:
+            return self.original_prompt
+
+    sys.modules[f"{PACKAGE}.host.node"].DynamicPrompt = DynamicPrompt
+
+    def told(change: Any, prompt: Any) -> Any:
+        host.tell_prompt_as(change)
+        return DynamicPrompt(prompt)
+
+    return told
+
+
+def test_what_one_node_writes_into_the_prompt_another_one_saves(told: Any) -> None:
+    dynamic = told(lambda prompt: {"1": {**prompt["1"], "shown": True}}, {"1": {"seed": -1}})
+    dynamic.get_original_prompt()["1"]["seed"] = 7
+    assert dynamic.get_original_prompt() == {"1": {"seed": 7, "shown": True}}
+    dynamic.original_prompt = {"1": {"seed": 8}}
+    assert dynamic.get_original_prompt()["1"]["seed"] == 8
+
+
+def test_a_prompt_that_cannot_be_told_otherwise_is_told_as_it_is(told: Any) -> None:
+    prompt = {"1": {"seed": -1}}
+    assert told(lambda prompt: prompt["2"], prompt).get_original_prompt() is prompt

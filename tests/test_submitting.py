@@ -439,6 +439,30 @@ def test_what_waits_is_taken_back_when_another_is_idle(run):
     run(story)
 
 
+def test_an_end_in_the_midst_of_a_move_leaves_no_job_behind(run, monkeypatch):
+    async def story(site):
+        site.add("b", waits, queue(1, 0))
+        site.add("c", waits, queue(2, 0))
+        jobs = site.jobs([await any_free(site)])
+        await jobs.begin()
+        in_a_thread = site.submitting.in_a_thread
+
+        async def slow(work):
+            found = await in_a_thread(work)
+            if site.peer.to("c"):  # it has just been given
+                await asyncio.sleep(60)
+            return found
+
+        monkeypatch.setattr(site.submitting, "in_a_thread", slow)
+        site.peer.facts["c"] = queue()
+        await until(lambda: site.peer.to("c"))
+        await asyncio.sleep(0.05)
+        jobs.cancel()
+        await until(lambda: all(job.done() for job in site.peer.jobs))
+
+    run(story)
+
+
 @pytest.mark.parametrize("why", ["it runs", "it is named", "the other one refuses"])
 def test_what_is_not_taken_back(run, why):
     async def story(site):

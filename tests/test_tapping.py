@@ -253,6 +253,22 @@ def test_one_that_samples_by_itself_runs_there_alone_and_says_so():
     assert job(made.prompt).prompt["9"] == prompt["9"]
 
 
+def test_one_that_samples_runs_there_alone_though_what_is_made_of_it_is_shown():
+    """The node between takes what cannot travel, so it runs there as well."""
+    prompt = picture(
+        **{
+            "9": node("SamplerShown", model=["1", 0]),
+            "10": node("VAEEncode", pixels=["9", 0], vae=["1", 2]),
+            "11": node("PreviewAny", source=["10", 0]),
+        }
+    )
+    prompt["7"]["inputs"]["value"] = ["9", 0]
+    made = admit(prompt)
+    assert run_here(made.prompt) == {"7", "8", "11"}
+    assert seen(made.prompt, made.prompt["11"]["inputs"]["source"]) == ["10", 0]
+    assert {"9", "10"} <= job(made.prompt).prompt.keys() and not stood_in_here(made.prompt)
+
+
 def test_one_that_samples_and_is_looked_at():
     prompt = picture(
         **{"9": node("SamplerShown", model=["1", 0]), "10": node("SaveImage", images=["9", 0])}
@@ -350,6 +366,60 @@ def test_a_name_behind_a_primitive_is_known():
     assert admit(prompt).prompt is prompt
 
 
+def stood_in_here(prompt):
+    """Those that would be executed here and never are to be."""
+    return {
+        i for i in run_here_or_bad(prompt) if prompt[i]["class_type"] in ("ZBusThere", "ZBusWanted")
+    }
+
+
+@pytest.mark.parametrize("class_type", ["Shown", "SamplerShown"])
+def test_one_in_the_middle_after_which_something_runs_here_runs_here_too(class_type):
+    """Two that hand on; of the second something is needed here that cannot travel."""
+    prompt = passing(
+        **{
+            "9": node(class_type, images=["6", 0], model=["1", 0]),
+            "10": node("Switch", value=["9", 0]),
+            "11": node("PreviewAny", source=["10", 0]),
+        }
+    )
+    prompt["7"]["inputs"]["value"] = ["10", 0]
+    made = admit(prompt)
+    assert not stood_in_here(made.prompt)
+    assert {"9", "10", "11"} <= run_here(made.prompt)
+    assert any("runs here as well" in note for note in made.notes)
+
+
+def test_one_in_the_middle_of_two_parts_one_of_which_runs_here_too():
+    prompt = picture(
+        **{
+            "9": node("Shown", images=["6", 0]),
+            "10": node("ZBusRun", value=["9", 0], peer="desk", here="also run here"),
+            "11": node("SaveImage", images=["10", 0]),
+        }
+    )
+    prompt["7"]["inputs"]["value"] = ["9", 0]
+    made = admit(prompt)
+    assert not stood_in_here(made.prompt)
+    assert job(made.prompt, "10").prompt.keys() >= {"9", "6"}
+    assert any("Shown #9" in note and "runs here as well" in note for note in made.notes)
+
+
+def test_no_part_takes_along_what_another_one_brings():
+    prompt = {
+        "0": node("A"),
+        "1": node("CLIPTextEncode", text=["0", 0]),
+        "3": node("ZBusRun", value=["1", 1], peer="b", here="no"),
+        "4": node("Save", images=["0", 0]),
+        "5": node("A", clip=["4", 0]),
+        "7": node("Save", latent=["5", 1]),
+        "8": node("A", positive=["4", 0]),
+        "9": node("ZBusRun", value=["8", 1], peer="a", here="no"),
+    }
+    made = admit(prompt).prompt
+    assert "ZBusTap" not in {n["class_type"] for n in job(made, "9").prompt.values()}
+
+
 # --- back ---------------------------------------------------------------------------------------
 
 
@@ -441,6 +511,7 @@ def test_any_prompt(prompt, data):
         plain = cut(prompt, tuple(prompt[run]["inputs"]["value"]))
         assert len(part.prompt) >= len(plain.prompt)
         assert part.boundaries.items() >= plain.boundaries.items()
+    assert not stood_in_here(admit(prompt).prompt)
     here = run_here_or_bad(made)
     for i in here & made.keys() & prompt.keys():  # what runs here is what the user put there
         assert made[i]["class_type"].removesuffix("Tapped") == prompt[i]["class_type"]

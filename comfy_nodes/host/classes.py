@@ -11,6 +11,7 @@ from typing import Any
 import folder_paths
 import nodes
 
+from .. import node_ids
 from ..prompt import replacing
 from ..prompt.class_inputs import FOLDER_LOADERS, ClassInput, expanded, find, names_file
 from ..prompt.graph import Prompt
@@ -67,6 +68,8 @@ class Classes:
         return self.is_lazy(class_type, name) or bool(declared and declared.options.get("rawLink"))
 
     def sees_graph(self, class_type: str) -> bool:
+        if class_type in node_ids.QUEUES:  # by what its fetch nodes need, which is not before it
+            return True
         return self.expands(class_type) or "EXECUTION_LIST" in self._hidden(class_type)
 
     def kind(self, class_type: str, slot: int) -> str:
@@ -108,7 +111,7 @@ class Classes:
             template = schema.outputs[slot].template.template_id
             of_it = [(one.id, getattr(one, "template", None)) for one in schema.inputs]
             return [name for name, own in of_it if getattr(own, "template_id", None) == template]
-        except (AttributeError, IndexError, TypeError):  # another version of these classes
+        except FOREIGN:  # another version of these classes; or a node's own code
             return ()
 
     def names(self) -> Collection[str]:
@@ -151,15 +154,17 @@ class Classes:
             return None
 
     def _hidden(self, class_type: str) -> list[Any]:
-        hidden = self._inputs(class_type).get("hidden") or {}
-        return [kind[0] if isinstance(kind, tuple) else kind for kind in hidden.values()]
+        hidden = self._inputs(class_type).get("hidden")
+        kinds = hidden.values() if isinstance(hidden, Mapping) else ()
+        return [kind[0] if kind and isinstance(kind, tuple) else kind for kind in kinds]
 
     def _inputs(self, class_type: str) -> Mapping[str, Any]:
         if class_type not in self._seen:
             try:
-                self._seen[class_type] = node_class(class_type).INPUT_TYPES()  # type: ignore
+                found = node_class(class_type).INPUT_TYPES()  # type: ignore
             except FOREIGN:  # a node's own code
-                self._seen[class_type] = {}
+                found = None
+            self._seen[class_type] = found if isinstance(found, Mapping) else {}
         return self._seen[class_type]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from ..prompt import output_types
 from ..prompt.graph import inputs_of, link
 from ..prompt.late_readers import Execution
 from .classes import Classes
+
+logger = logging.getLogger(__name__)
 
 ProgressBar = comfy.utils.ProgressBar
 
@@ -125,13 +128,25 @@ def tell_prompt_as(change: Callable[[Any], Any]) -> None:
 
     The one place where a method of the host is wrapped: it has no hook for what it tells of a
     prompt, and `on_prompt` may change only what is executed.
+
+    What it makes is made once a prompt: nodes write into it (a seed that was drawn), for those that
+    save it later.
     """
     told = DynamicPrompt.get_original_prompt
     if hasattr(told, "zbus"):
         return
 
     def get_original_prompt(self: Any) -> Any:
-        return change(told(self))
+        prompt = told(self)
+        before, made = getattr(self, "zbus_told", (None, None))
+        if before is not prompt:
+            made = prompt
+            try:
+                made = change(prompt)
+            except Exception:  # of a prompt that may have nothing to do with us
+                logger.exception("a prompt is told as it is executed")
+            self.zbus_told = prompt, made
+        return made
 
     get_original_prompt.zbus = True  # type: ignore[attr-defined]
     DynamicPrompt.get_original_prompt = get_original_prompt

@@ -119,7 +119,7 @@ class There(io.ComfyNode):
     def execute(cls, class_type: str, inputs: str, **_: Any) -> Any:
         raise LocalProtocolError(
             f"{class_type} is to run on another peer, and was reached here",
-            remedy="Only Run on Peer may take what it gives",
+            remedy="Only Run on Peers may take what it gives",
         )
 
 

@@ -418,8 +418,11 @@ class SubmittedJobs:
                 placed.release()
                 return
             share.left.append(share.who)
-            await self._give_anew(share, placed)
-        waits.cancel()
+            try:
+                await self._give_anew(share, placed)
+            finally:  # also where the end of all comes in between
+                if share.job is not waits:
+                    waits.cancel()
 
 
 async def _news(news: asyncio.Event) -> None:

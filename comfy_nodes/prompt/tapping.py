@@ -24,7 +24,6 @@ from .graph import (
     Prompt,
     ancestors,
     class_type_of,
-    consumers,
     copied,
     fresh_id,
     inputs_of,
@@ -33,7 +32,7 @@ from .graph import (
     sources,
     title,
 )
-from .loops import Loop, freed
+from .loops import Loop, around, closed_here, freed
 from .output_types import Outputs, declared
 
 TAPPED = 2  # the output of a ZBusRunTapped with what it brings along
@@ -90,35 +89,85 @@ def tapped(
         return Tapped(prompt, ())
     ends = boundary_nodes(prompt, BOUNDARIES, attach)
     parts = parts_of(prompt, runs, attach, loops)
+    # Where all that a job needs from here is computed: loops too, and each turn of one.
+    here = ends | closed_here(loops, ends) | set().union(*(around(loops, run) for run in runs))
+    left: set[str] = set()  # as they are: something that runs here needs what comes after them
+    while True:
+        made = _tapped(prompt, outputs, left, parts, ends, here, classes)
+        reached = _stood_in_here(prompt, made.prompt, outputs, runs, here) - left
+        if not reached:
+            return made
+        left |= reached
+
+
+def _tapped(
+    prompt: Prompt,
+    outputs: Collection[str],
+    left: Collection[str],
+    parts: Mapping[str, set[str]],
+    ends: Collection[str],
+    here: Collection[str],
+    classes: Classes,
+) -> Tapped:
     now: Prompt = prompt
     notes = []
     there: set[str] = set().union(*parts.values())
     # Those in the parts last: what comes after them is no longer needed here by then.
     for output in sorted((i for i in prompt if i in outputs), key=lambda i: i in there):
+        name = title(output, prompt[output])
         branch = _Branch(prompt, output, parts, ends, classes)
         try:
             taps = branch.taps()
         except _Needed as needed:
             note = needed.args[0] if needed.args else ""
-            alone = _there_alone(now, output, there) if branch.is_inside else None
-            if alone is not None:
-                now = alone
-                name = title(output, prompt[output])
+            if branch.is_inside and output not in left:
+                now = _there_alone(now, output)
                 note = f"{name} runs on the other ComfyUI alone: what it shows or saves is there"
             if note:
                 notes.append(note)
             continue
+        if output in left:
+            notes.append(
+                f'{name} is inside the part of "Run on Peers", and something that runs here needs '
+                "what comes after it, so that part runs here as well"
+            )
+            continue
         if taps:
             made = _with_taps(now, prompt, output, taps, there)
-            if _is_sound(made, runs):
+            if _is_sound(made, parts, here):
                 now = made
             else:
-                name = title(output, prompt[output])
                 notes.append(
                     f'{name} is inside the part of "Run on Peers" and before it at once, so what '
                     "it needs of the part runs here as well"
                 )
     return Tapped(now, tuple(notes))
+
+
+def _stood_in_here(
+    prompt: Prompt,
+    now: Prompt,
+    outputs: Collection[str],
+    runs: Collection[str],
+    here: Collection[str],
+) -> set[str]:
+    """The output nodes that have got a stand-in which would be executed here: never to be."""
+    found: set[str] = set()
+    left = [i for i in outputs if i in now and class_type_of(now[i]) != node_ids.THERE]
+    while left:
+        needed = reach(now, left, lambda node, name: node not in runs or name != "value").keys()
+        new, left = needed - found, []
+        found |= new
+        for run in new & set(runs):  # what its part needs from here
+            left += [i for i in _before(now, run, here) if i in here and i not in found]
+    stood = [i for i in found if class_type_of(now[i]) == node_ids.THERE]
+    made = [i for i in stood if i not in prompt or prompt[i].get("class_type") != node_ids.THERE]
+    return {str(inputs_of(now[i]).get("of") or i) for i in made}
+
+
+def _before(prompt: Prompt, run: str, here: Collection[str]) -> dict[str, None]:
+    """Its part, and the nodes at which that ends."""
+    return reach(prompt, [run], lambda i, name: name == "value" if i == run else i not in here)
 
 
 class _Needed(Exception):
@@ -252,23 +301,17 @@ def _is_plain(kind: str) -> bool:
     return bool(kind) and not any(p == "*" or p.startswith("COMFY_") for p in _each(kind))
 
 
-def _is_sound(prompt: Prompt, runs: Collection[str]) -> bool:
-    """Whether no run waits for what it brings itself."""
+def _is_sound(prompt: Prompt, runs: Collection[str], here: Collection[str]) -> bool:
+    """Whether no run waits for what it brings itself, or is to send what another brings."""
     return not any(
         run in ancestors(prompt, [source for _, (source, _) in sources(prompt, run)])
+        or any(class_type_of(prompt[i]) == node_ids.TAP for i in _before(prompt, run, here))
         for run in runs
     )
 
 
-def _there_alone(
-    prompt: Prompt,
-    output: str,
-    there: Collection[str],
-) -> Graph | None:
-    """The prompt with a stand-in for an output node of the part, if nothing here needs it."""
-    taken = consumers(prompt)[output]
-    if any(to not in there and not _is_between(prompt[to]) for to, _ in taken):
-        return None
+def _there_alone(prompt: Prompt, output: str) -> Graph:
+    """The prompt with a stand-in for an output node of the part."""
     return {i: stood_in(node) if i == output else copied(node) for i, node in prompt.items()}
 
 
@@ -279,7 +322,7 @@ def _with_taps(
     graph: Graph = copied(now)
     if output in there:
         _clone(graph, made, output, there)
-    twins = {inputs_of(node)["of"]: i for i, node in graph.items() if _is_clone(node)}
+    twins = {str(inputs_of(node)["of"]): i for i, node in graph.items() if _is_clone(node)}
     for tap in taps:
         wanted = _look_into(graph, tap.run)
         source, slot = graph[tap.consumer]["inputs"][tap.name]
