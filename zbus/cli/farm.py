@@ -221,7 +221,9 @@ class Farm:
         except (ConnectError, NotPermitted) as error:  # it has not begun
             self._leave(name, f"is not used: {error}", task)
             return
-        except (LinkError, RunsNoPrompts) as error:
+        except RunsNoPrompts as error:
+            self._leave(name, f"is gone, and job {number} goes back into the queue: {error}", task)
+        except LinkError as error:
             self._lost(name, task, error)
         except ZBusError as error:
             self._failed(name, task, error)
