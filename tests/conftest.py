@@ -260,6 +260,15 @@ def fresh_pair(_breakable: Callable[[str], _Shared]) -> Iterator[Pair]:
     shared.tidy()
 
 
+@pytest.fixture
+def new_pair(comfyui_dir: Path, tmp_path: Path) -> Iterator[Pair]:
+    """Two ComfyUIs that have not met: a job goes the way that the test gives it, and not over a
+    session that stands already."""
+    shared = _Shared(comfyui_dir, tmp_path / "zbus-home")
+    yield Pair(*shared.get("new-a", "new-b"))
+    shared.end()
+
+
 def _connect_events(comfyuis: Iterable[ComfyUI]) -> None:
     for comfyui in comfyuis:
         assert comfyui.events is not None

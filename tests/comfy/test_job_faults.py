@@ -126,8 +126,8 @@ def test_cancel_while_it_is_queued(pair, measured):
 
 
 @pytest.mark.usefixtures("by_socket")
-def test_cancel_while_its_result_comes(fresh_pair, measured):
-    a, b = fresh_pair
+def test_cancel_while_its_result_comes(new_pair, measured):
+    a, b = new_pair
     with Proxy(listener(b)) as proxy, rerouted(b, proxy.address) as name:
         since = a.events.mark()
         proxy.rate = 20e6
@@ -138,8 +138,8 @@ def test_cancel_while_its_result_comes(fresh_pair, measured):
         ended(a, prompt_id, started, "while its result comes", measured, b)
 
 
-def test_cancel_while_its_values_go(fresh_pair, measured):
-    a, b = fresh_pair
+def test_cancel_while_its_values_go(new_pair, measured):
+    a, b = new_pair
     with Proxy(listener(b)) as proxy, rerouted(b, proxy.address) as name:
         since = a.events.mark()
         proxy.rate = 20e6
@@ -229,8 +229,8 @@ def test_a_peer_that_runs_no_prompts_any_more(fresh_pair):
 
 
 @pytest.mark.usefixtures("by_socket")
-def test_the_remote_is_killed_in_mid_result(fresh_pair):
-    a, b = fresh_pair
+def test_the_remote_is_killed_in_mid_result(new_pair):
+    a, b = new_pair
     with Proxy(listener(b)) as proxy, rerouted(b, proxy.address) as name:
         since = a.events.mark()
         proxy.rate = 20e6
@@ -260,9 +260,9 @@ def test_the_client_is_killed(fresh_pair):
 
 @pytest.mark.usefixtures("by_socket")
 @pytest.mark.parametrize("when", ["in mid-job", "in mid-result"])
-def test_a_link_cut_for_five_seconds(fresh_pair, when):
+def test_a_link_cut_for_five_seconds(new_pair, when):
     """The job survives, and its result arrives, exact."""
-    a, b = fresh_pair
+    a, b = new_pair
     made = big(8) if when == "in mid-result" else make(8)
     prompt = on("", made, slow(3.0 if when == "in mid-job" else 0.1))
     with Proxy(listener(b)) as proxy, rerouted(b, proxy.address) as name:

@@ -57,7 +57,7 @@ def test_one_that_takes_no_jobs(pair: Pair, make_comfyui):
     assert "ZBUS_JOBS=0" in error["exception_message"]
     entry = good(pair.a, spans_of("all"))
     assert off.port not in ports(entry) and pair.b.port in ports(entry)
-    assert off.peer not in texts(entry, "report")[0]
+    assert f"{off.peer}: left out of 'all'" in texts(entry, "report")[0]
     here, there = own(off.peer), own(pair.a.peer)
     made = here.add(node("TestMake", kind="latent", seed=3))
     here.step("ZBusSend", value=[made, 0], quality="exact")
