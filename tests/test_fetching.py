@@ -266,6 +266,13 @@ def test_a_proxy_that_cannot_be_asked_is_not_passed_by(monkeypatch):
     assert fetching.webproxy.by_environment("http", "a.invalid") == "http://proxy.invalid:3128"
 
 
+@pytest.mark.parametrize("written", ["2001:db8::1", "[2001:db8::1]", "*"])
+def test_an_address_of_ipv6_is_spared_however_it_is_written(monkeypatch, written):
+    monkeypatch.setenv("http_proxy", "http://proxy.invalid:3128")
+    monkeypatch.setenv("no_proxy", written)
+    assert fetching.webproxy.by_environment("http", "2001:db8::1") is None
+
+
 @pytest.mark.parametrize(
     "written",
     [

@@ -23,7 +23,9 @@ def by_environment(scheme: str, host: str) -> str | None:
     Raises:
         Unreachable: It is a proxy of a kind that cannot be asked, or no address of one.
     """
-    if is_loopback_host(host) or urllib.request.proxy_bypass(host):
+    # Of IPv6 people write either into no_proxy: curl knows both.
+    names = (host, f"[{host}]") if ":" in host else (host,)
+    if is_loopback_host(host) or any(map(urllib.request.proxy_bypass, names)):
         return None
     named = urllib.request.getproxies().get(scheme, "").strip()
     if not named:
