@@ -131,6 +131,10 @@ def prepare(with_comfyui: bool = True) -> Env:
         venv = _environment(root)
         if not with_comfyui:
             return Env(_python_of(venv), None, "scripts/test --fast leaves ComfyUI out")
+        for number in ("", "_2"):
+            name, folder = f"COMFYUI_PYTHON{number}", f"COMFYUI_DIR{number}"
+            if os.environ.get(name) and not os.environ.get(folder):
+                say(f"{name} is not used: it runs the ComfyUI of {folder}, which is not set")
         second = _named_comfyui(root, venv, "_2") if os.environ.get("COMFYUI_DIR_2") else None
         if os.environ.get("COMFYUI_DIR"):
             return Env(_python_of(venv), _named_comfyui(root, venv), second=second)
@@ -288,12 +292,13 @@ def _site_packages(venv: Path) -> Path:
 
 
 def _comfyui_needs(folder: Path) -> tuple[str, ...]:
-    """The checkout's own list."""
+    """The checkout's own list, without what is an option of pip's."""
     try:
         lines = (folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
     except OSError:
         return (*COMFYUI_NEEDS, *NEEDS_NO_DEPS)
-    return tuple(n for n in (line.partition("#")[0].strip() for line in lines) if n)
+    wanted = (line.partition("#")[0].strip() for line in lines)
+    return tuple(need for need in wanted if need and not need.startswith("-"))
 
 
 def _project(requirement: str) -> str:

@@ -25,7 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 from zbus import Peer, discovery
 from zbus.__main__ import main
 from zbus.cli import farm
-from zbus.cli.farming.board import MAX_IN_A_ROW, Board, Task
+from zbus.cli.farming.board import MAX_IN_A_ROW, MAX_LOST, Board, Task
 from zbus.cli.farming.config import read_config
 from zbus.cli.farming.pictures import Folder, pixels
 from zbus.cli.farming.workflow import Recipe, Swap, read_recipe
@@ -416,6 +416,24 @@ def test_one_that_is_away_may_still_do_what_failed_elsewhere() -> None:
         board.leave("b", one)
         board.give_up()
         assert board.failed == [1] and board.is_over and await waiting is None
+
+    asyncio.run(go())
+
+
+def test_a_job_that_ends_each_worker_does_not_go_on_for_ever() -> None:
+    """Where zbus-up starts each again."""
+
+    async def go() -> None:
+        board, given = Board([1, 2], ["a", "b"]), 0
+        while not board.is_over:
+            worker = "ab"[given % 2]
+            task, given = await take(board, worker), given + 1
+            if task.number == 1:
+                assert board.lose(worker, task) == (task.lost < MAX_LOST)
+                board.join(worker)
+            else:
+                board.finish(worker, task)
+        assert (board.failed, list(board.done), given) == ([1], [2], MAX_LOST + 1)
 
     asyncio.run(go())
 

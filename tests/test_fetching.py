@@ -266,6 +266,27 @@ def test_a_proxy_that_cannot_be_asked_is_not_passed_by(monkeypatch):
     assert fetching.webproxy.by_environment("http", "a.invalid") == "http://proxy.invalid:3128"
 
 
+@pytest.mark.parametrize("written", ["2001:db8::1", "[2001:db8::1]", "*"])
+def test_an_address_of_ipv6_is_spared_however_it_is_written(monkeypatch, written):
+    monkeypatch.setenv("http_proxy", "http://proxy.invalid:3128")
+    monkeypatch.setenv("no_proxy", written)
+    assert fetching.webproxy.by_environment("http", "2001:db8::1") is None
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("http://me:secret@[proxy", "http://me:secret@proxy.invalid:312800", "http://"),
+        *(f"http://me:secret@{'a' * 64}.invalid:3128", "me:secret//x://@proxy.invalid", "//p:1"),
+    ],
+)
+def test_what_is_no_proxys_address_is_told_as_such_and_without_the_login(monkeypatch, written):
+    monkeypatch.setenv("http_proxy", written)
+    with pytest.raises(Unreachable, match=r"no address of one.*http://HOST:PORT") as caught:
+        fetching.webproxy.by_environment("http", "pictures.invalid")
+    assert "secret" not in str(caught.value)
+
+
 # --- who may send us where
 
 

@@ -314,6 +314,28 @@ def test_the_memory_that_comfyui_means_to_leave(
     assert host.memory_reserve() == pytest.approx(reserve * GIB)
 
 
+def test_a_type_is_looked_up_once_however_often_it_comes(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look goes through thousands of modules, and one spec may name 65536 values."""
+    made = types.ModuleType("comfy_extras.nodes_hunyuan3d")
+    made.MESH = type("MESH", (), {"__init__": lambda self, vertices=None: None})
+    table = sys.modules[f"{PACKAGE}.host.containers"].HostTypes()
+    looks = mock.Mock(side_effect=table._class)
+    table._class = looks
+    for _ in range(2):  # one that is not there yet may come
+        with pytest.raises(ValueError, match="does not have"):
+            table.check("SPLAT", [])
+    monkeypatch.setitem(sys.modules, made.__name__, made)
+    before = looks.call_count
+    for _ in range(50):
+        table.check("MESH", ["vertices"])
+        assert isinstance(table.made("MESH", {"vertices": 1}), made.MESH)
+    assert looks.call_count == before + 1
+    with pytest.raises(ValueError, match="with faces, which"):
+        table.check("MESH", ["faces"])
+
+
 @pytest.mark.parametrize(
     ("method", "path", "is_told"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -66,3 +67,20 @@ def test_all_can_be_taken_back(tmp_path: Path) -> None:
     with opening.lent(tmp_path):
         opening.take_back(tmp_path)
         assert not opening.is_lent(tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no shared locks of this kind")
+def test_two_who_look_do_not_take_each_other_for_an_invitation(tmp_path: Path) -> None:
+    """Each peer looks every second, at what a killed process has left as well."""
+    (tmp_path / "lan-0.lease").touch(mode=0o600)
+    seen: list[bool] = []
+
+    def look() -> None:
+        seen.extend(opening.is_lent(tmp_path) for _ in range(1000))
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 2000 and not any(seen)

@@ -50,7 +50,7 @@ from zbus.pairing.invitation import LIFETIME, MAX_MESSAGE, Acceptance, Hello, In
 from zbus.pairing.inviting import Inviting
 from zbus.pairing.offers import Offer
 from zbus.pairing.reach import Reach
-from zbus.pairing.tokens import PREFIX, Token
+from zbus.pairing.tokens import MAX_TOKEN, PREFIX, Token, has_more
 from zbus.peer import Peer
 from zbus.trust import EXCHANGE, JOBS, Principal, Trust
 
@@ -110,6 +110,12 @@ def test_every_change_of_one_character_is_seen() -> None:
                     Token.read(changed)
     with pytest.raises(BadToken, match="mistyped"):
         Token.read(TEXT[:60] + ("a" if TEXT[60] != "a" else "b") + TEXT[61:])
+
+
+def test_no_more_is_asked_for_than_a_token_can_have() -> None:
+    begun = f"{PREFIX}ab777"
+    assert has_more(begun) and has_more(begun + "a" * 1000)
+    assert not has_more(begun + "a" * MAX_TOKEN), "what is piped in may never end"
 
 
 def test_a_part_of_a_token_is_incomplete() -> None:
@@ -1053,6 +1059,12 @@ def test_lan_off_takes_back_what_is_lent(desk: Trust) -> None:
         Trust(desk.folder).set_lan("off")
         assert Trust(desk.folder).lan == ""
         raise KeyboardInterrupt
+
+
+def test_lan_off_holds_after_the_pairing_as_well(desk: Trust) -> None:
+    with Offer(at="pod.example.org:40123").opened(desk):
+        Trust(desk.folder).set_lan("off")
+    assert Trust(desk.folder).lan == ""
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a terminal")

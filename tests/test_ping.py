@@ -974,6 +974,7 @@ KEY = to_text(bytes(range(32)))
         (says(b"", 308, Location="http://127.0.0.1:1/zbus/peer"), "Give http://127.0.0.1:1 in its"),
         (says(b"", 401), "wants a login (401)"),
         (says(b"", 403), "wants a login (403)"),
+        (says(b"", 407), "Write it into HTTP_PROXY"),
         (says(b"", 429), "has had too many requests and takes none for a while (429)"),
         (says(b"", 502), "fails there (502)"),
         (says(b" " * 70_000), "more than 64 KiB"),

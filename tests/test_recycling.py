@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from unittest import mock
 
 import pytest
 import torch
@@ -146,6 +147,13 @@ def test_the_sweep_sees_that_memory_is_short(recycler: Recycler, machine: Machin
     assert recycler.sweep(1.0) == 1.0 + LOOK_EVERY
     machine.free = RESERVE - 1
     assert recycler.sweep(2.0) is None and kept(recycler) == 0
+
+
+def test_memory_that_could_not_be_had_is_not_waited_for(recycler: Recycler) -> None:
+    none = mock.Mock(empty=mock.Mock(side_effect=RuntimeError("not enough memory")))
+    with pytest.raises(RuntimeError):
+        recycler.take(none, SIZE)
+    assert recycler.sweep(0.0) is None
 
 
 def test_it_lets_go_when_it_is_asked(recycler: Recycler, monkeypatch) -> None:

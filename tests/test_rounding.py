@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from zbus.errors import CodecRefused
+from zbus.errors import CodecRefused, NotTransferable
 from zbus.values.kinds import LIST, VIDEO
 from zbus.values.payload import Container, Unpacker, check_choice, clipped, flatten, pack
 
@@ -114,3 +114,15 @@ def test_what_will_be_clipped_is_known_before_it_is_packed(name: str) -> None:
     with pytest.raises(CodecRefused, match="2 NaN"):
         clipped(flatten(torch.tensor([[[0.0, float("nan"), float("nan")]]])))
     assert clipped(flatten(torch.zeros(0, 4, 4, 3))) == ()
+
+
+def test_a_list_that_holds_itself_is_refused_and_looked_at_once() -> None:
+    holds_itself: list[Any] = [IMAGE]
+    holds_itself.append(holds_itself)
+    with pytest.raises(NotTransferable, match="or holds itself"):
+        flatten(holds_itself)
+    doubled: list[Any] = []
+    for _ in range(31):  # two thousand million items, if each is counted
+        doubled = [doubled, doubled]
+    with pytest.raises(NotTransferable, match="more than 65536 items"):
+        flatten(doubled)

@@ -57,6 +57,24 @@ def test_requirements_are_read_as_comfyui_writes_them() -> None:
     assert [needs.project(r) for r in names] == ["sqlalchemy", "pydantic", "a", "c", "d"]
 
 
+def test_an_option_of_pip_among_them_is_no_package(checkout: Path) -> None:
+    lines = "--extra-index-url https://index.invalid/whl\n-r more.txt\neinops  # and why\n"
+    (checkout / "requirements.txt").write_text(lines)
+    assert _setup._comfyui_needs(checkout) == ("einops",)
+
+
+def test_a_python_without_its_checkout_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COMFYUI_DIR", raising=False)
+    monkeypatch.setenv("ZBUS_CACHE", str(tmp_path))
+    monkeypatch.setenv("COMFYUI_PYTHON", sys.executable)
+    monkeypatch.setattr(_setup, "_environment", lambda root: root)
+    monkeypatch.setattr(_setup, "_own_comfyui", lambda root, _: _setup.Host(root, root))
+    _setup.prepare()
+    assert "COMFYUI_PYTHON is not used" in capsys.readouterr().out
+
+
 def test_a_package_that_cannot_be_imported_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

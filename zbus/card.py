@@ -49,6 +49,10 @@ AROUND = (
     "A browser's login does not count here: give an address that leads to ComfyUI itself, as an "
     "SSH tunnel to its port does"
 )
+PROXY_LOGIN = (
+    "Write it into HTTP_PROXY or HTTPS_PROXY, http://USER:PASSWORD@PROXY:PORT; or put this host "
+    "into NO_PROXY"
+)
 LATER = "Try again in a minute"
 T = TypeVar("T")
 
@@ -146,8 +150,10 @@ class Page:
     def _refused(self, status: int, leads_to: str) -> ZBusError:
         if 300 <= status < 400:
             return self._redirected(status, leads_to)
-        if status in (401, 403, 407):
+        if status in (401, 403):
             what, remedy = f"wants a login ({status})", LOGIN
+        elif status == 407:
+            what, remedy = "the proxy that the environment names wants a login (407)", PROXY_LOGIN
         elif status == 429:
             what, remedy = f"has had too many requests and takes none for a while ({status})", LATER
         elif status >= 500:

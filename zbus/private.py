@@ -227,7 +227,9 @@ def locked(file: Path) -> Iterator[None]:
 
 
 def is_locked(file: Path) -> bool:
-    """Whether somebody, this process among them, holds the lock of that file.
+    """Whether somebody, this process among them, holds the lock of that file. Who only looks is
+    not taken for a holder by another who looks at that moment; but on Windows, which has no such
+    locks.
 
     Raises:
         TrustError: That cannot be told, or it is another user's.
@@ -235,12 +237,12 @@ def is_locked(file: Path) -> bool:
     """
     descriptor = _open(file, os.O_RDWR)
     try:
-        return not _lock(file, descriptor)
+        return not _lock(file, descriptor, shared=True)
     finally:
         os.close(descriptor)
 
 
-def _lock(file: Path, descriptor: int) -> bool:
+def _lock(file: Path, descriptor: int, shared: bool = False) -> bool:
     """Try to get the lock."""
     try:
         if sys.platform == "win32":
@@ -250,7 +252,8 @@ def _lock(file: Path, descriptor: int) -> bool:
         else:
             import fcntl
 
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     except OSError as error:

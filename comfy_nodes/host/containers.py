@@ -153,6 +153,10 @@ for _kind, _type in TYPES.items():
 class HostTypes:
     """See `zbus.values.containers.Host`."""
 
+    def __init__(self) -> None:
+        # One spec may name a type 65536 times, and thousands of modules lie before its own.
+        self._found: dict[str, tuple[Any, Collection[str]]] = {}
+
     def taken(self, value: object) -> Container | None:
         for kind in _NAMED.get(type(value).__name__, ()):
             if any(_is_module(type(value).__module__, name) for name in TYPES[kind].modules):
@@ -160,16 +164,25 @@ class HostTypes:
         return None
 
     def check(self, kind: str, fields: Collection[str]) -> None:
-        cls = self._class(kind)
+        cls, names = self._known(kind)
         if cls is None:
             raise ValueError(f"a {kind}, which this ComfyUI does not have")
-        names = TYPES[kind].names
-        lacking = sorted(set(fields) - (_parameters(cls).keys() if names is None else names))
+        lacking = sorted(set(fields).difference(names))
         if lacking:
             raise ValueError(f"a {kind} with {', '.join(lacking)}, which this ComfyUI's has not")
 
     def made(self, kind: str, fields: dict[str, Any]) -> Any:
-        return TYPES[kind].make(self._class(kind), fields)
+        return TYPES[kind].make(self._known(kind)[0], fields)
+
+    def _known(self, kind: str) -> tuple[Any, Collection[str]]:
+        """This ComfyUI's class, and the fields that it has; (None, ()) where it has none."""
+        if kind not in self._found:
+            cls = self._class(kind)
+            if cls is None:  # a module that is loaded later may have it
+                return None, ()
+            names = TYPES[kind].names
+            self._found[kind] = cls, frozenset(_parameters(cls)) if names is None else names
+        return self._found[kind]
 
     def _class(self, kind: str) -> Any:
         """This ComfyUI's; None where it has none."""

@@ -17,8 +17,8 @@ the inputs that are exactly `src` become `dst`, with the job's number in it::
 Pictures are saved as FOLDER/JOB.png, of several images as FOLDER/JOB.0.png, FOLDER/JOB.1.png...:
 those of the workflow's last Save Image or Preview Image, of which nothing is written on the
 workers. A job that fails is tried once on another worker; a worker on which 3 in a row fail is
-not used any more. One that is not there, or is lost, joins as soon as it is there. Exit status: 0
-only if all is done, 1 if not, 2 if nothing could begin.
+not used any more. One that is not there, or is lost, joins as soon as it is there; a job over which
+3 were lost has failed. Exit status: 0 only if all is done, 1 if not, 2 if nothing could begin.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from ..resolver import looking_around
 from ..trust import Trust
 from ..values.tensors import torch_module
 from .farming.beside import beside
-from .farming.board import MAX_IN_A_ROW, Board, Task
+from .farming.board import MAX_IN_A_ROW, MAX_LOST, Board, Task
 from .farming.config import Config, read_config
 from .farming.pictures import Folder, pixels
 from .farming.workflow import Recipe, read_recipe
@@ -221,8 +221,10 @@ class Farm:
         except (ConnectError, NotPermitted) as error:  # it has not begun
             self._leave(name, f"is not used: {error}", task)
             return
-        except (LinkError, RunsNoPrompts) as error:
+        except RunsNoPrompts as error:
             self._leave(name, f"is gone, and job {number} goes back into the queue: {error}", task)
+        except LinkError as error:
+            self._lost(name, task, error)
         except ZBusError as error:
             self._failed(name, task, error)
         else:
@@ -240,6 +242,13 @@ class Farm:
     def _leave(self, name: str, why: str, task: Task | None = None) -> None:
         complain(f"{name} {why}")
         self.board.leave(name, task)
+
+    def _lost(self, name: str, task: Task, error: ZBusError) -> None:
+        if self.board.lose(name, task):
+            then = "goes back into the queue"
+        else:
+            then = f"has failed: workers were lost over it {MAX_LOST} times"
+        complain(f"{name} is gone, and job {task.number} {then}: {error}")
 
     def _failed(self, name: str, task: Task, error: ZBusError) -> None:
         again = "; it is tried on another worker" if self.board.fail(name, task) else ""

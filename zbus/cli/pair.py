@@ -149,7 +149,8 @@ def _say(*lines: str) -> None:
 def _invite(given: argparse.Namespace) -> None:
     trust = Trust()
     trust.keys  # noqa: B018  # or why there are none, before anything is opened
-    offer, was_open = Offer(given.lan, given.at, given.port), bool(trust.lan)
+    offer = Offer(given.lan, given.at, given.port)
+    was_open = bool(trust.lan) and not trust.is_lan_lent
     try:
         # The end of a session, or a terminal that is closed, is no reason to leave the LAN open.
         with signals(interrupt_once), offer.opened(trust) as where:
@@ -162,7 +163,7 @@ def _invite(given: argparse.Namespace) -> None:
             _say("", "Cancelled: the token counts no longer.")
         raise
     _say_paired(trust, paired, INVITER_GRANTS | paired.permissions, ACCEPTER_GRANTS)
-    if offer.is_public and not was_open:
+    if offer.is_public and trust.lan and not was_open:
         _say("", "This computer's ComfyUIs now listen in the network, for paired peers alone;")
         _say("zbus-pair lan off  closes that.")
     if not inviting.confirmed:

@@ -158,7 +158,8 @@ def _named(name: str, both: list[str], theirs: Collection[str]) -> str:
     if name in both or name == "raw":  # every peer can do raw
         return name
     whose = "this side" if name in theirs else "the peer"
-    install = " Or install the Python package lz4 there." if name == "lz4" else ""
+    where = "here" if name in theirs else "there"
+    install = f" Or install the Python package lz4 {where}." if name == "lz4" else ""
     raise CodecRefused(
         f"{whose} cannot do the codec {name}",
         remedy=f"Choose exact, 8-bit, or what both can do: {', '.join(both) or 'raw'}.{install}",

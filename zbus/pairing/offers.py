@@ -59,7 +59,9 @@ class Offer:
             with trust.lan_lent():
                 nudge(trust)
                 yield self._reach(trust)
-                trust.set_lan(EVERY_HOST)  # before the loan ends: it stays open
+                trust.reload()
+                if trust.is_lan_lent:  # who has closed the LAN meanwhile has meant it
+                    trust.set_lan(EVERY_HOST)  # before the loan ends: it stays open
         except BaseException:
             nudge(trust)
             raise

@@ -77,7 +77,8 @@ def has_more(written: str) -> bool:
     try:
         Token.read(written)
     except BadToken as error:
-        return error.what == INCOMPLETE or not written.strip()
+        is_short = len(written) < MAX_TOKEN  # more of it is not looked at
+        return (error.what == INCOMPLETE and is_short) or not written.strip()
     return False
 
 

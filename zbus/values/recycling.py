@@ -57,7 +57,11 @@ class Recycler:
         """A uint8 tensor of so many bytes, whatever they are. `module` is torch."""
         memory = self._find(nbytes)
         if memory is None:
-            memory = module.empty(nbytes, dtype=module.uint8)
+            try:
+                memory = module.empty(nbytes, dtype=module.uint8)
+            except BaseException:
+                self._lent -= 1
+                raise
         view = memory.numpy()[:nbytes]  # lives as long as any tensor on it
         weakref.finalize(view, self._give_back, memory).atexit = False
         made: torch.Tensor = module.from_numpy(view)

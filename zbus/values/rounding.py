@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .kinds import LIST, VIDEO, VIDEO_PICTURES, describe, is_marked
+from .spec import MAX_DEPTH, MAX_ITEMS
 from .tensors import is_tensor
 
 _AN = "AEIOU"
@@ -52,19 +53,32 @@ def in_list(value: Sequence[Any], place: str, role: str) -> str:
         return role
     if describe(value) == "conditioning":
         return CONDITIONING
-    other = next((index for index, item in enumerate(value) if not _is_shown(item)), None)
+    look = _Look()
+    other = next((index for index, item in enumerate(value) if not look.is_shown(item)), None)
     return "" if other is None else f"in a list with {place}[{other}], which is no picture"
 
 
-def _is_shown(value: object) -> bool:
-    """Whether it is a picture, a video, or a list of these."""
-    if is_tensor(value):
-        return looks_like_picture(value)
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_shown, value))
-    if not isinstance(value, dict):  # another mapping may be costly to look at
-        return False
-    return _is_shown(value[LIST]) if is_marked(value, LIST) else is_marked(value, VIDEO)
+class _Look:
+    """One look at the items of a list. It ends where the value is one that cannot travel: a list
+    may hold itself, or hold one list twice, which holds another twice, and so on."""
+
+    def __init__(self) -> None:
+        self._items = 0
+
+    def is_shown(self, value: object, depth: int = 0) -> bool:
+        """Whether it is a picture, a video, or a list of these."""
+        self._items += 1
+        if depth > MAX_DEPTH or self._items > MAX_ITEMS:
+            return False
+        if is_tensor(value):
+            return looks_like_picture(value)
+        if isinstance(value, (list, tuple)):
+            return all(self.is_shown(item, depth + 1) for item in value)
+        if not isinstance(value, dict):  # another mapping may be costly to look at
+            return False
+        if is_marked(value, LIST):
+            return self.is_shown(value[LIST], depth + 1)
+        return is_marked(value, VIDEO)
 
 
 def may_shrink(tensor: object, role: str) -> bool:

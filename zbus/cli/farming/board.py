@@ -9,15 +9,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 MAX_TRIES = 2  # workers that a job may fail on
+MAX_LOST = 3  # times that a worker may be lost over one job, which may be what ends it
 MAX_IN_A_ROW = 3  # jobs that may fail on one worker, one after the other
 
 
 @dataclass(eq=False)
 class Task:
-    """One job of the farm, and the workers on which it has failed."""
+    """One job of the farm, the workers on which it has failed, and how often one was lost that
+    did it."""
 
     number: int
     failed_on: set[str] = field(default_factory=set)
+    lost: int = 0
 
 
 class Board:
@@ -105,6 +108,18 @@ class Board:
         """That worker cannot be reached; the job that it had goes back."""
         self.away.add(worker)
         self._stop(worker, task)
+
+    def lose(self, worker: str, task: Task) -> bool:
+        """That worker was lost while it did the job. Whether that is tried again: one that ends
+        each ComfyUI (for want of memory) would do so for ever, where those are started again."""
+        task.lost += 1
+        if task.lost < MAX_LOST:
+            self.leave(worker, task)
+            return True
+        self.running.remove(task)
+        self.failed.append(task.number)
+        self.leave(worker)
+        return False
 
     def join(self, worker: str) -> None:
         """It can be reached again."""
