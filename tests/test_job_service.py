@@ -487,12 +487,11 @@ def test_progress_previews_and_results_as_they_come(two: Two) -> None:
     until(lambda: seen[-1][1] == ["first"])  # callbacks are told in a thread of their own
     taken.done()
     assert result(job) == {"first": [1]}
-    count = len(seen), len(previews)
     taken.progress("7", "", 9, 20)
     taken.preview("7", "image/png", b"late")
     clean(two.here, two.there)
     assert two.here.enquire(two.remote).result(5)["jobs"]
-    assert (len(seen), len(previews)) == count
+    assert not [at for at, _ in seen if at.value == 9] and len(previews) == 1
 
 
 def test_previews_are_limited(two: Two) -> None:
@@ -509,7 +508,8 @@ def test_previews_are_limited(two: Two) -> None:
     took = time.monotonic() - began
     taken.done()
     result(job)
-    assert 1 <= len(previews) <= took / 0.1 + 2
+    until(lambda: previews)  # told in a thread of their own, which may come later
+    assert len(previews) <= took / 0.1 + 2
     other = two.here.submit(
         two.remote, request(), on_preview=lambda *told: previews.append(b"too large")
     )
@@ -530,7 +530,8 @@ def test_callbacks_that_fail_do_no_harm(two: Two, caplog: pytest.LogCaptureFixtu
     taken.preview("1", "image/png", b"x")
     taken.result("a", 1)
     taken.done()
-    assert result(job) == {"a": 1} and "a callback has raised" in caplog.text
+    assert result(job) == {"a": 1}
+    until(lambda: "a callback has raised" in caplog.text)
 
 
 def test_a_host_that_says_nonsense_harms_nobody_else(two: Two) -> None:
@@ -1094,13 +1095,14 @@ def test_300_jobs_in_a_row_do_not_grow(two: Two) -> None:
         values = {"n": i, "a": torch.full((i * 200,), i)}
         assert result(two.here.submit(two.remote, request(values=values)))["n"] == i
 
-    for i in range(20):
+    for i in range(280, 300):  # the large ones: pyzmq begins a thread with the first of them
         once(i)
     fds, threads = held()
     for i in range(300):
         once(i)
     clean(two.here, two.there)
-    assert held()[0] <= fds and held()[1] <= threads
+    # A look at the free memory has a file open for a moment.
+    until(lambda: held()[0] <= fds and held()[1] <= threads, 5, lambda: (held(), fds, threads))
     for peer in (two.here, two.there):
         engine = peer._engine
         open_now = peer.counters()

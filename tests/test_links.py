@@ -320,8 +320,8 @@ def test_nothing_leaks() -> None:
     for _ in range(50):
         once()
     assert time.monotonic() - began < 45
-    until(lambda: held()[1] <= threads, 5, "no more threads")
-    assert held()[0] <= fds
+    # A look at the free memory has a file open for a moment.
+    until(lambda: held()[0] <= fds and held()[1] <= threads, 5, lambda: (held(), fds, threads))
 
 
 def test_channels_of_one_peer_do_not_leak(here: Peer, there: Peer) -> None:
@@ -475,9 +475,11 @@ def test_progress(here: Peer, there: Peer) -> None:
             note = noted(receive, " of 12.0 MiB, ", "B/s, ", " s left")
             assert torch.equal(receive.result(), value), note
             send.result()
+            for calls in seen.values():  # told in a thread of its own, which may come later
+                until(lambda c=calls: c and c[-1] == (12 * MIB, 12 * MIB), 5, str(calls))
     for calls in seen.values():
         assert len(calls) >= 3 and calls == sorted(calls)
-        assert calls[-1] == (12 * MIB, 12 * MIB) and all(0 <= c[0] <= c[1] for c in calls)
+        assert all(0 <= c[0] <= c[1] for c in calls)
 
 
 def test_a_value_beyond_the_memory(there: Peer) -> None:

@@ -24,7 +24,8 @@ def signals(handler: Any) -> Iterator[None]:
         yield
     finally:
         for number, former in before.items():
-            signal.signal(number, former)
+            if signal.getsignal(number) is handler:  # not where the end has begun, see below
+                signal.signal(number, former)
 
 
 def interrupt(*_: object) -> NoReturn:
@@ -33,7 +34,7 @@ def interrupt(*_: object) -> NoReturn:
 
 
 def interrupt_once(*_: object) -> NoReturn:
-    """As Ctrl-C; what comes after it must not keep anything from being closed."""
+    """As Ctrl-C; what comes after it must not keep anything from being closed, or said."""
     for name in ENDINGS:
         if number := getattr(signal, name, None):
             signal.signal(number, signal.SIG_IGN)
