@@ -80,8 +80,8 @@ _worker_seen = False
 
 
 def runs_prompts() -> bool:
-    """Whether the thread lives in which ComfyUI executes prompts. An exception that is none of a
-    node's ends it (SystemExit in a node, a fault of the host), and the page answers on.
+    """Whether the thread lives in which ComfyUI executes prompts. The page answers on where
+    it has ended.
 
     Where no such thread was ever seen it cannot be told, and counts as yes.
     """
