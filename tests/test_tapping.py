@@ -3,12 +3,14 @@ becomes of a whole prompt that comes in: `comfy_nodes.prompt.admitting`."""
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prompts import CLASSES, admitting, cutting, dags, graph, node, tapping, text
+from prompts import CLASSES, admitting, cutting, dags, elsewhere, graph, node, text, wiring
 
-cut, as_made = cutting.cut, tapping.as_made
+cut, as_made = cutting.cut, wiring.as_made
 TYPES = {
     "CheckpointLoaderSimple": (("MODEL", "CLIP", "VAE"), {}),
     "CLIPTextEncode": (("CONDITIONING",), {"clip": "CLIP", "text": "STRING"}),
@@ -103,7 +105,7 @@ def seen(prompt, value):
         return None
     tap = prompt[value[0]]["inputs"]
     run, slot = tap["tapped"]
-    assert slot == tapping.TAPPED and prompt[run]["class_type"] == "ZBusRunTapped"
+    assert slot == wiring.TAPPED and prompt[run]["class_type"] == "ZBusRunTapped"
     return prompt[prompt[run]["inputs"]["value"][0]]["inputs"][tap["name"]]
 
 
@@ -502,7 +504,7 @@ def test_any_prompt(prompt, data):
     made = admit(prompt, bad=bad).prompt
     assert text(prompt) == before
     assert admit(prompt, bad=bad).prompt == made or "NaN" in text(made)
-    for run in cutting.elsewhere_runs(prompt):
+    for run in elsewhere.elsewhere_runs(prompt):
         part = job(made, run)
         assert not {"ZBusTap", "ZBusWanted", "ZBusThere"} & {
             n["class_type"] for n in part.prompt.values()
@@ -531,3 +533,57 @@ def run_here_or_bad(prompt):
             ),
         )
     )
+
+
+# --- how long it takes --------------------------------------------------------------------------
+
+
+def steps(work):
+    """How many functions of ours it calls."""
+    called = 0
+
+    def count(frame, event, _):
+        nonlocal called
+        called += event == "call" and "comfy_nodes" in frame.f_code.co_filename
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return called
+
+
+def long(count, each):
+    """A part in which so many pictures follow one another, each shown in some way."""
+    prompt = {"0": node("LoadImage", image="x.png"), "c": node("CheckpointLoaderSimple")}
+    for k in range(count):
+        prompt[f"k{k}"] = node("ImageScale", image=[f"k{k - 1}" if k else "a", 0])
+    prompt["a"] = node("A")
+    for k in range(0, count, 7):
+        prompt |= each(k)
+    prompt["r"] = node("ZBusRun", value=[f"k{count - 1}", 0], peer="cloud", here="no")
+    return prompt | {"s": node("SaveImage", images=["r", 0])}
+
+
+def beside(k):
+    return {f"p{k}": node("PreviewImage", images=[f"k{k}", 0])}
+
+
+def decoded(k):
+    encoded = node("VAEEncode", pixels=[f"k{k}", 0], vae=["c", 2])
+    shown = node("VAEDecode", samples=[f"e{k}", 0], vae=["c", 2])
+    return {f"e{k}": encoded, f"d{k}": shown, f"p{k}": node("PreviewImage", images=[f"d{k}", 0])}
+
+
+def handed_on(k):
+    shown = node("Shown", images=[f"k{k}", 0])
+    return {f"p{k}": shown, f"k{k + 1}": node("ImageScale", image=[f"p{k}", 0])}
+
+
+@pytest.mark.parametrize("each", [beside, decoded, handed_on])
+def test_twice_as_many_take_twice_as_long(each):
+    shorter, longer = (long(7 * count - 3, each) for count in (20, 40))
+    assert len(admit(longer).prompt) > len(longer) + 40
+    taken = [steps(lambda p=prompt: admit(p)) for prompt in (shorter, longer)]
+    assert taken[1] < 2.3 * taken[0]

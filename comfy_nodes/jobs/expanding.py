@@ -17,7 +17,8 @@ from zbus.errors import LocalProtocolError
 
 from .. import host, node_ids
 from ..host.lists import unwrap, wrap
-from ..prompt.cutting import THIS, result_names
+from ..prompt.cutting import result_names
+from ..prompt.elsewhere import THIS
 from ..prompt.graph import Link, title
 from ..prompt.single import only
 from .batching import join, widening

@@ -20,8 +20,10 @@ from ..exchange.runs import RUNS
 from ..exchange.send_receive import CATEGORY, QUALITY
 from ..exchange.waiting import WHO, interruptible
 from ..page import peers
-from ..prompt.cutting import ALSO, NO, ONLY, Part, cut, elsewhere, loaders
+from ..prompt.cutting import Part, cut
+from ..prompt.elsewhere import ALSO, NO, ONLY, elsewhere
 from ..prompt.graph import Link, link, title
+from ..prompt.own_files import loaders
 from ..prompt.single import only
 from .expanding import INTERNAL, expand
 from .submitting import ON_FAILURE, JobPlan, SubmittedJobs

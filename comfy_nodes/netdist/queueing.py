@@ -25,9 +25,9 @@ from ..jobs.batching import join, widening
 from ..jobs.expanding import expand
 from ..jobs.submitting import JobPlan, SubmittedJobs
 from ..page import peers
-from ..prompt.cutting import loaders
 from ..prompt.dispatching import Dispatch, clean_url, dispatch, first_result
 from ..prompt.graph import Graph, title, whole
+from ..prompt.own_files import loaders
 
 CATEGORY, ADVANCED = "remote", "remote/advanced"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF

@@ -13,7 +13,7 @@ from .. import host
 from ..prompt import preflight
 from ..prompt.admitting import admit
 from ..prompt.graph import class_type_of, inputs_of
-from ..prompt.tapping import as_made
+from ..prompt.wiring import as_made
 from . import names
 from .own_listener import OWN_LISTENER
 from .pairing import Pairing

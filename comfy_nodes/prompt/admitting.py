@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, Protocol
 
 from .. import node_ids
 from . import tapping
-from .cutting import loaders, stand_in
+from .elsewhere import stand_in
 from .graph import Prompt, class_type_of, consumers, title
 from .loops import LoopClasses, held_back, loops_of
+from .own_files import loaders
 
 
 class Classes(tapping.Classes, LoopClasses, Protocol):
