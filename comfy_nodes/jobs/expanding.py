@@ -163,7 +163,7 @@ def _report(jobs: SubmittedJobs, at_home: float | None) -> str:
         lines += [f"failed: {text}" for text in share.failures]
         if share not in jobs.lost:
             lines.append(f"{share.who}: done in {share.seconds:.2f} s{_notes(share)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *jobs.plan.notes])
 
 
 def _notes(share: Share) -> str:

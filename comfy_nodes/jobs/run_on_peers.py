@@ -20,11 +20,13 @@ from ..exchange.runs import RUNS
 from ..exchange.send_receive import CATEGORY, QUALITY
 from ..exchange.waiting import WHO, interruptible
 from ..page import peers
+from ..prompt import passing
 from ..prompt.cutting import Part, cut
 from ..prompt.elsewhere import ALSO, NO, ONLY, elsewhere
 from ..prompt.graph import Link, link, title
 from ..prompt.own_files import loaders
 from ..prompt.single import only
+from ..prompt.wiring import taps_shown_by
 from .expanding import INTERNAL, expand
 from .submitting import ON_FAILURE, JobPlan, SubmittedJobs
 
@@ -116,8 +118,9 @@ class RunOnPeers(io.ComfyNode):
         before = run.once.find(node.key)
         if before is not None:  # ComfyUI computes this node again, for a reader that comes late
             return _expanded(before.value, node.node_id, local)
+        classes = host.Classes()
         if share != ONLY and (others or not is_named):
-            piece = cut(graph, wired, attach=loaders(graph, host.Classes().is_file_input))
+            piece = cut(graph, wired, attach=loaders(graph, classes.is_file_input))
             chosen = await _chosen(",".join(others))
         else:  # as if this node were not there
             piece, chosen = Part({}, (), {}, False), peers.Chosen([])
@@ -130,6 +133,8 @@ class RunOnPeers(io.ComfyNode):
             quality=how,
             group=node.node_id,
             left_out=chosen.left_out,
+            notes=[*passing.told(graph, piece.prompt, classes.is_output)],
+            shown_by=_shown_by(taps_shown_by(graph, node.node_id, classes.is_output)),
         )
         jobs = SubmittedJobs(plan, run, node.node_id)
         await jobs.begin()
@@ -142,6 +147,11 @@ def _expanded(jobs: SubmittedJobs, node_id: str, local: Link | None) -> Any:
     assert made.collected is not None
     collect = made.collected[0]
     return io.NodeOutput([collect, 0], [collect, 1], expand=made.nodes)
+
+
+def _shown_by(nodes: dict[str, list[str]]) -> dict[str, list[str]]:
+    """As the page knows them."""
+    return {name: [host.shown_as(node) for node in ids] for name, ids in nodes.items()}
 
 
 def _found_by(schema: Any, *words: str) -> Any:

@@ -65,6 +65,8 @@ class JobPlan:
         first: The position of the first of them: 1 where this machine takes part itself.
         group: See `Request`.
         left_out: Whom "all" does without, in words.
+        notes: What else its user should know, in words.
+        shown_by: For each result that other nodes show, those nodes, as the page knows them.
     """
 
     piece: Piece
@@ -75,6 +77,8 @@ class JobPlan:
     quality: str = "exact"
     group: str = ""
     left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    shown_by: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -163,7 +167,7 @@ class SubmittedJobs:
 
     def __init__(self, plan: JobPlan, run: Run, node_id: str) -> None:
         self.plan, self.prompt_id = plan, run.id
-        self.shown_here = ShownHere(host.shown_as(node_id), run.id, run.client)
+        self.shown_here = ShownHere(host.shown_as(node_id), run.id, run.client, plan.shown_by)
         self.piece = plan.piece
         self._prompt = plan.piece.prompt
         self.shares: list[Share] = []

@@ -31,6 +31,7 @@ def open_routes() -> None:
         host.handle(*route)
     host.on_prompt(_admit)
     host.tell_prompt_as(as_made)
+    host.tell_history_as(as_made)
 
 
 def _admit(body: Any) -> Any:

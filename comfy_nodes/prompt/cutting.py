@@ -27,7 +27,8 @@ from .graph import (
     title,
 )
 from .loops import ITERATION, begun, closed_here
-from .stand_ins import original
+from .passing import led_past
+from .stand_ins import is_twin, original
 
 # They run on this side: they take part in what this run sends, receives and fetches (VALUE: in
 # the job that this run is). A turn of a loop is given here, and hangs on the one before.
@@ -75,6 +76,8 @@ def cut(prompt: Prompt, value: Link, *, attach: Collection[str] = ()) -> Part:
     wanted = {"value": value}
     if class_type_of(graph[value[0]]) == node_ids.WANTED:
         wanted = dict(sources(graph, value[0]))
+    twins = {i for i, node in prompt.items() if is_twin(node)}  # which show and save here
+    wanted = led_past(graph, twins, wanted)
     outputs = [add_result(graph, source, name) for name, source in wanted.items()]
     ends = boundary_nodes(graph, BOUNDARIES, attach)
     ends |= closed_here(begun(prompt), ends)

@@ -6,7 +6,7 @@ ZBusRun, as a ``ZBusRunTapped``, brings those values along. ``ZBusWanted``, befo
 holds the links to them.
 
 A node that hands on what it shows is needed there too: it runs in both places, and a stand-in
-takes its place in the part.
+takes its place in the part; one that gives the very value that it takes is left out of the part.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .cutting import BOUNDARIES, boundary_nodes
 from .elsewhere import elsewhere_runs, parts_of
 from .graph import Prompt, ancestors, class_type_of, descendants, inputs_of, reach, sources, title
 from .loops import Loop, around, closed_here
+from .passing import HANDED_ON
 from .wiring import Draft
 
 
@@ -101,7 +102,17 @@ def _tapped(
                 f'{name} is inside the part of "Run on Peers" and before it at once, so what '
                 "it needs of the part runs here as well"
             )
+        elif taps and branch.is_inside and _saves_there(class_type_of(prompt[output])):
+            notes.append(
+                f"{name} hands on what it saves, so it runs on the other ComfyUI as well, and "
+                "saves there, too"
+            )
     return Tapped(draft.prompt, tuple(notes))
+
+
+def _saves_there(class_type: str) -> bool:
+    """As far as its name tells. (The report of the run names all that might.)"""
+    return "save" in class_type.lower() and class_type not in HANDED_ON
 
 
 def _take(draft: Draft, output: str, taps: Iterable[Tapping], parts: Parts, waits: _Waits) -> bool:

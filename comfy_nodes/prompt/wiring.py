@@ -191,6 +191,23 @@ def _tap_of(node: Mapping[str, Any]) -> tuple[str, str]:
     return str(tapped[0]), str(inputs_of(node).get("name"))
 
 
+# --- what is put in, read -----------------------------------------------------------------------
+
+
+def taps_shown_by(
+    prompt: Prompt, run: str, is_output: Callable[[str], bool]
+) -> dict[str, list[str]]:
+    """For each value that a run brings along, the output nodes that take it as it is."""
+    taps = {i: _tap_of(node) for i, node in prompt.items() if _is_tap(node)}
+    found: dict[str, list[str]] = {}
+    for i, node in prompt.items() if taps else ():
+        for _, (source, _) in sources(prompt, i) if is_output(class_type_of(node)) else ():
+            of, name = taps.get(source, ("", ""))
+            if of == run:
+                found.setdefault(name, []).append(i)
+    return found
+
+
 # --- back ---------------------------------------------------------------------------------------
 
 
