@@ -8,7 +8,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prompts import CLASSES, admitting, cutting, dags, elsewhere, graph, node, text, wiring
+from prompts import CLASSES, admitting, cutting, dags, elsewhere, graph, node, passing, text, wiring
 
 cut, as_made = cutting.cut, wiring.as_made
 TYPES = {
@@ -35,11 +35,12 @@ TYPES = {
     "Save": ((), {}),
     "ModelSave": ((), {"model": "MODEL"}),
     "Shown": (("IMAGE",), {"images": "IMAGE"}),
+    "ShownAndSaved": (("IMAGE",), {"images": "IMAGE"}),
     "SamplerShown": (("IMAGE",), {"model": "MODEL"}),
     "ZBusSend": (("*", "INT"), {"value": "*"}),
 }
 OUTPUTS = {"PreviewImage", "SaveImage", "PreviewAny", "ModelSave", "Shown", "SamplerShown"}
-OUTPUTS |= {"Save", "ZBusSend"}
+OUTPUTS |= {"Save", "ZBusSend", "ShownAndSaved"}
 
 
 class Classes:
@@ -212,14 +213,14 @@ def test_what_one_that_sends_gives_away_is_what_the_peer_made():
 # --- nodes that hand on what they show ----------------------------------------------------------
 
 
-def passing(**more):
+def handing_on(**more):
     prompt = picture(**{"9": node("Shown", images=["6", 0]), **more})
     prompt["7"]["inputs"]["value"] = ["9", 0]
     return prompt
 
 
 def test_one_in_the_middle_runs_in_both_places():
-    prompt = passing()
+    prompt = handing_on()
     made = admit(prompt)
     assert made.notes == () and run_here(made.prompt) == {"7", "8", "9"}
     assert seen(made.prompt, made.prompt["9"]["inputs"]["images"]) == ["6", 0]
@@ -378,7 +379,7 @@ def stood_in_here(prompt):
 @pytest.mark.parametrize("class_type", ["Shown", "SamplerShown"])
 def test_one_in_the_middle_after_which_something_runs_here_runs_here_too(class_type):
     """Two that hand on; of the second something is needed here that cannot travel."""
-    prompt = passing(
+    prompt = handing_on(
         **{
             "9": node(class_type, images=["6", 0], model=["1", 0]),
             "10": node("Switch", value=["9", 0]),
@@ -533,6 +534,67 @@ def run_here_or_bad(prompt):
             ),
         )
     )
+
+
+# --- what hands on the very value that it takes -------------------------------------------------
+
+
+def test_a_save_that_hands_on_what_it_takes_is_left_out_of_the_part():
+    prompt = picture(
+        **{
+            "9": node("SaveImage", images=["6", 0], filename_prefix="x"),
+            "10": node("PreviewImage", images=["9", 0]),
+            "11": node("ImageScale", image=["10", 0]),
+        }
+    )
+    prompt["7"]["inputs"]["value"] = ["11", 0]
+    made = admit(prompt)
+    assert made.notes == () and run_here(made.prompt) == {"7", "8", "9", "10"}
+    part = job(made.prompt)
+    assert part.prompt["11"]["inputs"]["image"] == ["6", 0]
+    assert not {"SaveImage", "PreviewImage"} & {n["class_type"] for n in part.prompt.values()}
+    assert not list(passing.told(made.prompt, part.prompt, Classes().is_output))
+    prompt["7"]["inputs"]["value"] = ["10", 0]
+    made = admit(prompt)
+    value, tapped = (
+        n["inputs"]["value"] for n in job(made.prompt).prompt.values() if "job" in n["inputs"]
+    )
+    assert value == tapped == ["6", 0]
+
+
+@pytest.mark.parametrize("link", [["9", 1], ["9", 0]])
+def test_another_output_than_what_it_takes_is_not_had_without_it(link):
+    prompt = picture(**{"9": node("SaveImage", images=["6", 0])})
+    prompt["7"]["inputs"]["value"] = link
+    classes = [n["class_type"] for n in job(admit(prompt).prompt).prompt.values()]
+    assert classes.count("SaveImage") == (link[1] == 1)
+
+
+def test_one_that_saves_there_as_well_says_so():
+    prompt = picture(
+        **{"9": {**node("ShownAndSaved", images=["6", 0]), "_meta": {"title": "Keep"}}}
+    )
+    prompt["7"]["inputs"]["value"] = ["9", 0]
+    made = admit(prompt)
+    assert run_here(made.prompt) == {"7", "8", "9"}
+    (note,) = made.notes
+    assert note.startswith("Keep #9 hands on what it saves") and "saves there, too" in note
+    told = list(passing.told(made.prompt, job(made.prompt).prompt, Classes().is_output))
+    assert told == ["Keep #9 ran there: what it saves is saved there"]
+
+
+def test_what_is_shown_early_and_by_whom():
+    more = {
+        "9": node("PreviewImage", images=["6", 0]),
+        "10": node("SaveImage", images=["6", 0]),
+        "11": node("ImageScale", image=["6", 0]),
+        "12": node("PreviewImage", images=["11", 0]),
+        "13": node("PreviewAny", source=["4", 0]),
+    }
+    made = admit(picture(**more)).prompt
+    found = wiring.taps_shown_by(made, "7", Classes().is_output)
+    assert sorted(found.values()) == [["13"], ["9", "10"]]
+    assert wiring.taps_shown_by(made, "8", Classes().is_output) == {}
 
 
 # --- how long it takes --------------------------------------------------------------------------
