@@ -607,3 +607,64 @@ def test_a_picture_of_any_kind_is_shown_early(run, dtype, channels):
         assert size == (8, 8)
 
     run(story)
+
+
+# --- whatever is raised -------------------------------------------------------------------------
+
+
+class Interrupt(BaseException):
+    """As ComfyUI's own is since 0.20."""
+
+
+def test_the_end_of_a_run_is_told_to_all(run):
+    async def story(site):
+        site.host.running, site.host.execution = list, object
+        runs, told = site.runs.Runs(), []
+
+        def broken(*_):
+            raise Interrupt
+
+        first = runs.of("first")
+        for close in (broken, lambda outcome, why: told.append("closed")):
+            first.channels[object()] = SimpleNamespace(close=close)
+        first.at_end += [broken, told.append]
+        first.once.keep(("1", None), "a", give_back=lambda: told.append("given back"))
+        runs.of("next")
+        assert told == ["closed", "ok", "given back"]
+
+    run(story)
+
+
+def test_what_breaks_a_wait_cancels_the_jobs(run):
+    async def story(site):
+        site.add("b", runs)
+        jobs = site.jobs([site.choice("b")])
+        await jobs.begin()
+
+        def broken():
+            raise Interrupt("out of order")
+
+        site.host.check_interrupt = broken
+        with pytest.raises(Interrupt):
+            await jobs.collect("who")
+        await until(lambda: site.peer.jobs[0].done())
+        assert site.host.said[-1] == "out of order"
+
+    run(story)
+
+
+def test_a_deadline_loses_no_cancellation(run):
+    async def story(site):
+        in_time = importlib.import_module(f"{PACKAGE}.page.in_time").in_time
+        assert await in_time(asyncio.sleep(0, "x"), 60) == "x"
+        with pytest.raises(asyncio.TimeoutError):
+            await in_time(asyncio.sleep(60), 0.001)
+        work = asyncio.get_running_loop().create_future()
+        waits = asyncio.ensure_future(in_time(work, 60))
+        await asyncio.sleep(0)
+        work.set_result("x")  # and at the same moment
+        waits.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waits
+
+    run(story)

@@ -17,7 +17,6 @@ from zbus.errors import LocalProtocolError
 
 from .. import host, node_ids
 from ..host.lists import unwrap, wrap
-from ..prompt.cutting import result_names
 from ..prompt.elsewhere import THIS
 from ..prompt.graph import Link, title
 from ..prompt.single import only
@@ -144,11 +143,12 @@ class Collect(io.ComfyNode):
 def _tapped(jobs: SubmittedJobs) -> dict[str, list[Any]]:
     """What came along with the value, by name; nothing under one that was blocked there."""
     found = {}
-    for name in sorted(result_names(jobs.piece.prompt) - {"value"}):
-        results = [unwrap(s.result(name)) for s in jobs.shares if s.job and name in s.job.results]
-        if results:
-            found[name] = join(results)
-    return found
+    for result in sorted(set(jobs.plan.brought.values())):
+        came = [unwrap(s.result(result)) for s in jobs.shares if s.job and result in s.job.results]
+        if came:
+            found[result] = join(came)
+    brought = jobs.plan.brought.items()
+    return {name: found[result] for name, result in brought if result in found}
 
 
 def _is_missing(local: Any) -> bool:

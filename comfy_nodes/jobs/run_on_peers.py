@@ -111,7 +111,7 @@ class RunOnPeers(io.ComfyNode):
         how = only("quality", quality)
         codecs.check(how)
         others, is_named = elsewhere(str(only("peer", peer)))
-        share = only("here", here)
+        share, failure = only("here", here), only("on_failure", on_failure)
         takes_part = is_named or share != NO
         local = wired if takes_part else None
         run = RUNS.of(node.prompt_id)
@@ -123,18 +123,19 @@ class RunOnPeers(io.ComfyNode):
             piece = cut(graph, wired, attach=loaders(graph, classes.is_file_input))
             chosen = await _chosen(",".join(others))
         else:  # as if this node were not there
-            piece, chosen = Part({}, (), {}, False), peers.Chosen([])
+            piece, chosen = Part({}, (), {}, {}, False), peers.Chosen([])
         plan = JobPlan(
             piece,
             title(node.node_id, node.node),
             chosen.choices,
             first=int(takes_part),
-            on_failure=only("on_failure", on_failure),
+            on_failure=failure,
             quality=how,
             group=node.node_id,
             left_out=chosen.left_out,
             notes=[*passing.told(graph, piece.prompt, classes.is_output)],
-            shown_by=_shown_by(taps_shown_by(graph, node.node_id, classes.is_output)),
+            brought=piece.brought,
+            shown_by=_shown_by(piece, taps_shown_by(graph, node.node_id, classes.is_output)),
         )
         jobs = SubmittedJobs(plan, run, node.node_id)
         await jobs.begin()
@@ -149,9 +150,13 @@ def _expanded(jobs: SubmittedJobs, node_id: str, local: Link | None) -> Any:
     return io.NodeOutput([collect, 0], [collect, 1], expand=made.nodes)
 
 
-def _shown_by(nodes: dict[str, list[str]]) -> dict[str, list[str]]:
-    """As the page knows them."""
-    return {name: [host.shown_as(node) for node in ids] for name, ids in nodes.items()}
+def _shown_by(piece: Part, taps: dict[str, list[str]]) -> dict[str, list[str]]:
+    """For each result the nodes that show it, as the page knows them."""
+    found: dict[str, list[str]] = {}
+    for name, nodes in taps.items():
+        if name in piece.brought:
+            found.setdefault(piece.brought[name], []).extend(map(host.shown_as, nodes))
+    return found
 
 
 def _found_by(schema: Any, *words: str) -> Any:

@@ -47,12 +47,14 @@ class Part(NamedTuple):
         prompt: The nodes to run there.
         outputs: The ids of those whose results are wanted: "value", and what is tapped.
         boundaries: For each value to attach, the link in the whole prompt that it comes from.
+        brought: For each value that is tapped, the result that it is: some are the same one.
         varies: Whether the part is a different one at each position (`for_position`).
     """
 
     prompt: Graph
     outputs: tuple[str, ...]
     boundaries: dict[str, Link]
+    brought: dict[str, str]
     varies: bool
 
 
@@ -78,13 +80,16 @@ def cut(prompt: Prompt, value: Link, *, attach: Collection[str] = ()) -> Part:
         wanted = dict(sources(graph, value[0]))
     twins = {i for i, node in prompt.items() if is_twin(node)}  # which show and save here
     wanted = led_past(graph, twins, wanted)
-    outputs = [add_result(graph, source, name) for name, source in wanted.items()]
+    results: dict[Link, str] = {}
+    brought = {name: results.setdefault(source, name) for name, source in wanted.items()}
+    outputs = [add_result(graph, source, name) for source, name in results.items()]
     ends = boundary_nodes(graph, BOUNDARIES, attach)
     ends |= closed_here(begun(prompt), ends)
     part, boundaries = closed(graph, up_to(graph, outputs, ends), ends)
     _check_loaders(prompt, {source for source, _ in boundaries.values() if source in attach})
     varies = any(class_type_of(node) == node_ids.VARY for node in part.values())
-    return Part(part, tuple(outputs), boundaries, varies)
+    del brought["value"]
+    return Part(part, tuple(outputs), boundaries, brought, varies)
 
 
 # --- what every job is made with (see also dispatching.py) --------------------------------------
