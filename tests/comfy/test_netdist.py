@@ -825,7 +825,10 @@ def test_an_interrupt_stops_the_remote_job_at_once(pair, while_):
 
 def test_an_interrupt_there_is_the_fetch_nodes_error(pair):
     a, b = pair
+    mark = a.events.mark()
     prompt_id = a.prompt(slow_there(b.url))
+    # One that ends before the queue node has handed it on is that one's error.
+    a.events.wait_for(lambda e: e.kind == "executing" and e.data["node"] == "3", since=mark)
     job = until(lambda: b.queue()[0])
     until(lambda: b.interrupt(job[0]) or not b.queue()[0])
     entry = a.wait(prompt_id, 5)
