@@ -180,6 +180,7 @@ def test_refused_with_every_reason(two: Two) -> None:
     text = str(failed)
     assert all(reason.text in text for reason in reasons)
     assert text.startswith("there, job mine: cannot run there:\n")
+    assert text.endswith(" missing there, and start that ComfyUI again")
     clean(two.here, two.there)
 
 
