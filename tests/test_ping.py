@@ -561,6 +561,36 @@ def test_jobs_where_no_prompts_run_any_more(ping: Run) -> None:
     assert told["legs"][-1]["error"] == "RunsNoPrompts" and not told["jobs"]["runs_prompts"]
 
 
+def test_one_where_no_prompts_run_any_more_is_told_unasked(ping: Run) -> None:
+    with Peer("desk-8188") as peer:
+        serve(peer, Host({**FACTS, "runs_prompts": False}))
+        status, out, _ = ping("desk-8188", "--size", "0")
+        told = json.loads(ping("desk-8188", "--size", "1M", "--json")[1])
+    assert (status, failed_leg(out)) == (1, "prompts")
+    assert out.endswith("desk-8188: runs no prompts any more: start it again\n")
+    assert (told["ok"], told["legs"][-1]["error"], told["jobs"]) == (False, "RunsNoPrompts", None)
+
+
+@pytest.mark.parametrize("facts", [FACTS, {}, {**FACTS, "runs_prompts": None}])
+def test_nothing_is_said_of_prompts_that_run_or_may_run(ping: Run, facts: dict[str, Any]) -> None:
+    with Peer("desk-8188") as peer:
+        serve(peer, Host(facts))
+        status, out, _ = ping("desk-8188", "--size", "0", "-n", "1")
+    assert (status, legs(out)[-1]) == (0, ("round trip", "ok"))
+
+
+def test_nobody_waits_for_what_was_not_asked_for(
+    ping: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zbus.cli.ping.ASIDE", 0.0)
+    go = threading.Event()
+    with Peer("hangs") as peer:
+        serve(peer, Host(lambda: go.wait(20) and {**FACTS, "runs_prompts": False}))
+        status, out, _ = ping("hangs", "--size", "0", "-n", "1")
+        go.set()
+    assert (status, legs(out)[-1]) == (0, ("round trip", "ok"))
+
+
 def test_jobs_as_json(ping: Run) -> None:
     with Peer("desk-8188") as peer:
         serve(peer, Host({**FACTS, "more": "not asked for"}))
