@@ -744,6 +744,33 @@ def test_a_page_without_the_lane_whose_peer_is_not_reached(ping: Run, addr: str)
     assert "whether the tunnel to it stands" in out and "Server node" not in out
 
 
+@pytest.mark.parametrize("spares", ["127.0.0.0/8", "127.0.0.1:PORT", "*", "10.0.0.0/8", ""])
+def test_a_page_is_asked_through_the_proxy_unless_no_proxy_has_it(
+    ping: Run, spares: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zbus.webproxy.is_loopback_host", lambda _: False)
+    asked: list[str] = []
+
+    def proxy(request: http.server.BaseHTTPRequestHandler) -> None:
+        asked.append(request.path)
+        request.send_error(407)
+
+    with web(says(b"", 401)) as url, web(proxy) as through:
+        monkeypatch.setenv("http_proxy", through)
+        monkeypatch.setenv("no_proxy", spares.replace("PORT", url.rpartition(":")[2]))
+        status, out, _ = ping(url)
+    is_spared = spares in ("127.0.0.0/8", "127.0.0.1:PORT", "*")
+    assert (status, asked) == (1, [] if is_spared else [f"{url}/zbus/peer"])
+    assert ("wants a login (401)" if is_spared else "wants a login (407)") in out
+
+
+def test_a_proxy_of_another_kind_for_a_page(ping: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "socks5://me:secret@127.0.0.1:1080")
+    status, out, _ = ping("https://gpu.invalid/")
+    assert (status, failed_leg(out)) == (1, "page")
+    assert "not one of http, but of 'socks5'" in out and "secret" not in out
+
+
 # --- paired peers -------------------------------------------------------------------------------
 
 

@@ -24,9 +24,8 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from zbus import __version__
+from zbus import __version__, webproxy
 from zbus.errors import FetchError, InvalidAddress, Unreachable, ZBusError
-from zbus.net import webproxy
 from zbus.operation import size_text
 from zbus.protocol.fields import clip
 
@@ -163,7 +162,7 @@ class _Exchange:
         if self._body is not None:
             headers["Content-Type"], data = "application/json", BytesIO(self._body)
         host = self._url.host or ""
-        proxy = webproxy.by_environment(self._url.scheme, host)
+        proxy = webproxy.by_environment(self._url.scheme, host, self._url.port or 0)
         names = _Resolver(self._nearest)
         await self._look_at_once(host, names, proxy is not None)
         async with self._session(_Resolver() if proxy else names) as session:
