@@ -44,11 +44,11 @@ def _load():
     package = types.ModuleType(NAME)
     package.__path__ = [str(FOLDER)]
     sys.modules[NAME] = package
-    names = ("fetching", "decoding", "nearness")
+    names = ("fetching", "decoding", "nearness", "resolving", "urls")
     return [importlib.import_module(f"{NAME}.netdist.{name}") for name in names]
 
 
-fetching, decoding, near = _load()
+fetching, decoding, near, resolving, urls = _load()
 Undecodable = decoding.Undecodable
 BRIEF = fetching.Times(connect=2.0, silence=0.3, whole=0.8)
 
@@ -301,7 +301,7 @@ def test_no_proxy_is_read_as_people_write_it(monkeypatch, no_proxy, spared, othe
     monkeypatch.setenv("no_proxy", no_proxy)
 
     def is_spared(written):
-        url = fetching.web_address(written)
+        url = urls.web_address(written)
         return fetching.webproxy.by_environment(url.scheme, url.host, url.port) is None
 
     assert [url for url in [*spared, *others] if is_spared(url)] == spared
@@ -347,7 +347,7 @@ def places(monkeypatch):
         pytest.skip("only Linux has all of 127.0.0.0/8 without asking")
     table = {"127.0.0.2": near.Nearness.OUTSIDE, "127.0.0.3": near.Nearness.PRIVATE}
     real = near.nearness
-    monkeypatch.setattr(fetching, "nearness", lambda at: table.get(at) or table.get(at, real(at)))
+    monkeypatch.setattr(resolving, "nearness", lambda at: table.get(at) or table.get(at, real(at)))
 
 
 @pytest.mark.parametrize(
