@@ -1,4 +1,4 @@
-"""Pure: what a server packed, unpacked in bounded memory: some versions of aiohttp do it without."""
+"""Pure: what a server packed, unpacked in bounded memory: aiohttp's own may know no bound."""
 
 from __future__ import annotations
 
