@@ -39,9 +39,10 @@ class RunOnPeers(io.ComfyNode):
     def schema(cls, node_id: str, category: str, outputs: list[Any], **more: Any) -> Any:
         """Its schema under that id; `outputs` come after its own."""
         peer = (
-            '"any free": the one with the shortest queue. "all": every one. Or the name '
-            'of one on this computer or a paired one ("desk-8189"), several ("desk-8189,gpu-pc"), '
-            "or the URL of its page."
+            '"any free": the one with the shortest queue; while it still waits there, the job '
+            'moves to another that becomes free. "all": every one. Or the name of one on this '
+            'computer or a paired one ("desk-8189"), several ("desk-8189,gpu-pc"), or the URL of '
+            "its page."
         )
         here = (
             f'Whether this computer takes part. "{NO}" keeps its GPU free. "{ALSO}": it runs the '
