@@ -1,7 +1,7 @@
 """Pure: what becomes of a prompt that comes in, before ComfyUI validates it.
 
 ComfyUI refuses the whole prompt for one node that it does not know, and runs all that an output
-node needs. What runs elsewhere alone is exempt from both: see `tapping` and `cutting.stand_in`.
+node needs. What runs elsewhere alone is exempt from both: see `tapping` and `elsewhere.stand_in`.
 """
 
 from __future__ import annotations

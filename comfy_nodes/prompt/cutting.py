@@ -64,7 +64,7 @@ def cut(prompt: Prompt, value: Link, *, attach: Collection[str] = ()) -> Part:
     Args:
         prompt: The whole prompt.
         value: The link whose value is wanted.
-        attach: Ids of nodes to run here in any case: see `loaders`.
+        attach: Ids of nodes to run here in any case: see `own_files.loaders`.
 
     Raises:
         InputError: Nothing is wired there; or a loader cannot run here.

@@ -48,7 +48,7 @@ def tapped(
     Args:
         prompt: The whole prompt, as it came.
         outputs: The ids of the output nodes that are to be executed.
-        attach: The ids of the nodes whose files are here: see `cutting.loaders`.
+        attach: The ids of the nodes whose files are here: see `own_files.loaders`.
         loops: Its loops: see `loops.loops_of`.
     """
     runs = elsewhere_runs(prompt)

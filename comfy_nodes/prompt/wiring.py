@@ -132,8 +132,7 @@ class Draft:
         return self._taps[run, name]
 
     def _own_id(self, what: str, node: str) -> str:
-        # Without a ":", by which the page finds what lies in a subgraph.
-        return fresh_id(self.graph, f"zbus-{what}-{node.replace(':', '.')}")
+        return fresh_id(self.graph, _stem(what, node))
 
     # --- with a way back --------------------------------------------------------------------------
 
@@ -174,6 +173,11 @@ class Draft:
         else:
             inputs[name] = value
             self._readers[value[0]][node_id, name] = None
+
+
+def _stem(what: str, node: str) -> str:
+    # Without a ":", by which the page finds what lies in a subgraph.
+    return f"zbus-{what}-{node.replace(':', '.')}"
 
 
 def _is_between(node: Mapping[str, Any]) -> bool:
@@ -255,10 +259,16 @@ def _as_wired(prompt: Prompt, value: Any) -> Any:
         elif class_type_of(node) == node_ids.WANTED:
             value = inputs.get("value")
         elif found and is_twin(node):
-            value = [str(inputs["of"]), found[1]]
+            value = [_copied(prompt, found[0], str(inputs["of"])), found[1]]
         else:
             return value
     return None  # in a circle: none of ours
+
+
+def _copied(prompt: Prompt, twin: str, of: str) -> str:
+    """What that stand-in stands for: in a turn of a loop, the copy of that turn."""
+    turn, _, _ = twin.rpartition(_stem("there", of))
+    return turn + of if turn + of in prompt else of
 
 
 def _brought(prompt: Prompt, tap: Mapping[str, Any]) -> Any:
