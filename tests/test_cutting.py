@@ -7,11 +7,22 @@ import copy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prompts import CLASSES, NAN, assert_closed, cutting, dags, graph, node, text
+from prompts import (
+    CLASSES,
+    NAN,
+    assert_closed,
+    cutting,
+    dags,
+    elsewhere,
+    graph,
+    node,
+    own_files,
+    text,
+)
 
 from zbus.errors import InputError
 
-cut, stand_in = cutting.cut, cutting.stand_in
+cut, stand_in = cutting.cut, elsewhere.stand_in
 
 
 def picture(prefix=""):
@@ -359,7 +370,7 @@ def test_a_folder_is_this_sides_however_it_is_named():
         "3": node("Concatenate", a="x", b="y"),
         "4": node("SaveImageDataSetToFolder", folder="set", images=["1", 0]),
     }
-    assert cutting.loaders(prompt, lambda *of: False) == {"1", "2"}
+    assert own_files.loaders(prompt, lambda *of: False) == {"1", "2"}
 
 
 def test_loaders_of_this_sides_files_are_told_by_their_inputs():
@@ -376,9 +387,9 @@ def test_loaders_of_this_sides_files_are_told_by_their_inputs():
         "19": node("PrimitiveString", value="y.png"),
         "20": node("LoadImage", image=["19", 0]),
     }
-    told = cutting.loaders(prompt, lambda *of: of == ("LoadImage", "image"))
+    told = own_files.loaders(prompt, lambda *of: of == ("LoadImage", "image"))
     assert told == {"3", "12", "15", "20"}
-    assert cutting.loaders(prompt, lambda *of: False) == set()
+    assert own_files.loaders(prompt, lambda *of: False) == set()
 
 
 @pytest.mark.parametrize(
@@ -397,7 +408,7 @@ def test_a_url_of_this_very_machine_is_loaded_here(url, is_here):
     """On the other one it would lead to that machine's own ComfyUI."""
     for name in ("LoadImageUrl", "LoadLatentUrl"):
         prompt = {"1": node(name, url=url), "2": node("Other", url=url)}
-        assert cutting.loaders(prompt, lambda *of: False) == ({"1"} if is_here else set())
+        assert own_files.loaders(prompt, lambda *of: False) == ({"1"} if is_here else set())
 
 
 def painted(**base):
@@ -409,7 +420,7 @@ def painted(**base):
         "4": node("ImageInvert", image=["3", 0]),
         "5": node("ZBusRun", value=["4", 0], peer="cloud", here="no"),
     }
-    return prompt, cutting.loaders(prompt, lambda *of: of == ("Painter", "mask"))
+    return prompt, own_files.loaders(prompt, lambda *of: of == ("Painter", "mask"))
 
 
 def test_a_loader_with_a_link_runs_here_with_what_it_comes_from():

@@ -7,7 +7,7 @@ The prompts are of the shape that ComfyUI gives them: before a loop runs, and wi
 from __future__ import annotations
 
 import pytest
-from prompts import admitting, cutting, dispatching, graph, loops, node, tapping
+from prompts import admitting, cutting, dispatching, graph, loops, node, wiring
 from test_tapping import Classes, run_here
 
 from zbus.errors import InputError
@@ -110,7 +110,7 @@ def test_a_run_in_a_loop_waits_for_it_and_its_start_is_executed_here():
     assert held["zbus_after0"] == ["s", 0] and made.notes == ()
     assert run_here(made.prompt) == {"0", "s", "r", "e", "8"}
     assert {i for i, n in made.prompt.items() if n["class_type"] == "ZBusThere"} == {"n", "a"}
-    assert tapping.as_made(made.prompt) == prompt
+    assert wiring.as_made(made.prompt) == prompt
 
 
 def test_a_run_after_a_loop_waits_for_nothing():
@@ -126,7 +126,7 @@ def test_what_is_carried_on_from_within_the_part_is_the_peers():
     prompt["e"]["inputs"]["next_iteration_value"] = ["n", 0]
     made = admitting.admit(prompt, None, Classes(), lambda i, n: False)
     assert run_here(made.prompt) == {"0", "s", "r", "e", "8"}
-    assert tapping.as_made(made.prompt) == prompt
+    assert wiring.as_made(made.prompt) == prompt
     now = turns({**made.prompt}, 2)
     part = cut(now, tuple(now["s.0.0.1_r"]["inputs"]["value"]))
     assert cutting.result_names(part.prompt) == {"value", "tap0"}
@@ -222,7 +222,7 @@ def test_a_queue_node_in_a_loop_sends_nothing_of_ours(turn, taken):
     admitted = admitting.admit(prompt, None, Classes(), lambda i, n: False).prompt
     assert {"ZBusTap", "ZBusThere"} <= {n["class_type"] for n in admitted.values()}
     now = turns(admitted, 2)
-    assert {**tapping.as_made(now), "s": {}} == {**turns(prompt, 2), "s": {}}
+    assert {**wiring.as_made(now), "s": {}} == {**turns(prompt, 2), "s": {}}
     made = dispatching.dispatch(now, f"s.0.0.{turn}_q", URL)
     assert made == dispatching.dispatch(turns(prompt, 2), f"s.0.0.{turn}_q", URL)
     ours = {n["class_type"] for n in made.prompt.values() if n["class_type"].startswith("ZBus")}

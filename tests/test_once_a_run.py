@@ -32,6 +32,22 @@ def once(load):
     return load("exchange.once").Once(lambda: 10 * BIG)
 
 
+def test_one_that_cannot_be_given_back_holds_up_no_other(once):
+    given = []
+
+    def broken():
+        raise KeyboardInterrupt
+
+    once.keep(("1", None), "a", BIG, give_back=broken)
+    once.keep(("2", None), "b", BIG, give_back=lambda: given.append("2"))
+    once.keep(("3", None), "c", give_back=lambda: given.append("3"))
+    once.let_go(lambda node: False)
+    assert given == ["2"]
+    once.keep(("1", None), "a", give_back=broken)
+    once.end()
+    assert given == ["2", "3"] and once.held == 0
+
+
 # --- what is kept
 
 

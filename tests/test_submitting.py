@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import io
 import sys
 import types
 import uuid
@@ -14,6 +15,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 from zbus.errors import JobRefused, PeerGone, UnknownPeer, ZBusError
 from zbus.job import Job, Progress
@@ -37,6 +40,7 @@ class Host(types.ModuleType):
         super().__init__(f"{PACKAGE}.host")
         self.loop = asyncio.get_running_loop()
         self.given, self.said = peer, []
+        self.previews: list[tuple[Any, ...]] = []
         self.failed: list[tuple[str, str, Exception]] = []
         self.is_interrupted = False
 
@@ -55,6 +59,9 @@ class Host(types.ModuleType):
 
     def show_at(self, text, node_id, client):
         self.said.append(text)
+
+    def preview_at(self, *told):
+        self.previews.append(told)
 
     def fail(self, prompt_id, node_id, error):
         self.failed.append((prompt_id, node_id, error))
@@ -125,6 +132,22 @@ def refuses(job: Job) -> None:
     job.fail(JobRefused("no such model", peer=job.remote.name))
 
 
+class Watched:
+    """A share that counts how often it is looked at whether it could move."""
+
+    @staticmethod
+    def of(share: Any) -> Any:
+        class Counting(share):  # type: ignore[misc]
+            looked_at = 0
+
+            @property
+            def may_move(self):
+                self.looked_at += 1
+                return super().may_move
+
+        return Counting
+
+
 class Site:
     """The modules, and what they see."""
 
@@ -133,11 +156,15 @@ class Site:
         package.__path__ = [str(FOLDER)]
         sys.modules[PACKAGE] = package
         self.peer = Peer()
+        lists = sys.modules[f"{PACKAGE}.host.lists"] = types.ModuleType(f"{PACKAGE}.host.lists")
+        lists.unwrap = lambda value: [value]  # type: ignore[attr-defined]
         self.host = package.host = sys.modules[f"{PACKAGE}.host"] = Host(self.peer)
         load = lambda name: importlib.import_module(f"{PACKAGE}.{name}")  # noqa: E731
         self.peers, self.placement = load("page.peers"), load("page.placement")
+        self.early = load("jobs.early_pictures")
         self.submitting, self.runs = load("jobs.submitting"), load("exchange.runs")
         monkeypatch.setattr(load("jobs.moving"), "LOOK_EVERY", 0.01)
+        self.submitting.Share = Watched.of(self.submitting.Share)
         monkeypatch.setattr(self.peers, "known", lambda: list(self.remotes.values()))
         self.remotes: dict[str, Remote] = {}
 
@@ -445,18 +472,18 @@ def test_an_end_in_the_midst_of_a_move_leaves_no_job_behind(run, monkeypatch):
         site.add("c", waits, queue(2, 0))
         jobs = site.jobs([await any_free(site)])
         await jobs.begin()
-        in_a_thread = site.submitting.in_a_thread
+        in_a_thread, given = site.submitting.in_a_thread, asyncio.Event()
 
         async def slow(work):
             found = await in_a_thread(work)
-            if site.peer.to("c"):  # it has just been given
+            if site.peer.to("c"):
+                given.set()
                 await asyncio.sleep(60)
             return found
 
         monkeypatch.setattr(site.submitting, "in_a_thread", slow)
         site.peer.facts["c"] = queue()
-        await until(lambda: site.peer.to("c"))
-        await asyncio.sleep(0.05)
+        await given.wait()
         jobs.cancel()
         await until(lambda: all(job.done() for job in site.peer.jobs))
 
@@ -473,8 +500,10 @@ def test_what_is_not_taken_back(run, why):
         await jobs.begin()
         site.peer.facts["c"] = queue()
         asked = "refuses" in why
-        await (until(lambda: site.peer.to("c", check=True)) if asked else asyncio.sleep(0.05))
-        await asyncio.sleep(0.05)  # many looks, had they anything to look for
+        await until(lambda: len(site.peer.to("c", check=True)) == asked)
+        share = jobs.shares[0]
+        before = share.looked_at
+        await until(lambda: share.looked_at > before + 5)
         assert len(site.peer.to("c", check=True)) == asked and not site.peer.to("c")
         (job,) = site.peer.to("b")
         job.results = {"value": "b"}
@@ -506,5 +535,136 @@ def test_all_is_without_who_is_away_and_with_who_is_busy(run):
         left_out = [line.partition(":")[0] for line in chosen.left_out]
         assert left_out == ["restarting", "paired", "broken"]
         busy.close()
+
+    run(story)
+
+
+# --- pictures that come before the end ----------------------------------------------------------
+
+
+def jpeg_of(told):
+    with Image.open(io.BytesIO(told)) as picture:
+        return picture.size, picture.convert("RGB").getpixel((0, 0))
+
+
+def test_a_picture_that_comes_early_is_shown_once_where_it_belongs(run):
+    async def story(site):
+        site.add("b", runs)
+        jobs = site.jobs([site.choice("b")])
+        shown = sys.modules[f"{PACKAGE}.jobs.shown_here"].ShownHere(
+            "run", "prompt", "page", {"tap0": ["9", "10"], "tap1": ["11"]}
+        )
+        await jobs.begin()
+        (job,) = site.peer.jobs
+        red = torch.zeros(2, 20, 2100, 3)
+        red[0, ..., 0] = 1.0
+        job.results = {"tap0": red, "tap1": "a text"}
+        shown.changed(job)
+        shown.changed(job)
+        assert [told[2:] for told in site.host.previews] == [
+            ("9", "prompt", "page"),
+            ("10", "prompt", "page"),
+        ]
+        kind, data = site.host.previews[0][:2]
+        size, (red_there, green, blue) = jpeg_of(data)
+        assert kind == "image/jpeg" and size[0] <= 1024 and red_there > 240 > 20 > green + blue
+        job.succeed({})
+        job.results = {"tap0": red, "tap1": red}
+        shown.changed(job)
+        assert len(site.host.previews) == 2, "the node itself shows it"
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        "x",
+        torch.zeros(2, 2),
+        torch.zeros(0, 2, 2, 3),
+        torch.zeros(1, 0, 2, 3),
+        torch.zeros(1, 2, 2, 2),
+        torch.zeros(1, 2, 2, 3, dtype=torch.int64),
+        {"samples": torch.zeros(1, 4, 2, 2)},
+    ],
+    ids=str,
+)
+def test_what_is_no_picture_is_not_shown_early(run, value):
+    async def story(site):
+        assert site.early.picture([value]) is None and site.early.picture([]) is None
+
+    run(story)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_picture_of_any_kind_is_shown_early(run, dtype, channels):
+    async def story(site):
+        grey = torch.full((1, 8, 8, channels), 0.5, dtype=dtype)
+        grey[0, 0, 0] = float("nan")
+        size, _ = jpeg_of(site.early.picture([grey]))
+        assert size == (8, 8)
+
+    run(story)
+
+
+# --- whatever is raised -------------------------------------------------------------------------
+
+
+class Interrupt(BaseException):
+    """As ComfyUI's own is since 0.20."""
+
+
+def test_the_end_of_a_run_is_told_to_all(run):
+    async def story(site):
+        site.host.running, site.host.execution = list, object
+        runs, told = site.runs.Runs(), []
+
+        def broken(*_):
+            raise Interrupt
+
+        first = runs.of("first")
+        for close in (broken, lambda outcome, why: told.append("closed")):
+            first.channels[object()] = SimpleNamespace(close=close)
+        first.at_end += [broken, told.append]
+        first.once.keep(("1", None), "a", give_back=lambda: told.append("given back"))
+        runs.of("next")
+        assert told == ["closed", "ok", "given back"]
+
+    run(story)
+
+
+def test_what_breaks_a_wait_cancels_the_jobs(run):
+    async def story(site):
+        site.add("b", runs)
+        jobs = site.jobs([site.choice("b")])
+        await jobs.begin()
+
+        def broken():
+            raise Interrupt("out of order")
+
+        site.host.check_interrupt = broken
+        with pytest.raises(Interrupt):
+            await jobs.collect("who")
+        await until(lambda: site.peer.jobs[0].done())
+        assert site.host.said[-1] == "out of order"
+
+    run(story)
+
+
+def test_a_deadline_loses_no_cancellation(run):
+    async def story(site):
+        in_time = importlib.import_module(f"{PACKAGE}.page.in_time").in_time
+        assert await in_time(asyncio.sleep(0, "x"), 60) == "x"
+        with pytest.raises(asyncio.TimeoutError):
+            await in_time(asyncio.sleep(60), 0.001)
+        work = asyncio.get_running_loop().create_future()
+        waits = asyncio.ensure_future(in_time(work, 60))
+        await asyncio.sleep(0)
+        work.set_result("x")  # and at the same moment
+        waits.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waits
 
     run(story)

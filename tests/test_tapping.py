@@ -3,12 +3,14 @@ becomes of a whole prompt that comes in: `comfy_nodes.prompt.admitting`."""
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prompts import CLASSES, admitting, cutting, dags, graph, node, tapping, text
+from prompts import CLASSES, admitting, cutting, dags, elsewhere, graph, node, passing, text, wiring
 
-cut, as_made = cutting.cut, tapping.as_made
+cut, as_made = cutting.cut, wiring.as_made
 TYPES = {
     "CheckpointLoaderSimple": (("MODEL", "CLIP", "VAE"), {}),
     "CLIPTextEncode": (("CONDITIONING",), {"clip": "CLIP", "text": "STRING"}),
@@ -33,11 +35,12 @@ TYPES = {
     "Save": ((), {}),
     "ModelSave": ((), {"model": "MODEL"}),
     "Shown": (("IMAGE",), {"images": "IMAGE"}),
+    "ShownAndSaved": (("IMAGE",), {"images": "IMAGE"}),
     "SamplerShown": (("IMAGE",), {"model": "MODEL"}),
     "ZBusSend": (("*", "INT"), {"value": "*"}),
 }
 OUTPUTS = {"PreviewImage", "SaveImage", "PreviewAny", "ModelSave", "Shown", "SamplerShown"}
-OUTPUTS |= {"Save", "ZBusSend"}
+OUTPUTS |= {"Save", "ZBusSend", "ShownAndSaved"}
 
 
 class Classes:
@@ -103,7 +106,7 @@ def seen(prompt, value):
         return None
     tap = prompt[value[0]]["inputs"]
     run, slot = tap["tapped"]
-    assert slot == tapping.TAPPED and prompt[run]["class_type"] == "ZBusRunTapped"
+    assert slot == wiring.TAPPED and prompt[run]["class_type"] == "ZBusRunTapped"
     return prompt[prompt[run]["inputs"]["value"][0]]["inputs"][tap["name"]]
 
 
@@ -122,9 +125,9 @@ def test_a_preview_or_save_inside_the_part_gets_what_the_peer_made(class_type):
     assert run_here(made.prompt) == {"7", "8", "9"}
     assert seen(made.prompt, made.prompt["9"]["inputs"]["images"]) == ["6", 0]
     part = job(made.prompt)
-    assert cutting.result_names(part.prompt) == {"value", "tap0"} and len(part.outputs) == 2
     results = [n["inputs"]["value"] for n in part.prompt.values() if "job" in n["inputs"]]
-    assert results == [["6", 0], ["6", 0]] and part.boundaries == {}
+    assert results == [["6", 0]] and part.boundaries == {}, "it travels once"
+    assert len(part.outputs) == 1 and part.brought == {"tap0": "value"}
     assert not {"7", "8", "9"} & part.prompt.keys()
 
 
@@ -170,7 +173,7 @@ def test_one_value_for_all_that_show_it():
     assert run_here(made.prompt) == {"7", "8", "9", "10", "11"}
     assert made.prompt["9"]["inputs"]["images"] == made.prompt["10"]["inputs"]["images"]
     assert seen(made.prompt, made.prompt["11"]["inputs"]["source"]) == ["4", 0]
-    assert cutting.result_names(job(made.prompt).prompt) == {"value", "tap0", "tap1"}
+    assert cutting.result_names(job(made.prompt).prompt) == {"value", "tap1"}
 
 
 def test_a_text_that_the_part_makes_is_shown_but_a_text_that_was_typed_is_here():
@@ -199,7 +202,7 @@ def test_only_what_is_asked_for_is_brought():
     made = admit(prompt, ["9"])
     assert run_here(made.prompt, ["9"]) == {"7", "9"}
     assert made.prompt["10"] == prompt["10"]
-    assert cutting.result_names(job(made.prompt).prompt) == {"value", "tap0"}
+    assert job(made.prompt).brought == {"tap0": "value"}
 
 
 def test_what_one_that_sends_gives_away_is_what_the_peer_made():
@@ -210,14 +213,14 @@ def test_what_one_that_sends_gives_away_is_what_the_peer_made():
 # --- nodes that hand on what they show ----------------------------------------------------------
 
 
-def passing(**more):
+def handing_on(**more):
     prompt = picture(**{"9": node("Shown", images=["6", 0]), **more})
     prompt["7"]["inputs"]["value"] = ["9", 0]
     return prompt
 
 
 def test_one_in_the_middle_runs_in_both_places():
-    prompt = passing()
+    prompt = handing_on()
     made = admit(prompt)
     assert made.notes == () and run_here(made.prompt) == {"7", "8", "9"}
     assert seen(made.prompt, made.prompt["9"]["inputs"]["images"]) == ["6", 0]
@@ -376,7 +379,7 @@ def stood_in_here(prompt):
 @pytest.mark.parametrize("class_type", ["Shown", "SamplerShown"])
 def test_one_in_the_middle_after_which_something_runs_here_runs_here_too(class_type):
     """Two that hand on; of the second something is needed here that cannot travel."""
-    prompt = passing(
+    prompt = handing_on(
         **{
             "9": node(class_type, images=["6", 0], model=["1", 0]),
             "10": node("Switch", value=["9", 0]),
@@ -502,7 +505,7 @@ def test_any_prompt(prompt, data):
     made = admit(prompt, bad=bad).prompt
     assert text(prompt) == before
     assert admit(prompt, bad=bad).prompt == made or "NaN" in text(made)
-    for run in cutting.elsewhere_runs(prompt):
+    for run in elsewhere.elsewhere_runs(prompt):
         part = job(made, run)
         assert not {"ZBusTap", "ZBusWanted", "ZBusThere"} & {
             n["class_type"] for n in part.prompt.values()
@@ -531,3 +534,117 @@ def run_here_or_bad(prompt):
             ),
         )
     )
+
+
+# --- what hands on the very value that it takes -------------------------------------------------
+
+
+def test_a_save_that_hands_on_what_it_takes_is_left_out_of_the_part():
+    prompt = picture(
+        **{
+            "9": node("SaveImage", images=["6", 0], filename_prefix="x"),
+            "10": node("PreviewImage", images=["9", 0]),
+            "11": node("ImageScale", image=["10", 0]),
+        }
+    )
+    prompt["7"]["inputs"]["value"] = ["11", 0]
+    made = admit(prompt)
+    assert made.notes == () and run_here(made.prompt) == {"7", "8", "9", "10"}
+    part = job(made.prompt)
+    assert part.prompt["11"]["inputs"]["image"] == ["6", 0]
+    assert not {"SaveImage", "PreviewImage"} & {n["class_type"] for n in part.prompt.values()}
+    assert not list(passing.told(made.prompt, part.prompt, Classes().is_output))
+    prompt["7"]["inputs"]["value"] = ["10", 0]
+    made = admit(prompt)
+    part = job(made.prompt)
+    (value,) = (n["inputs"]["value"] for n in part.prompt.values() if "job" in n["inputs"])
+    assert value == ["6", 0] and set(part.brought.values()) == {"value"}
+
+
+@pytest.mark.parametrize("link", [["9", 1], ["9", 0]])
+def test_another_output_than_what_it_takes_is_not_had_without_it(link):
+    prompt = picture(**{"9": node("SaveImage", images=["6", 0])})
+    prompt["7"]["inputs"]["value"] = link
+    classes = [n["class_type"] for n in job(admit(prompt).prompt).prompt.values()]
+    assert classes.count("SaveImage") == (link[1] == 1)
+
+
+def test_one_that_saves_there_as_well_says_so():
+    prompt = picture(
+        **{"9": {**node("ShownAndSaved", images=["6", 0]), "_meta": {"title": "Keep"}}}
+    )
+    prompt["7"]["inputs"]["value"] = ["9", 0]
+    made = admit(prompt)
+    assert run_here(made.prompt) == {"7", "8", "9"}
+    (note,) = made.notes
+    assert note.startswith("Keep #9 hands on what it saves") and "saves there, too" in note
+    told = list(passing.told(made.prompt, job(made.prompt).prompt, Classes().is_output))
+    assert told == ["Keep #9 ran there: what it saves is saved there"]
+
+
+def test_what_is_shown_early_and_by_whom():
+    more = {
+        "9": node("PreviewImage", images=["6", 0]),
+        "10": node("SaveImage", images=["6", 0]),
+        "11": node("ImageScale", image=["6", 0]),
+        "12": node("PreviewImage", images=["11", 0]),
+        "13": node("PreviewAny", source=["4", 0]),
+    }
+    made = admit(picture(**more)).prompt
+    found = wiring.taps_shown_by(made, "7", Classes().is_output)
+    assert sorted(found.values()) == [["13"], ["9", "10"]]
+    assert wiring.taps_shown_by(made, "8", Classes().is_output) == {}
+
+
+# --- how long it takes --------------------------------------------------------------------------
+
+
+def steps(work):
+    """How many functions of ours it calls."""
+    called = 0
+
+    def count(frame, event, _):
+        nonlocal called
+        called += event == "call" and "comfy_nodes" in frame.f_code.co_filename
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return called
+
+
+def long(count, each):
+    """A part in which so many pictures follow one another, each shown in some way."""
+    prompt = {"0": node("LoadImage", image="x.png"), "c": node("CheckpointLoaderSimple")}
+    for k in range(count):
+        prompt[f"k{k}"] = node("ImageScale", image=[f"k{k - 1}" if k else "a", 0])
+    prompt["a"] = node("A")
+    for k in range(0, count, 7):
+        prompt |= each(k)
+    prompt["r"] = node("ZBusRun", value=[f"k{count - 1}", 0], peer="cloud", here="no")
+    return prompt | {"s": node("SaveImage", images=["r", 0])}
+
+
+def beside(k):
+    return {f"p{k}": node("PreviewImage", images=[f"k{k}", 0])}
+
+
+def decoded(k):
+    encoded = node("VAEEncode", pixels=[f"k{k}", 0], vae=["c", 2])
+    shown = node("VAEDecode", samples=[f"e{k}", 0], vae=["c", 2])
+    return {f"e{k}": encoded, f"d{k}": shown, f"p{k}": node("PreviewImage", images=[f"d{k}", 0])}
+
+
+def handed_on(k):
+    shown = node("Shown", images=[f"k{k}", 0])
+    return {f"p{k}": shown, f"k{k + 1}": node("ImageScale", image=[f"p{k}", 0])}
+
+
+@pytest.mark.parametrize("each", [beside, decoded, handed_on])
+def test_twice_as_many_take_twice_as_long(each):
+    shorter, longer = (long(7 * count - 3, each) for count in (20, 40))
+    assert len(admit(longer).prompt) > len(longer) + 40
+    taken = [steps(lambda p=prompt: admit(p)) for prompt in (shorter, longer)]
+    assert taken[1] < 2.3 * taken[0]

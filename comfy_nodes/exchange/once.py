@@ -10,11 +10,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from zbus.errors import TransferRefused
 from zbus.machine import free_memory
 from zbus.operation import size_text
+
+from .calling import call_each
 
 SMALL = 1 << 20  # bytes: such a value is kept until the run ends, whatever comes
 SHARE = 0.8  # of the memory that would be free without them: what larger ones may hold
@@ -101,16 +104,13 @@ class Once:
         """Give back what is not small, of each node that nobody can ask for any more."""
         with self._lock:
             large = [(key, kept) for key, kept in self._kept.items() if kept.is_large]
-        for key, kept in large:
-            if not is_wanted(key[0]):
-                self._drop(kept)
+        call_each(partial(self._drop, kept) for key, kept in large if not is_wanted(key[0]))
 
     def end(self) -> None:
         """The run has ended: give back everything."""
         with self._lock:
             kept, self._kept = list(self._kept.values()), {}
-        for each in kept:
-            self._drop(each)
+        call_each(partial(self._drop, each) for each in kept)
 
     def _drop(self, kept: _Kept) -> None:
         with self._lock:

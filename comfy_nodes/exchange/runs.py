@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 
 import zbus
 from zbus import Channel
@@ -21,6 +22,7 @@ from zbus.remote import Remote
 from .. import host
 from ..page import peers
 from ..prompt import late_readers
+from .calling import call_each
 from .meeting import Meeting
 from .once import Once
 from .plans import OPERATIONS, MeetingPlan, plan_meetings
@@ -52,8 +54,7 @@ class Run:
 
     def close(self, outcome: str, why: str = "") -> None:
         """Tell the other sides how this run has ended. The first word counts."""
-        for channel in self.channels.values():
-            channel.close(outcome, why)
+        call_each(partial(channel.close, outcome, why) for channel in self.channels.values())
 
     def show(self, text: str, nodes: tuple[str, ...]) -> None:
         """Put a text on those of the nodes that have not ended."""
@@ -141,15 +142,21 @@ class Runs:
 
     def _end(self, run: Run) -> None:
         del self._runs[run.id]
-        outcome, why = "ok", ""
-        if run.in_queue and (run.channels or run.at_end):
-            outcome, why = host.outcome(run.id)
-        if run.broken is not None:
-            outcome, why = "failed", str(run.broken)
+        outcome, why = self._outcome(run)
         run.close(outcome, why)
-        for tell in run.at_end:
-            tell(outcome)
+        call_each(partial(tell, outcome) for tell in run.at_end)
         run.once.end()
+
+    def _outcome(self, run: Run) -> tuple[str, str]:
+        if run.broken is not None:
+            return "failed", str(run.broken)
+        if not run.in_queue or not (run.channels or run.at_end):
+            return "ok", ""
+        try:
+            return host.outcome(run.id)
+        except Exception:  # what the history holds is not ours alone
+            logger.exception("how prompt %s has ended could not be read", run.id)
+            return "failed", "its end could not be read; its log may tell"
 
     def _open(self, run: Run, meeting: Meeting) -> Channel:
         peer, planned = host.peer(), run.plans.get(meeting)

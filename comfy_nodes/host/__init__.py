@@ -5,6 +5,7 @@ from __future__ import annotations
 from .classes import Classes, node_class, replaced
 from .facts import facts
 from .files import folders, input_file, input_files, output_file
+from .history import tell_history_as
 from .log import name_lines
 from .node import (
     Here,
@@ -116,6 +117,7 @@ __all__ = [
     "show_at",
     "shown_as",
     "spawn",
+    "tell_history_as",
     "tell_prompt_as",
     "unfollow",
     "validate",

@@ -17,7 +17,7 @@ from zbus.errors import LocalProtocolError
 
 from .. import host, node_ids
 from ..host.lists import unwrap, wrap
-from ..prompt.cutting import THIS, result_names
+from ..prompt.elsewhere import THIS
 from ..prompt.graph import Link, title
 from ..prompt.single import only
 from .batching import join, widening
@@ -143,11 +143,12 @@ class Collect(io.ComfyNode):
 def _tapped(jobs: SubmittedJobs) -> dict[str, list[Any]]:
     """What came along with the value, by name; nothing under one that was blocked there."""
     found = {}
-    for name in sorted(result_names(jobs.piece.prompt) - {"value"}):
-        results = [unwrap(s.result(name)) for s in jobs.shares if s.job and name in s.job.results]
-        if results:
-            found[name] = join(results)
-    return found
+    for result in sorted(set(jobs.plan.brought.values())):
+        came = [unwrap(s.result(result)) for s in jobs.shares if s.job and result in s.job.results]
+        if came:
+            found[result] = join(came)
+    brought = jobs.plan.brought.items()
+    return {name: found[result] for name, result in brought if result in found}
 
 
 def _is_missing(local: Any) -> bool:
@@ -162,7 +163,7 @@ def _report(jobs: SubmittedJobs, at_home: float | None) -> str:
         lines += [f"failed: {text}" for text in share.failures]
         if share not in jobs.lost:
             lines.append(f"{share.who}: done in {share.seconds:.2f} s{_notes(share)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *jobs.plan.notes])
 
 
 def _notes(share: Share) -> str:

@@ -16,6 +16,7 @@ from zbus.job import Request
 from zbus.remote import Remote
 
 from .. import host
+from ..page.in_time import in_time
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ async def could_run(remote: Remote, request: Request) -> bool | None:
     try:
         # Of no group: it stops none of the same node's that waits there.
         job = host.peer().submit(remote, replace(request, group=""))
-        await asyncio.wait_for(job, ANSWER)
+        await in_time(job, ANSWER)
     except (JobRefused, NotPermitted):
         return False
     except (ZBusError, asyncio.TimeoutError):

@@ -20,9 +20,13 @@ from ..exchange.runs import RUNS
 from ..exchange.send_receive import CATEGORY, QUALITY
 from ..exchange.waiting import WHO, interruptible
 from ..page import peers
-from ..prompt.cutting import ALSO, NO, ONLY, Part, cut, elsewhere, loaders
+from ..prompt import passing
+from ..prompt.cutting import Part, cut
+from ..prompt.elsewhere import ALSO, NO, ONLY, elsewhere
 from ..prompt.graph import Link, link, title
+from ..prompt.own_files import loaders
 from ..prompt.single import only
+from ..prompt.wiring import taps_shown_by
 from .expanding import INTERNAL, expand
 from .submitting import ON_FAILURE, JobPlan, SubmittedJobs
 
@@ -108,27 +112,31 @@ class RunOnPeers(io.ComfyNode):
         how = only("quality", quality)
         codecs.check(how)
         others, is_named = elsewhere(str(only("peer", peer)))
-        share = only("here", here)
+        share, failure = only("here", here), only("on_failure", on_failure)
         takes_part = is_named or share != NO
         local = wired if takes_part else None
         run = RUNS.of(node.prompt_id)
         before = run.once.find(node.key)
         if before is not None:  # ComfyUI computes this node again, for a reader that comes late
             return _expanded(before.value, node.node_id, local)
+        classes = host.Classes()
         if share != ONLY and (others or not is_named):
-            piece = cut(graph, wired, attach=loaders(graph, host.Classes().is_file_input))
+            piece = cut(graph, wired, attach=loaders(graph, classes.is_file_input))
             chosen = await _chosen(",".join(others))
         else:  # as if this node were not there
-            piece, chosen = Part({}, (), {}, False), peers.Chosen([])
+            piece, chosen = Part({}, (), {}, {}, False), peers.Chosen([])
         plan = JobPlan(
             piece,
             title(node.node_id, node.node),
             chosen.choices,
             first=int(takes_part),
-            on_failure=only("on_failure", on_failure),
+            on_failure=failure,
             quality=how,
             group=node.node_id,
             left_out=chosen.left_out,
+            notes=[*passing.told(graph, piece.prompt, classes.is_output)],
+            brought=piece.brought,
+            shown_by=_shown_by(piece, taps_shown_by(graph, node.node_id, classes.is_output)),
         )
         jobs = SubmittedJobs(plan, run, node.node_id)
         await jobs.begin()
@@ -141,6 +149,15 @@ def _expanded(jobs: SubmittedJobs, node_id: str, local: Link | None) -> Any:
     assert made.collected is not None
     collect = made.collected[0]
     return io.NodeOutput([collect, 0], [collect, 1], expand=made.nodes)
+
+
+def _shown_by(piece: Part, taps: dict[str, list[str]]) -> dict[str, list[str]]:
+    """For each result the nodes that show it, as the page knows them."""
+    found: dict[str, list[str]] = {}
+    for name, nodes in taps.items():
+        if name in piece.brought:
+            found.setdefault(piece.brought[name], []).extend(map(host.shown_as, nodes))
+    return found
 
 
 def _found_by(schema: Any, *words: str) -> Any:

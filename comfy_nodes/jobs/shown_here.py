@@ -7,11 +7,14 @@ them: a thread of zbus hands texts and pictures to the server's loop.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from zbus.job import Job
 
 from .. import host
+from ..host.lists import unwrap
+from .early_pictures import KIND, picture
 
 
 class ShownHere:
@@ -20,10 +23,19 @@ class ShownHere:
     Args:
         node_id: The node, as the page knows it.
         client: The page that queued the prompt.
+        shown_by: For each result that other nodes show, those nodes, likewise.
     """
 
-    def __init__(self, node_id: str, prompt_id: str, client: str | None) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        prompt_id: str,
+        client: str | None,
+        shown_by: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> None:
         self.node_id, self.prompt_id, self.client = node_id, prompt_id, client
+        self._shown_by = shown_by
+        self._early: set[tuple[str, str]] = set()  # results whose pictures are shown: (job, name)
         self.jobs: list[Job] = []
         self.on_change: Callable[[], None] | None = None
         self._lock = threading.Lock()
@@ -33,6 +45,7 @@ class ShownHere:
         """Something about a job is new. (In a thread of zbus.)"""
         if self.on_change is not None:
             self.on_change()
+        self._show_early(job)
         with self._lock:
             # It changes no more often than zbus looks at each job, 4 times a second.
             text = "\n".join(filter(None, map(_line, self.jobs)))
@@ -40,6 +53,18 @@ class ShownHere:
                 return
             self._said = text
             host.show_at(text, self.node_id, self.client)
+
+    def _show_early(self, job: Job) -> None:
+        """Pictures that have come while the job goes on, on the nodes that get them at its end."""
+        if self.client is None:
+            return
+        for name in self._shown_by:
+            if name in job.results and (job.id, name) not in self._early:
+                self._early.add((job.id, name))
+                made = picture(unwrap(job.results[name]))
+                for node_id in self._shown_by[name] if made is not None else ():
+                    if not job.done():  # then they show the real one, which stays
+                        host.preview_at(KIND, made, node_id, self.prompt_id, self.client)
 
     def move_to(self, node_id: str) -> None:
         """From now on another node shows it."""

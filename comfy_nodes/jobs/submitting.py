@@ -12,6 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError as FutureCancelled
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ from .. import host
 from ..exchange import waiting
 from ..exchange.runs import RUNS, Run
 from ..page import peers
+from ..page.in_time import in_time
 from ..page.peers import Choice
 from ..page.placement import Placed, freest, idle, key_of
 from ..prompt.cutting import for_position, result_names
@@ -65,6 +67,9 @@ class JobPlan:
         first: The position of the first of them: 1 where this machine takes part itself.
         group: See `Request`.
         left_out: Whom "all" does without, in words.
+        notes: What else its user should know, in words.
+        brought: What comes along with the value: for each name the result that it is.
+        shown_by: For each result that other nodes show, those nodes, as the page knows them.
     """
 
     piece: Piece
@@ -75,6 +80,9 @@ class JobPlan:
     quality: str = "exact"
     group: str = ""
     left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    brought: dict[str, str] = field(default_factory=dict)
+    shown_by: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -163,7 +171,7 @@ class SubmittedJobs:
 
     def __init__(self, plan: JobPlan, run: Run, node_id: str) -> None:
         self.plan, self.prompt_id = plan, run.id
-        self.shown_here = ShownHere(host.shown_as(node_id), run.id, run.client)
+        self.shown_here = ShownHere(host.shown_as(node_id), run.id, run.client, plan.shown_by)
         self.piece = plan.piece
         self._prompt = plan.piece.prompt
         self.shares: list[Share] = []
@@ -321,12 +329,16 @@ class SubmittedJobs:
 
         try:
             await waiting.until(waiting.when_done(work), refresh, work.done)
-            work.result()
-        except (host.Interrupted, asyncio.CancelledError):
+        except BaseException as error:  # whatever it is, nobody waits any more
             work.cancel()
             self.cancel()
-            self.shown_here.say("cancelled")
+            is_asked = isinstance(error, (host.Interrupted, asyncio.CancelledError))
+            self.shown_here.say("cancelled" if is_asked else str(error))
             raise
+        try:
+            work.result()
+        except FutureCancelled as error:  # the run has ended meanwhile
+            raise host.Interrupted() from error
 
     # --- on the server's loop: it goes on while nodes of this prompt compute ------------------
 
@@ -427,7 +439,7 @@ class SubmittedJobs:
 
 async def _news(news: asyncio.Event) -> None:
     with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(news.wait(), LOOK_EVERY)
+        await in_time(news.wait(), LOOK_EVERY)
     news.clear()
 
 

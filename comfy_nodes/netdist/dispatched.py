@@ -21,9 +21,9 @@ from ..jobs.batching import join, widening
 from ..jobs.expanding import expand
 from ..jobs.submitting import JobPlan, SubmittedJobs
 from ..page import peers
-from ..prompt.cutting import loaders
 from ..prompt.dispatching import Dispatch, clean_url, dispatch, first_result
 from ..prompt.graph import Graph, title, whole
+from ..prompt.own_files import loaders
 
 Edit = Callable[[Graph], None]
 

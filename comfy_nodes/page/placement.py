@@ -15,6 +15,7 @@ from zbus.errors import ZBusError
 from zbus.remote import Remote
 
 from .. import host
+from .in_time import in_time
 
 ANSWER = 3.0  # seconds for a peer to say how busy it is
 TCP_ANSWER = (
@@ -117,7 +118,7 @@ async def facts(remote: Remote) -> dict[str, Any]:
     """What it tells of itself; nothing where it does not answer in time."""
     try:
         question = asyncio.wrap_future(host.peer().enquire(remote))
-        return await asyncio.wait_for(question, ANSWER)
+        return await in_time(question, ANSWER)
     except (ZBusError, asyncio.TimeoutError):
         return {}
 
@@ -133,7 +134,7 @@ async def is_there(remote: Remote) -> bool:
     for route in remote.routes():
         with contextlib.suppress(OSError, asyncio.TimeoutError):
             connecting = asyncio.open_connection(route.host, route.port)
-            _, writer = await asyncio.wait_for(connecting, TCP_ANSWER)
+            _, writer = await in_time(connecting, TCP_ANSWER)
             writer.close()
             return True
     return False

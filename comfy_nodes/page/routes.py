@@ -13,7 +13,7 @@ from .. import host
 from ..prompt import preflight
 from ..prompt.admitting import admit
 from ..prompt.graph import class_type_of, inputs_of
-from ..prompt.tapping import as_made
+from ..prompt.wiring import as_made
 from . import names
 from .own_listener import OWN_LISTENER
 from .pairing import Pairing
@@ -31,6 +31,7 @@ def open_routes() -> None:
         host.handle(*route)
     host.on_prompt(_admit)
     host.tell_prompt_as(as_made)
+    host.tell_history_as(as_made)
 
 
 def _admit(body: Any) -> Any:

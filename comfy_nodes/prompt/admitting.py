@@ -1,7 +1,7 @@
 """Pure: what becomes of a prompt that comes in, before ComfyUI validates it.
 
 ComfyUI refuses the whole prompt for one node that it does not know, and runs all that an output
-node needs. What runs elsewhere alone is exempt from both: see `tapping` and `cutting.stand_in`.
+node needs. What runs elsewhere alone is exempt from both: see `tapping` and `elsewhere.stand_in`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, Protocol
 
 from .. import node_ids
 from . import tapping
-from .cutting import loaders, stand_in
+from .elsewhere import stand_in
 from .graph import Prompt, class_type_of, consumers, title
 from .loops import LoopClasses, held_back, loops_of
+from .own_files import loaders
 
 
 class Classes(tapping.Classes, LoopClasses, Protocol):

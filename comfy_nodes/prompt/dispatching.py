@@ -24,7 +24,7 @@ from .graph import (
     title,
 )
 from .loops import ITERATION, begun, closed_here
-from .tapping import as_made
+from .wiring import as_made
 
 PICTURES = ("PreviewImage", "SaveImage")
 
@@ -82,7 +82,7 @@ def dispatch(
         queue_id: The queue node's id, where it is known.
         remote_url: The remote; tells a saved prompt's queue node.
         everything: Run all output nodes there, not only what the results need.
-        attach: Ids of nodes to run here in any case: see `cutting.loaders`.
+        attach: Ids of nodes to run here in any case: see `own_files.loaders`.
 
     Raises:
         InputError: Nothing would come of it, or it cannot be done; the text says what to change.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import uuid
 
 import numpy as np
+import pytest
 from chains import node
 from PIL import Image
 from test_run_on_peers import at_peer, digests, files, good, part, ran, texts
@@ -37,6 +39,10 @@ def test_they_show_and_save_here_what_the_peer_makes(pair):
     for n in held.values():
         n.pop("is_changed", None)  # ComfyUI's own
     assert held == prompt, "as its user made it"
+    held = entry["prompt"][2]
+    for n in held.values():
+        n.pop("is_changed", None)
+    assert held == prompt, "and so does the history"
 
 
 def test_what_is_still_known_here_is_not_made_again(pair, keeps_results):
@@ -64,6 +70,41 @@ def test_one_that_hands_on_what_it_shows_runs_in_both_places(pair):
     assert ran(pair.a, mark) == 0 and ran(pair.b, mark) == 1
     assert json.loads(texts(entry, "text")[0].removesuffix("!"))["port"] == pair.b.port
     assert len(digests(entry)) == 1, "it shows its value here"
+
+
+def test_a_picture_is_shown_as_soon_as_it_is_there(pair):
+    prompt = part(only=pair.b.port) | {
+        "slow": node("TestSlow", value=["at", 0], seconds=600.0),
+        "run": at_peer(("slow", 0), pair.b.peer),
+        "preview": node("PreviewImage", images=["at", 0]),
+        "digest": node("TestDigest", value=["run", 0]),
+    }
+    events, since = pair.a.events, pair.a.events.mark()
+    prompt_id = pair.a.prompt(prompt)
+    early = events.wait_for(lambda e: e.kind == "preview", 30, since=since)
+    assert early.data["node_id"] == "preview" and early.data["prompt_id"] == prompt_id
+    with Image.open(io.BytesIO(early.image)) as picture:
+        assert picture.size == (16, 16)
+    pair.a.interrupt(prompt_id)
+    assert pair.a.outcome(pair.a.wait(prompt_id, 20)) == "interrupted"
+
+
+def test_what_a_save_hands_on_in_the_middle_is_saved_here_alone(pair):
+    outputs = pair.a.object_info()["SaveImage"]["output"]
+    if not outputs:
+        pytest.skip("on this ComfyUI a Save Image hands nothing on: it does from 0.33 on")
+    mark = uuid.uuid4().hex
+    prompt = part(only=pair.b.port, text=mark) | {
+        "save": node("SaveImage", images=["at", 0], filename_prefix=mark),
+        "scale": node("ImageInvert", image=["save", 0]),
+        "run": at_peer(("scale", 0), pair.b.peer),
+        "digest": node("TestDigest", value=["run", 0]),
+    }
+    before = files(pair.b)
+    good(pair.a, prompt)
+    assert files(pair.b) == before
+    assert any(mark in path for path in folder(pair.a, "output"))
+    assert ran(pair.a, mark) == 0 and ran(pair.b, mark) == 1
 
 
 def test_all_peers_pictures_are_shown(trio):
