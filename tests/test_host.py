@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import sys
 import threading
 import types
@@ -391,3 +392,33 @@ def test_what_one_node_writes_into_the_prompt_another_one_saves(told: Any) -> No
 def test_a_prompt_that_cannot_be_told_otherwise_is_told_as_it_is(told: Any) -> None:
     prompt = {"1": {"seed": -1}}
     assert told(lambda prompt: prompt["2"], prompt).get_original_prompt() is prompt
+
+
+# --- what people see
+
+
+def test_a_line_in_the_log_says_whose_it_is(host: Any, caplog: pytest.LogCaptureFixture) -> None:
+    root = "zbus_log_under_test"
+    host.name_lines(root)
+    host.name_lines(root)  # as on a second loading
+    below = logging.getLogger(f"{root}.net.addresses")
+    with caplog.at_level(logging.INFO):
+        below.info("own listener on %s", "127.0.0.1:18188")
+        below.warning("zbus could not start")
+        below.debug("not asked for")
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert told == [
+        ("INFO", "zbus: own listener on 127.0.0.1:18188"),
+        ("WARNING", "zbus could not start"),
+    ]
+
+
+def test_a_text_on_a_node_has_its_lines_as_html_and_as_markdown(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = mock.Mock()
+    monkeypatch.setattr(sys.modules[f"{PACKAGE}.host.showing"], "the_server", lambda: server)
+    host.show_at("desk: done in 1.00 s\n<b>: failed", "5", "page")
+    server.send_progress_text.assert_called_once_with(
+        "desk: done in 1.00 s  \n\u2039b\u203a: failed", "5", "page"
+    )

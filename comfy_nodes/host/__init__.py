@@ -5,6 +5,7 @@ from __future__ import annotations
 from .classes import Classes, node_class, replaced
 from .facts import facts
 from .files import folders, input_file, input_files, output_file
+from .log import name_lines
 from .node import (
     Here,
     ProgressBar,
@@ -94,6 +95,7 @@ __all__ = [
     "memory_reserve",
     "metadata_wanted",
     "multi_user",
+    "name_lines",
     "no_picture",
     "node_class",
     "notice",

@@ -49,10 +49,10 @@ class RunOnPeers(io.ComfyNode):
             f'part, too, and comes first. "{ONLY}": nobody else does, as if this node were away.'
         )
         failure = (
-            "stop: the first failure is this node's error. try another: a free peer that has not "
-            "been tried. return the rest: do without it, and say so in the report."
+            'When one fails. "stop": that is this node\'s error. "try another": a free peer that '
+            'has not been tried. "return the rest": do without it, and say so in the report.'
         )
-        quality = "How results travel. exact: bit for bit. 8-bit: images as 8 bits a channel."
+        quality = 'How results travel. "exact": bit for bit. "8-bit": images as 8 bits a channel.'
         return io.Schema(
             node_id=node_id,
             display_name="Run on Peers",
