@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,6 +65,15 @@ def test_every_script_tells_how_it_is_used(tmp_path: Path) -> None:
             assert text.startswith(f"usage: {name} ")
             assert [line for line in text.splitlines() if len(line) > 80] == [], name
         assert "usage" in text.lower() and name.rpartition("-")[2] in text, (name, text)
+
+
+def test_an_unknown_option_is_told_with_the_commands_own_usage(capsys) -> None:
+    from zbus.__main__ import main
+
+    with pytest.raises(SystemExit, match="2"):
+        main(["ping", "--jobb", "desk-8188"])
+    told = capsys.readouterr().err
+    assert told.startswith("usage: zbus-ping [-h]") and "unrecognized arguments: --jobb" in told
 
 
 def test_what_the_scripts_consist_of_can_be_imported(tmp_path: Path) -> None:

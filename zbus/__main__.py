@@ -44,8 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             formatter_class=_Fitting,
         )
         command.arguments(sub)
-        sub.set_defaults(run=command.run)
-    given = parser.parse_args(argv)
+        sub.set_defaults(run=command.run, refuse=sub.error)
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:  # told with that command's own usage
+        given.refuse(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return int(given.run(given))
     except KeyboardInterrupt:

@@ -38,7 +38,7 @@ REASONS: tuple[tuple[str, type[ConnectError], str, str, str], ...] = (
         NameNotResolved,
         "",
         "that name is not known",
-        "Check its spelling, or write the numeric address",
+        "Check its spelling, or write the numeric address; a port is given with -p",
     ),
     (
         "connection refused",
