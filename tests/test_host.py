@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
+import runpy
 import sys
 import threading
+import traceback
 import types
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
@@ -30,6 +33,7 @@ class ComfyUI:
 
     def create_module(self, spec: ModuleSpec) -> Any:
         made = mock.MagicMock(__path__=[], __spec__=spec)
+        made.__file__ = "/where/it/lies/file.py"
         if spec.name == "comfy.model_management":
             made.InterruptProcessingException = type("Interrupted", (BaseException,), {})
         return made
@@ -391,3 +395,52 @@ def test_what_one_node_writes_into_the_prompt_another_one_saves(told: Any) -> No
 def test_a_prompt_that_cannot_be_told_otherwise_is_told_as_it_is(told: Any) -> None:
     prompt = {"1": {"seed": -1}}
     assert told(lambda prompt: prompt["2"], prompt).get_original_prompt() is prompt
+
+
+# --- texts for another user
+
+
+def traceback_of(source: str, path: Path) -> str:
+    """What is raised by a program that lies there, as ComfyUI tells it."""
+    path.parent.mkdir(parents=True)
+    path.write_text(source)
+    try:
+        runpy.run_path(str(path))
+    except Exception as error:
+        return "".join([*traceback.format_tb(error.__traceback__), f"{type(error)}: {error}"])
+    raise AssertionError("it raised nothing")
+
+
+def test_a_traceback_tells_no_paths_of_this_computer(host: Any, tmp_path: Path) -> None:
+    home = tmp_path / "bob smith"
+    base, models = home / "My ComfyUI", home / "all models"
+    (home / "link").parent.mkdir(parents=True)
+    (home / "link").symlink_to(base)
+    paths = sys.modules["folder_paths"]
+    paths.__file__ = str(base / "folder_paths.py")
+    paths.base_path, paths.models_dir = home / "link", str(models)
+    paths.get_input_directory = lambda: str(base / "input")
+    paths.folder_names_and_paths = {"loras": ([home / "my loras"], {".safetensors"})}
+    paths.get_folder_paths = lambda kind: [str(home / "packs")]
+    source = f"""
+import json
+def work():
+    open({str(models / "x y.safetensors")!r})
+try:
+    work()
+except OSError as error:
+    try:
+        json.loads("{{")
+    except ValueError as other:
+        raise ValueError(f"{{error}}; in {home / "my loras" / "a" / "c.pt"}") from other
+"""
+    for folder in (base / "custom_nodes", home / "link/a", home / "packs", tmp_path / "bob else"):
+        told = host.without_paths(traceback_of(source, folder / "pack" / "nodes.py"))
+        assert "bob" not in told and str(tmp_path) not in told, told
+        assert "'x y.safetensors'; in c.pt" in told, told
+        assert 'nodes.py", line 1' in told
+    assert 'File "custom_nodes/pack/nodes.py", line 11' in host.without_paths(
+        f'File "{home / "packs"}/pack/nodes.py", line 11'
+    )
+    assert 'File "python/json/decoder.py"' in host.without_paths(f'File "{json.decoder.__file__}"')
+    assert host.without_paths(f'File "{FOLDER}/jobs/a.py"') == 'File "zbus/comfy_nodes/jobs/a.py"'

@@ -84,8 +84,8 @@ class Host(types.ModuleType):
         self.silent = False  # no statuses, no events
         self.works = True  # the thread that runs prompts
 
-    def folders(self):
-        return {"/home/bob smith": "~"}
+    def without_paths(self, text):
+        return text.replace("/home/bob smith", "~")
 
     def on_loop(self, call):
         self.loop.call_soon_threadsafe(call)
@@ -430,6 +430,26 @@ def test_a_failure_tells_the_node():
             "message": "out of memory on here: Allocation failed",
             "traceback": "line 1\nline 2\n",
         }
+
+    run(story)
+
+
+def test_a_failure_tells_no_paths_of_this_computer():
+    async def story(site):
+        _, desk = site.submit()
+        await desk.until("queued")
+        site.host.next()
+        site.host.end(
+            "failed",
+            node_id="1",
+            node_type="Make",
+            exception_type="/home/bob smith/p.nodes.Error",
+            exception_message="no /home/bob smith/x",
+            traceback=['  File "/home/bob smith/p.py", line 1\n'],
+        )
+        end = await desk.end()
+        assert (end["exception_type"], end["message"]) == ("~/p.nodes.Error", "no ~/x")
+        assert end["traceback"] == '  File "~/p.py", line 1\n'
 
     run(story)
 

@@ -146,7 +146,7 @@ class Runs:
             outcome, why = host.outcome(run.id)
         if run.broken is not None:
             outcome, why = "failed", str(run.broken)
-        run.close(outcome, why)
+        run.close(outcome, why and host.without_paths(why))  # another user reads it
         for tell in run.at_end:
             tell(outcome)
         run.once.end()

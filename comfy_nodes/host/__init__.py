@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .classes import Classes, node_class, replaced
 from .facts import facts
-from .files import folders, input_file, input_files, output_file
+from .files import input_file, input_files, output_file, without_paths
 from .node import (
     Here,
     ProgressBar,
@@ -81,7 +81,6 @@ __all__ = [
     "execution",
     "facts",
     "fail",
-    "folders",
     "follow",
     "forget",
     "graph",
@@ -118,4 +117,5 @@ __all__ = [
     "unfollow",
     "validate",
     "watch_queue",
+    "without_paths",
 ]

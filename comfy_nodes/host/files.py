@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,20 +16,48 @@ import torch
 
 from zbus.errors import InputError
 
+from ..prompt import discreet
 from .queue import Interrupted
 
 
-def folders() -> dict[str, str]:
+def without_paths(text: str) -> str:
+    """The text as another user may read it: see `discreet.without_paths`."""
+    return discreet.without_paths(text, _folders(), _programs())
+
+
+def _folders() -> dict[str, str]:
     """Where this ComfyUI's files lie, each with what to call it before others."""
-    named = {
+    held = folder_paths.folder_names_and_paths.items()
+    models = {
+        str(path): kind for kind, (paths, _) in held if kind != "custom_nodes" for path in paths
+    }
+    named = models | {
         str(Path.home()): "~",
-        str(folder_paths.base_path): "ComfyUI",
         str(folder_paths.models_dir): "models",
         str(folder_paths.get_user_directory()): "user",
         str(folder_paths.get_temp_directory()): "temp",
         str(folder_paths.get_output_directory()): "output",
         str(folder_paths.get_input_directory()): "input",
     }
+    return _as_linked(named)
+
+
+def _programs() -> dict[str, str]:
+    """Where the programs lie that a traceback leads through, likewise."""
+    paths = sysconfig.get_paths()
+    named = {sys.prefix: "python"} if sys.prefix != sys.base_prefix else {}
+    named |= {paths[kind]: "python" for kind in ("stdlib", "platstdlib")}
+    named |= {paths[kind]: "site-packages" for kind in ("purelib", "platlib")}
+    own = str(Path(__file__).parents[2])
+    packs = folder_paths.get_folder_paths("custom_nodes")
+    named |= {own: "zbus", **{str(path): "custom_nodes" for path in packs}}
+    named |= {str(folder_paths.base_path): "ComfyUI"}
+    named |= {os.path.dirname(os.path.abspath(str(folder_paths.__file__))): "ComfyUI"}
+    return _as_linked(named)
+
+
+def _as_linked(named: dict[str, str]) -> dict[str, str]:
+    """Those folders, and where links among them lead."""
     return named | {os.path.realpath(folder): name for folder, name in named.items()}
 
 

@@ -27,7 +27,6 @@ from zbus.values import payload
 from .. import host, node_ids
 from ..prompt import preflight
 from ..prompt.cutting import value_names, with_digests, with_job
-from ..prompt.discreet import without_paths
 from ..prompt.graph import ancestors, class_type_of, clean, inputs_of, title
 
 logger = logging.getLogger(__name__)
@@ -188,7 +187,7 @@ class Serving(JobHost):
         except host.FOREIGN as error:  # nodes' own code, and theirs to fail
             logger.exception("a job of %s could not be checked", job.client)
             self._release(served)
-            told = without_paths(str(error), host.folders())
+            told = host.without_paths(str(error))
             job.refuse([Reason("other", text=f"it could not be checked: {clip(told)}")])
         finally:
             served.task = None
@@ -215,7 +214,7 @@ class Serving(JobHost):
             said = await host.validate(served.job.id, prompt, wanted)
             outputs = said.outputs
             found += preflight.from_host(
-                prompt, said.error, said.node_errors, classes, host.folders()
+                prompt, said.error, said.node_errors, classes, host.without_paths
             )
             dropped = [i for i in wanted if i not in outputs]
             if not found:
@@ -406,9 +405,11 @@ class Serving(JobHost):
             served.job.preview(node, preview["kind"], preview["data"])
 
     def _detail(self, served: _Served, error: Mapping[str, Any]) -> dict[str, str]:
+        """How a node has failed, for the other user: without the paths of this computer."""
+        hide = host.without_paths
         node_id = str(error.get("node_id", ""))
-        kind = str(error.get("exception_type", ""))
-        said = str(error.get("exception_message", "it ended without saying why"))
+        kind = hide(str(error.get("exception_type", "")))  # in a module called by its path
+        said = hide(str(error.get("exception_message", "it ended without saying why")))
         raised = error.get("traceback") or ()
         traceback = raised if isinstance(raised, str) else "".join(map(str, raised))
         node = served.prompt.get(node_id) or {"class_type": error.get("node_type", "?")}
@@ -418,7 +419,7 @@ class Serving(JobHost):
             "class_type": str(error.get("node_type", "")),
             "exception_type": kind,
             "message": clip(preflight.in_words(kind, said, self._name), MAX_MESSAGE),
-            "traceback": clip(traceback, MAX_TRACEBACK),
+            "traceback": clip(hide(traceback), MAX_TRACEBACK),
         }
 
 

@@ -10,14 +10,13 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from functools import partial
 from typing import Any, Protocol
 
 from zbus.protocol.fields import clip
 from zbus.reasons import MAX_NEAR, Reason, lines
 
 from .class_inputs import ClassInput
-from .discreet import is_absolute, without_paths
+from .discreet import is_absolute
 from .graph import WRAP, Link, Prompt, class_type_of, inputs_of, link, title
 from .output_types import Outputs, results, untransferable
 
@@ -302,7 +301,7 @@ def from_host(
     error: Mapping[str, Any] | None,
     node_errors: Mapping[str, Any],
     classes: Classes | None = None,
-    folders: Mapping[str, str] | None = None,
+    hide: Callable[[str], str] = str,
 ) -> list[Reason]:
     """What ComfyUI's validation said, as reasons.
 
@@ -311,9 +310,9 @@ def from_host(
         error: The error of the prompt as a whole.
         node_errors: The errors by node id.
         classes: For the nearest choices; a file that a loader does not find is a missing choice.
-        folders: See `discreet.without_paths`: what a node's own check says may hold them.
+        hide: Takes the paths of this computer out of a text: what a node's own check says may
+            hold them.
     """
-    hide = partial(without_paths, folders=folders or {})
     looking = _Near()
     found = [
         _from_node(node_id, prompt.get(node_id, {}), said, classes, looking, hide)
