@@ -397,6 +397,56 @@ def test_a_prompt_that_cannot_be_told_otherwise_is_told_as_it_is(told: Any) -> N
     assert told(lambda prompt: prompt["2"], prompt).get_original_prompt() is prompt
 
 
+# --- pictures
+
+
+class NodeOutput:
+    """What a V3 class returns."""
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+
+    @property
+    def result(self) -> tuple[Any, ...] | None:
+        return self.args or None
+
+
+async def later(made: Any) -> Any:
+    return made
+
+
+@pytest.mark.parametrize(
+    ("returned", "is_taken"),
+    [
+        (lambda *made: made, True),
+        (lambda *made: {"ui": {}, "result": made}, True),
+        (NodeOutput, True),
+        (lambda *made: NodeOutput(*made, "more"), True),
+        (lambda *made: NodeOutput(), False),
+        (lambda *made: later(made), False),  # ours decodes it
+    ],
+)
+def test_a_picture_of_whatever_load_image_returns(
+    host: Any, returned: Any, is_taken: bool, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    image, mask = torch.rand(1, 2, 3, 3), torch.zeros(1, 2, 3)
+    seen = []
+
+    class LoadImage:
+        FUNCTION = "load"
+
+        def load(self, name: str) -> Any:
+            seen.append((tmp_path / name.removesuffix(" [temp]")).read_bytes())
+            return returned(image, mask)
+
+    sys.modules["nodes"].LoadImage = LoadImage
+    sys.modules["folder_paths"].get_temp_directory = lambda: str(tmp_path)
+    made = sys.modules[f"{PACKAGE}.host.files"].load_image(b"a picture", "png")
+    assert made == ((image, mask) if is_taken else None)
+    assert seen == [b"a picture"] and not list(tmp_path.iterdir())
+
+
 # --- texts for another user
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +145,19 @@ def load_image(data: bytes, ending: str) -> tuple[torch.Tensor, torch.Tensor] | 
 def _loaded(name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
     loader: Any = nodes.LoadImage
     try:
-        image, mask = getattr(loader(), loader.FUNCTION)(name)
+        made = getattr(loader(), loader.FUNCTION)(name)
+        image, mask = _outputs(made)[:2]
     except Interrupted:
         raise
     except Exception:  # its decoders raise whatever they stumble over
         return None
     return (image, mask) if isinstance(image, torch.Tensor) and image.dim() == 4 else None
+
+
+def _outputs(made: Any) -> tuple[Any, ...]:
+    """What a node has returned: a tuple, a dict with one, or a NodeOutput, as V3 classes do."""
+    if inspect.iscoroutine(made):
+        made.close()  # never begun
+        raise TypeError("its loader has to be awaited, and nothing waits here")
+    held = made.get("result") if isinstance(made, Mapping) else getattr(made, "result", made)
+    return tuple(held)
