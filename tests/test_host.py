@@ -338,6 +338,13 @@ def test_a_type_is_looked_up_once_however_often_it_comes(
     assert looks.call_count == before + 1
     with pytest.raises(ValueError, match="with faces, which"):
         table.check("MESH", ["faces"])
+    assert table.here() == {"MESH"}
+
+
+def test_the_types_of_outputs_are_held_as_kinds_of_the_table(host: Any) -> None:
+    types = sys.modules[f"{PACKAGE}.prompt.output_types"]
+    held_as = {kind for kinds in types.HELD_AS.values() for kind in kinds} | {"FILE_3D"}
+    assert held_as == set(sys.modules[f"{PACKAGE}.host.containers"].TYPES)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ OUTPUTS = {
     "Embeds": ("EMBEDS",),
     "Switch": ("COMFY_MATCHTYPE_V3",),
     "Grow": ("COMFY_AUTOGROW_V3",),
+    "Splat": ("SPLAT", "FILE_3D_PLY", "CURVE", "MESH,VOXEL", "SPLAT,IMAGE"),
 }
 
 
@@ -119,3 +120,30 @@ def test_a_result_that_cannot_travel_is_told_before_it_is_computed(source: Any) 
 def test_what_can_travel_or_is_not_known_is_no_reason(source: Any) -> None:
     prompt = PROMPT | result(*source)
     assert preflight.cannot_travel(prompt, output_types.results(prompt), Outputs()) == []
+
+
+OLD = frozenset({"MESH", "CURVE_LINEAR"})
+
+
+@pytest.mark.parametrize(
+    ("slot", "types", "told"),
+    [
+        (0, OLD, "SPLAT"),
+        (0, OLD | {"SPLAT"}, ""),
+        (0, frozenset(), "SPLAT"),
+        (1, OLD, "FILE_3D_PLY"),
+        (1, OLD | {"FILE_3D"}, ""),
+        (2, OLD, ""),  # which of the two kinds of curves it is, nobody knows
+        (2, frozenset({"MESH"}), "CURVE"),
+        (3, OLD, ""),
+        (3, frozenset({"SPLAT"}), "MESH,VOXEL"),
+        (4, OLD, ""),
+    ],
+)
+def test_what_the_other_side_has_no_type_for_is_told_before_it_is_computed(
+    slot: int, types: frozenset[str], told: str
+) -> None:
+    prompt = {"splat": node("Splat"), "here": node("ZBusHere", value=["splat", slot])}
+    prompt |= result("here", 0)
+    found = output_types.unheld(prompt, output_types.results(prompt), Outputs(), types)
+    assert [kind for _, kind in found] == ([told] if told else [])

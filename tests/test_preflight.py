@@ -174,6 +174,21 @@ def test_what_lives_in_one_comfyui_is_refused_before_it_is_computed(preflight, c
     assert preflight.look(lora() | {"result": handed}, classes) == []
 
 
+def test_what_the_asking_comfyui_has_no_type_for_is_refused_before_it_is_computed(
+    preflight, classes
+):
+    handed = node("ZBusResult", value=["12", 0], name="value", job="")
+    names = [*CLASSES, "ZBusResult"]
+    classes.names = lambda: names
+    classes.returned = lambda class_type, slot: "SPLAT" if class_type == "LoraLoader" else ""
+    prompt = lora() | {"result": handed}
+    assert preflight.look(prompt, classes) == []  # an older one does not say what it has
+    assert preflight.look(prompt, classes, {"SPLAT"}) == []
+    (reason,) = preflight.look(prompt, classes, {"MESH"})
+    assert (reason.kind, reason.node) == ("output", "12")
+    assert reason.text.startswith("LoraLoader #12: a SPLAT would come back, and the ComfyUI that")
+
+
 def test_a_missing_choice_names_the_nearest(preflight, classes):
     (reason,) = preflight.look(lora("foo.safetensors", "My LoRA"), classes)
     assert reason.kind == "choice"

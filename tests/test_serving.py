@@ -434,6 +434,19 @@ def test_a_failure_tells_the_node():
     run(story)
 
 
+def test_what_the_client_has_no_type_for_is_refused_before_it_is_queued(monkeypatch):
+    async def story(site):
+        monkeypatch.setattr(Classes, "returned", lambda self, class_type, slot: "SPLAT")
+        _, desk = site.submit(types=frozenset({"MESH"}))
+        kind, (reason,) = await desk.until("refuse")
+        assert reason.kind == "output" and "a SPLAT would come back" in reason.text
+        assert site.host.waiting == []
+        _, desk = site.submit("j2", types=frozenset({"SPLAT"}))
+        await desk.until("queued")
+
+    run(story)
+
+
 def test_a_failure_tells_no_paths_of_this_computer():
     async def story(site):
         _, desk = site.submit()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .classes import Classes, node_class, replaced
+from .containers import HOST_TYPES
 from .facts import facts
 from .files import input_file, input_files, output_file, without_paths
 from .node import (
@@ -61,6 +62,7 @@ from .showing import notice, preview_at, show, show_at
 
 __all__ = [
     "FOREIGN",
+    "HOST_TYPES",
     "Classes",
     "Here",
     "Interrupted",

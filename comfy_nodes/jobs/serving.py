@@ -208,7 +208,7 @@ class Serving(JobHost):
             for i in wanted
             if i not in prompt
         ]
-        found += preflight.look(prompt, classes)
+        found += preflight.look(prompt, classes, served.job.request.types)
         outputs: tuple[str, ...] = ()
         if not any(reason.kind in ("class", "output") for reason in found):
             said = await host.validate(served.job.id, prompt, wanted)

@@ -302,9 +302,9 @@ class SubmittedJobs:
         # One peer may have two shares, under two addresses.
         group = f"{plan.group} {share.position}" if plan.group else ""
         wanted = result_names(prompt)
-        return Request(
-            prompt, piece.outputs, values, plan.title, group, check, plan.quality, wanted
-        )
+        how = (plan.title, group, check, plan.quality)
+        types = host.HOST_TYPES.here()
+        return Request(prompt, piece.outputs, values, *how, wanted, types)
 
     # --- in the coroutine of a node -----------------------------------------------------------
 

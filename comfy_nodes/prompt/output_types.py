@@ -1,10 +1,10 @@
 """Pure: the types that outputs declare, and what follows of them before anything is computed: that
-a value cannot travel, and that it is no picture, whatever its shape.
+a value cannot travel, or not be held by who gets it, and that it is no picture, whatever its shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from .. import node_ids
@@ -21,6 +21,14 @@ LIVE = frozenset(
         *("HOOKS", "HOOK_KEYFRAMES"),
     }
 )
+
+# What a ComfyUI may lack: for the types of outputs the kinds of `zbus.values.containers`, any one
+# of which a value of that type is of.
+HELD_AS = {kind: frozenset({kind}) for kind in ("MESH", "VOXEL", "SPLAT", "SVG", "RANGE")} | {
+    "CURVE": frozenset({"CURVE", "CURVE_LINEAR"}),
+    "CLIP_VISION_OUTPUT": frozenset({"CLIP_VISION_OUTPUT"}),
+}
+_FILE = "FILE_3D"  # and FILE_3D_GLB, FILE_3D_PLY...
 
 # Nodes of ours that hand on what comes in: the input of each output.
 _HANDED_ON = {(node_ids.COMPUTE_HERE, 0): "value", (node_ids.SEND, 0): "value"} | {
@@ -99,6 +107,25 @@ def untransferable(
     """Which of these values cannot travel, as far as their types tell."""
     kinds = ((source[0], declared(prompt, source, outputs)) for source in wanted)
     return [Untransferable(node, kind) for node, kind in kinds if kind in LIVE]
+
+
+def unheld(
+    prompt: Prompt, wanted: Iterable[Link], outputs: Outputs, types: Collection[str]
+) -> list[Untransferable]:
+    """Which of these values are certainly of kinds that are not among those `types`."""
+    kinds = ((source[0], declared(prompt, source, outputs)) for source in wanted)
+    return [
+        Untransferable(node, kind)
+        for node, kind in kinds
+        if kind and all(_is_unheld(part, types) for part in kind.split(","))
+    ]
+
+
+def _is_unheld(kind: str, types: Collection[str]) -> bool:
+    kind = kind.strip()
+    is_file = kind == _FILE or kind.startswith(f"{_FILE}_")
+    held_as = frozenset({_FILE}) if is_file else HELD_AS.get(kind, frozenset())
+    return bool(held_as) and held_as.isdisjoint(types)
 
 
 def results(prompt: Mapping[str, Mapping[str, object]]) -> list[Link]:

@@ -18,7 +18,7 @@ from zbus.reasons import MAX_NEAR, Reason, lines
 from .class_inputs import ClassInput
 from .discreet import is_absolute
 from .graph import WRAP, Link, Prompt, class_type_of, inputs_of, link, title
-from .output_types import Outputs, results, untransferable
+from .output_types import Outputs, results, unheld, untransferable
 
 MAX_REASONS = 64  # of one refusal
 MAX_LOOKED_UP = 20  # refused values of one prompt whose nearest are looked for: it takes time
@@ -46,12 +46,14 @@ class Classes(Outputs, Protocol):
 # --- looking at a prompt ------------------------------------------------------------------------
 
 
-def look(prompt: Prompt, classes: Classes) -> list[Reason]:
+def look(prompt: Prompt, classes: Classes, types: Collection[str] | None = None) -> list[Reason]:
     """Everything that can be seen to be wrong with a prompt.
 
     Args:
         prompt: API format, and only what shall be executed.
         classes: Knows the node classes.
+        types: Which of the containers (see `zbus.values.containers`) who gets its results can hold;
+            None: unknown.
     """
     found = _missing_classes(prompt, classes)
     near = _Near()
@@ -59,22 +61,38 @@ def look(prompt: Prompt, classes: Classes) -> list[Reason]:
         found += _links(prompt, node_id, classes)
         if class_type_of(node) in classes.names():
             found += _values(node_id, node, classes, near)
-    return found + cannot_travel(prompt, results(prompt), classes)
+    found += cannot_travel(prompt, results(prompt), classes)
+    return found if types is None else found + _cannot_be_held(prompt, classes, types)
 
 
 def cannot_travel(prompt: Prompt, wanted: Iterable[Link], outputs: Outputs) -> list[Reason]:
     """What is wanted and lives in one ComfyUI: told before it is computed."""
     return [
-        Reason(
-            "output",
+        _of_output(
+            prompt,
             node,
-            title(node, prompt[node]),
-            class_type_of(prompt[node]),
-            text=f"{_named(node, prompt[node])}: a {kind} lives in one ComfyUI and cannot travel; "
-            "let the nodes that use it run where it is loaded",
+            f"a {kind} lives in one ComfyUI and cannot travel; let the nodes that use it run where "
+            "it is loaded",
         )
         for node, kind in untransferable(prompt, wanted, outputs)
     ]
+
+
+def _cannot_be_held(prompt: Prompt, classes: Classes, types: Collection[str]) -> list[Reason]:
+    return [
+        _of_output(
+            prompt,
+            node,
+            f"a {kind} would come back, and the ComfyUI that asks for it has no such type; update "
+            "that ComfyUI, or let the nodes that use it run here as well",
+        )
+        for node, kind in unheld(prompt, results(prompt), classes, types)
+    ]
+
+
+def _of_output(prompt: Prompt, node: str, said: str) -> Reason:
+    text = f"{_named(node, prompt[node])}: {said}"
+    return Reason("output", node, title(node, prompt[node]), class_type_of(prompt[node]), text=text)
 
 
 def _missing_classes(prompt: Prompt, classes: Classes) -> list[Reason]:
