@@ -93,7 +93,7 @@ class Result(io.ComfyNode):
                 stage="handing over a result",
                 remedy="Take it out of the workflow: Run on Peers makes its own",
             )
-        declared = host.no_picture("value", guess=True)
+        declared = host.no_picture("value")
         JOBS.result(prompt_id, only("name", name), wrap(value), declared)
         return io.NodeOutput()
 

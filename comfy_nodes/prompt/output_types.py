@@ -11,6 +11,7 @@ from .. import node_ids
 from .graph import Link, Prompt, class_type_of, inputs_of, link, sources
 
 PICTURES = frozenset({"IMAGE", "MASK", "VIDEO"})
+PARAMETERS = frozenset({"INT", "FLOAT", "BOOLEAN", "STRING", "COMBO"})
 
 # The core's types whose values live in one process: models, and what holds functions.
 LIVE = frozenset(
@@ -78,27 +79,35 @@ def _declared(prompt: Prompt, source: Link, outputs: Outputs, seen: set[Link]) -
             yield from _declared(prompt, before, outputs, seen)
 
 
-def likely(prompt: Prompt, source: Link, outputs: Outputs) -> str:
-    """As `declared`; and where nothing is, as with switches of packs that take anything, the one
-    type of all that is wired into where it comes from. A guess: that node may make something else
-    of it."""
-    return declared(prompt, source, outputs) or _only_before(prompt, source, outputs, set())
+def no_picture(prompt: Prompt, source: Link, outputs: Outputs) -> str:
+    """What to tell of the value that comes from there, where 8 bits are for pictures alone.
+
+    Returns:
+        "" if it is a picture, or one of several types with pictures among them; the type that its
+        maker declares, if that is no picture; "*" if nothing tells what it is. Of a node that may
+        give anything, as the switches of packs do, it is told by what is wired to that: a picture
+        where nothing but pictures is, whatever numbers and texts are beside them.
+    """
+    kind = declared(prompt, source, outputs)
+    if kind:
+        return "" if PICTURES.intersection(kind.split(",")) else kind
+    return "" if _has_pictures_before(prompt, source[0], outputs, set()) else "*"
 
 
-def _only_before(prompt: Prompt, source: Link, outputs: Outputs, seen: set[str]) -> str:
-    if source[0] in seen or source[0] not in prompt:
-        return ""
-    seen.add(source[0])
-    found = {
-        declared(prompt, before, outputs) or _only_before(prompt, before, outputs, seen)
-        for _, before in sources(prompt, source[0])
-    }
-    return found.pop() if len(found) == 1 else ""
-
-
-def no_picture(found: str) -> str:
-    """The type itself, if a value of it is certainly no picture; "" if it may be one."""
-    return "" if PICTURES.intersection(found.split(",")) else found
+def _has_pictures_before(prompt: Prompt, node: str, outputs: Outputs, seen: set[str]) -> bool:
+    """Whether all that is wired to that node, but for numbers and texts, are pictures."""
+    if node in seen or node not in prompt:
+        return False
+    seen.add(node)
+    found = []
+    for _, before in sources(prompt, node):
+        kind = declared(prompt, before, outputs)
+        if kind not in PARAMETERS:
+            is_known = bool(kind) and PICTURES.issuperset(kind.split(","))
+            found.append(
+                is_known or (not kind and _has_pictures_before(prompt, before[0], outputs, seen))
+            )
+    return bool(found) and all(found)
 
 
 def untransferable(

@@ -14,13 +14,26 @@ from test_run_on_peers import at_peer, digests, failure, good, texts
 
 def test_what_was_clipped_is_said_in_the_report(pair):
     prompt = {
-        "make": node("TestMake", kind="image out of range", seed=3),
+        "make": node("TestMakeImage", kind="image out of range", seed=3),
         "run": at_peer(("make", 0), pair.b.peer, quality="8-bit"),
         "report": node("PreviewAny", source=["run", 1]),
     }
     (report,) = texts(good(pair.a, prompt), "report")
     assert f"{pair.b.peer}: done in" in report
     assert "; values outside 0..1 were clipped (min -0.298, max 1.3)" in report
+
+
+def test_what_nobody_says_is_a_picture_is_exact_in_8_bit(pair):
+    prompt = {
+        "make": node("TestMake", kind="image out of range", seed=3),
+        "run": at_peer(("make", 0), pair.b.peer, quality="8-bit"),
+        "digest": node("TestDigest", value=["run", 0]),
+        "local": node("TestDigest", value=["make", 0]),
+        "report": node("PreviewAny", source=["run", 1]),
+    }
+    entry = good(pair.a, prompt)
+    assert digests(entry) == digests(entry, "local")
+    assert "; sent bit for bit: the node before does not say" in texts(entry, "report")[0]
 
 
 def test_a_sound_that_decodes_is_exact_in_8_bit(pair):

@@ -79,8 +79,9 @@ def flatten(value: object, declared: str = "") -> Flat:
     """Takes a value apart. Imports no torch unless there is a tensor in it.
 
     Args:
-        declared: Its type as its maker declares it, where that is known and has no picture in it
-            (see `rounding`): nothing of it goes as 8 bits then, whatever its shape.
+        declared: Its type as its maker declares it, where that is known and has no picture in it;
+            "*" where its maker may give anything (see `rounding`): nothing of it goes as 8 bits
+            then, whatever its shape, but for the frames of a VIDEO.
 
     Raises:
         NotTransferable: Something in it cannot travel. The text has its type and place, as in
@@ -145,7 +146,7 @@ class _Walk:
         dtype, shape = tensor_dtype(tensor), tuple(tensor.shape)
         _check_shape(shape, place)
         what = role
-        if not role and not rounding.looks_like_picture(tensor):
+        if role in ("", rounding.UNKNOWN) and not rounding.looks_like_picture(tensor):
             what = f"a {dtype} tensor of shape {list(shape)}"
         nbytes = tensor.numel() * TENSOR_ITEMSIZE[dtype]
         may_shrink = rounding.may_shrink(tensor, role)
@@ -157,7 +158,7 @@ class _Walk:
             inner = f"{place}.tensors[{index}]"
             if not is_tensor(tensor):
                 raise _refused(tensor, inner)
-            self.node(tensor, inner, depth + 1, role or rounding.inside("nested tensor"))
+            self.node(tensor, inner, depth + 1, rounding.within("nested tensor", role))
 
     def _array(self, array: np.ndarray[Any, Any], place: str) -> None:
         dtype = array.dtype.name
@@ -194,7 +195,7 @@ class _Walk:
         self.atoms += ["o", held.kind, len(held.fields)]
         for name, inner in held.fields.items():
             self.atoms.append(name)
-            self.node(inner, f"{place}.{name}", depth + 1, role or rounding.inside(held.kind))
+            self.node(inner, f"{place}.{name}", depth + 1, rounding.within(held.kind, role))
 
     def _key(self, key: Any, place: str, depth: int) -> None:
         self._count(place, depth)

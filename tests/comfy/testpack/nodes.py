@@ -137,6 +137,11 @@ class TestMake:
         return (values.make(kind, seed),)
 
 
+@node(returns=("IMAGE",))
+class TestMakeImage(TestMake):
+    """The same, and says that it is a picture."""
+
+
 @node(as_list=True)
 class TestList:
     """Makes a list output of `count` values of a kind: what follows runs once per item."""
