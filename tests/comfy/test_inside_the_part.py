@@ -38,7 +38,15 @@ def test_they_show_and_save_here_what_the_peer_makes(pair):
         n.pop("is_changed", None)  # ComfyUI's own
     assert held == prompt, "as its user made it"
 
-    again = good(pair.a, prompt)  # everything is still known here
+
+def test_what_is_still_known_here_is_not_made_again(pair, keeps_results):
+    mark = uuid.uuid4().hex
+    prompt = part(only=pair.b.port, text=mark) | {
+        "run": at_peer(("at", 0), pair.b.peer),
+        "preview": node("PreviewImage", images=["at", 0]),
+        "digest": node("TestDigest", value=["run", 0]),
+    }
+    entry, again = good(pair.a, prompt), good(pair.a, prompt)
     assert ran(pair.b, mark) == 1
     assert again["outputs"]["preview"] == entry["outputs"]["preview"]
 
