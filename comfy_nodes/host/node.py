@@ -56,7 +56,7 @@ def graph() -> dict[str, Any]:
 
 
 def no_picture(name: str) -> str:
-    """What arrives at that input of the node that is being executed: see `output_types.no_picture`."""
+    """See `output_types.no_picture`, for what arrives at that input of the node."""
     wired = link(inputs_of(executing().node).get(name))
     if wired is None:
         return ""
