@@ -246,6 +246,24 @@ def test_who_may_ask_late(host: Any) -> None:
     assert classes.sees_graph("Loop") and not classes.sees_graph("Late")
 
 
+class LoadPath:
+    RETURN_TYPES = ("IMAGE", "INT")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Any:
+        return {"required": {"video": ("STRING", {"vhs_path_extensions": []}), "n": ("INT",)}}
+
+
+def test_which_paths_are_of_this_computer(host: Any, tmp_path: Path) -> None:
+    sys.modules["nodes"].NODE_CLASS_MAPPINGS = {"LoadPath": LoadPath}
+    classes = host.Classes()
+    declared = [name for name in ("video", "n", "x") if classes.is_path_input("LoadPath", name)]
+    assert declared == ["video"]
+    assert classes.outputs("LoadPath") == ["IMAGE", "INT"] and classes.outputs("Gone") == []
+    here = [str(tmp_path), __file__, str(tmp_path / "none"), "/", "//", ".", "", "\0/x", "/\0"]
+    assert [path for path in here if classes.is_here(path)] == [str(tmp_path), __file__]
+
+
 def test_what_a_class_declares_is_never_an_exception(host: Any) -> None:
     odd = [None, [], {"hidden": None}, {"hidden": ["PROMPT"]}, {"hidden": {"x": (), "y": None}}]
 

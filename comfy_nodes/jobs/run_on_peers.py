@@ -20,7 +20,8 @@ from ..exchange.runs import RUNS
 from ..exchange.send_receive import CATEGORY, QUALITY
 from ..exchange.waiting import WHO, interruptible
 from ..page import peers
-from ..prompt.cutting import ALSO, NO, ONLY, Part, cut, elsewhere, loaders
+from ..prompt import own_paths
+from ..prompt.cutting import ALSO, NO, ONLY, Part, cut, elsewhere
 from ..prompt.graph import Link, link, title
 from ..prompt.single import only
 from .expanding import INTERNAL, expand
@@ -115,8 +116,12 @@ class RunOnPeers(io.ComfyNode):
         if before is not None:  # ComfyUI computes this node again, for a reader that comes late
             return _expanded(before.value, node.node_id, local)
         if share != ONLY and (others or not is_named):
-            piece = cut(graph, wired, attach=loaders(graph, host.Classes().is_file_input))
+            classes = host.Classes()
+            piece = cut(graph, wired, attach=own_paths.attached(graph, classes))
             chosen = await _chosen(",".join(others))
+            if any(peers.is_elsewhere(choice.remote) for choice in chosen.choices):
+                told = [*chosen.left_out, *own_paths.left(piece.prompt, classes)]
+                chosen = chosen._replace(left_out=told)
         else:  # as if this node were not there
             piece, chosen = Part({}, (), {}, False), peers.Chosen([])
         plan = JobPlan(

@@ -64,7 +64,7 @@ class JobPlan:
         choices: Where, in order.
         first: The position of the first of them: 1 where this machine takes part itself.
         group: See `Request`.
-        left_out: Whom "all" does without, in words.
+        left_out: Whom "all" does without, and what the others do not have from here, in words.
     """
 
     piece: Piece

@@ -102,3 +102,29 @@ def test_a_folder_that_only_the_peer_has_is_not_meant(pair):
     except PromptRefused as refused:  # from 0.30 on ComfyUI looks before it runs
         assert "theirs" in str(refused)
     assert "TestAt ran never of theirs" not in pair.b.log()
+
+
+def of_path(pair, path):
+    return {
+        "load": node("TestLoadPath", video=str(path)),
+        "at": node("TestAt", value=["load", 0], only=pair.b.port),
+        "run": at_peer(("at", 0), pair.b.peer),
+        "digest": node("TestDigest", value=["run", 0]),
+    }
+
+
+def test_a_file_at_a_path_of_this_computer_is_sent_along(pair, tmp_path):
+    (tmp_path / "mine.mp4").write_bytes(b"\x80")
+    prompt = of_path(pair, tmp_path / "mine.mp4")
+    prompt["local"] = node("TestDigest", value=["load", 0])
+    entry = good(pair.a, prompt)
+    assert digests(entry) == digests(entry, "local")
+    assert "TestLoadPath ran mine.mp4" in pair.a.log()
+    assert "TestLoadPath ran mine.mp4" not in pair.b.log()
+
+
+def test_a_path_that_is_not_here_is_the_peers(pair, tmp_path):
+    """Which says without its folders that it is not there either."""
+    said = failure(pair.a, of_path(pair, tmp_path / "theirs.mp4"))["exception_message"]
+    assert f"{pair.b.peer}" in said and "no such file: theirs.mp4" in said, said
+    assert str(tmp_path) not in said
