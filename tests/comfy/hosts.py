@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import torch
 from comfyui import ComfyUI
 
 
@@ -16,6 +19,12 @@ def make_or_skip(kind: str, *comfyuis: ComfyUI) -> str:
     if kind == "latent nested" and not has_nested_latents(*comfyuis):
         pytest.skip("this ComfyUI has no nested latents (comfy.nested_tensor came after 0.3.64)")
     return kind
+
+
+def made_here(tensor: torch.Tensor) -> torch.Tensor:
+    """An image or latent as the host's own nodes make it, started as it was for this run."""
+    halves = "--fp16-intermediates" in os.environ.get("COMFYUI_ARGS", "")
+    return tensor.half() if halves else tensor
 
 
 def skip_if_expanding_needs_a_cache(comfyui: ComfyUI) -> None:

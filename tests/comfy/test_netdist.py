@@ -17,6 +17,7 @@ import workflows
 from chains import Node, Prompt, node
 from children import slowness, until
 from comfyui import ROOT, ComfyUI, free_port, start_all
+from hosts import made_here
 from paired import home_of, paired
 from PIL import Image
 from testpack import values
@@ -580,7 +581,8 @@ def test_queue_remote_of_2023(pair, override, seed, batch):
     entry = run(a, prompt)
     assert digest(entry, "here") == picture(5)
     assert digest(entry, "there") == picture(seed)
-    assert f"float32[{batch}, 4, 8, 8]" in a.ui(entry, "latent", "description")
+    dtype = str(made_here(torch.zeros(1)).dtype).removeprefix("torch.")
+    assert f"{dtype}[{batch}, 4, 8, 8]" in a.ui(entry, "latent", "description")
 
 
 def test_queue_remote_of_the_rewrite(trio):
@@ -604,7 +606,7 @@ def image_file(comfyui: ComfyUI, name: str) -> tuple[str, torch.Tensor]:
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, "png")
     comfyui.put_input(buffer.getvalue(), name)
-    return name, torch.from_numpy(pixels.astype(np.float32) / 255.0)[None]
+    return name, made_here(torch.from_numpy(pixels.astype(np.float32) / 255.0)[None])
 
 
 @pytest.mark.usefixtures("keeps_results")
@@ -687,7 +689,7 @@ def test_nodes_that_only_this_side_has_after_the_fetch(pair, without):
     _, plain = without
     with paired(home_of(pair.a), home_of(plain)):
         entry = run(pair.a, blank(plain.url, 1100))
-    made = torch.tensor([1102 >> 16, 1102 >> 8 & 255, 1102 & 255]) / 255
+    made = made_here(torch.tensor([1102 >> 16, 1102 >> 8 & 255, 1102 & 255]) / 255)
     assert digest(entry, "there") == values.digest(made.expand(3, 8, 8, 3).contiguous())
 
 
@@ -803,16 +805,17 @@ def test_an_interrupt_stops_the_remote_job_at_once(pair, while_):
     a, b = pair
     prompt, busy = slow_there(b.url), "3"
     if while_ == "sampling here":
+        # Another queue node than the one before: a cached one has the job placed by the fetch node.
+        prompt = slow_there(b.url, batch_local=7)
         prompt["any"], busy = node("TestMake", kind="int", seed=30), "slow"
     mark = a.events.mark()
     prompt_id = a.prompt(prompt)
     job = until(lambda: b.queue()[0])
     behind = b.prompt({"1": noise(1), "digest": node("TestDigest", value=["1", 0])})
     a.events.wait_for(lambda e: e.kind == "executing" and e.data["node"] == busy, since=mark)
-    began = time.monotonic()
     a.interrupt()
+    # It would run for 7 seconds more. That half a second is enough: test_cancels, of many cancels.
     until(lambda: job[0] not in b.queue()[0], 3)
-    assert time.monotonic() - began < 0.5 * slowness()
     assert a.outcome(a.wait(prompt_id)) == "interrupted"
     assert b.outcome(b.wait(behind)) == "success"
     entry = run(a, simple(b.url, seed=1300 + len(while_)))
@@ -821,7 +824,10 @@ def test_an_interrupt_stops_the_remote_job_at_once(pair, while_):
 
 def test_an_interrupt_there_is_the_fetch_nodes_error(pair):
     a, b = pair
+    mark = a.events.mark()
     prompt_id = a.prompt(slow_there(b.url))
+    # One that ends before the queue node has handed it on is that one's error.
+    a.events.wait_for(lambda e: e.kind == "executing" and e.data["node"] == "3", since=mark)
     job = until(lambda: b.queue()[0])
     until(lambda: b.interrupt(job[0]) or not b.queue()[0])
     entry = a.wait(prompt_id, 5)

@@ -20,7 +20,7 @@ import torch
 from chains import node
 from children import slowness, until
 from comfyui import PromptRefused
-from hosts import make_or_skip
+from hosts import made_here, make_or_skip
 from PIL import Image
 from testpack import values
 
@@ -171,7 +171,7 @@ def test_load_image_url_gives_what_load_image_gives(pair):
         prompt |= digests(("1", 0), ("2", 0), ("1", 1), ("2", 1), ("3", 0), ("3", 1))
         entry = good(pair.a, prompt)
         found = [pair.a.ui(entry, f"digest {i}", "digest") for i in range(6)]
-        expected = torch.from_numpy(RGBA[..., :3].astype(np.float32) / 255.0)[None]
+        expected = made_here(torch.from_numpy(RGBA[..., :3].astype(np.float32) / 255.0)[None])
         assert found[0] == found[1] == found[4] == values.digest(expected)
         assert found[2] == found[3]
         assert found[5] == values.digest(torch.zeros(1, 64, 64))
