@@ -218,6 +218,7 @@ class Site:
         sys.modules[PACKAGE] = package
         self.host = package.host = sys.modules[f"{PACKAGE}.host"] = Host()
         self.module = importlib.import_module(f"{PACKAGE}.jobs.serving")
+        self.jobs = importlib.import_module(f"{PACKAGE}.jobs.in_prompts").JOBS
         self.serving = self.module.Serving("here")
 
     def close(self) -> None:
@@ -237,7 +238,7 @@ class Site:
     def left(self) -> list[Any]:
         host = self.host
         held = (self.serving._served, host.followers, host.history, host.waiting, host.running)
-        return [*held, len(self.module.JOBS)]
+        return [*held, len(self.jobs)]
 
 
 NOTHING = [{}, {}, {}, [], [], 0]
@@ -270,7 +271,7 @@ def test_a_job_from_its_queue_to_its_end():
         }
         site.host.tell("j1", "progress_state", nodes=nodes)
         site.host.tell("j1", "progress_state", nodes=nodes)  # says nothing new
-        site.module.JOBS.result("j1", "out", [1, 2])
+        site.jobs.result("j1", "out", [1, 2])
         site.host.end()
         assert await desk.end() == {"outcome": "done"}
         assert [e for e in desk.log if e[0] == "progressed"] == [
@@ -536,7 +537,7 @@ def test_where_no_prompts_run_any_more_jobs_end_and_none_is_taken():
             (_, reasons) = await desk.until("refuse")
             assert [reason.kind for reason in reasons] == ["worker"]
             assert "runs no prompts any more: start it again" in reasons[0].text
-        assert not site.host.waiting and not site.host.followers and len(site.module.JOBS) == 0
+        assert not site.host.waiting and not site.host.followers and len(site.jobs) == 0
         for job in (first, second, third):
             site.serving.forget(job)
 
@@ -681,7 +682,7 @@ def test_previews_are_the_latest_and_not_too_many():
 
 def test_nodes_find_their_jobs_values_and_no_others():
     async def story(site):
-        jobs = site.module.JOBS
+        jobs = site.jobs
         job, desk = site.job(values={"v": 1})
         jobs.add(job)
         assert jobs.value("j1", "v") == 1
@@ -704,7 +705,7 @@ def test_a_value_is_let_go_by_the_only_node_that_gives_it():
         return {"class_type": "ZBusValue", "inputs": {"name": name}}
 
     async def story(site):
-        jobs = site.module.JOBS
+        jobs = site.jobs
         prompt = {"1": giver("v"), "2": giver("w"), "3": giver("w")}
         job, _ = site.job(prompt=prompt, values={"v": 1, "w": 2})
         jobs.add(job)
