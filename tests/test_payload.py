@@ -323,7 +323,7 @@ Point = namedtuple("Point", "x")
         ({(1, object()): 1}, "value[a tuple]", "key of type object"),
         (deep(40), "value[0][0]", "32 levels"),
         (cyclic(), "value['me']['me']", "holds itself"),
-        ([0] * 70000, "value", "65536"),
+        ([None] * 70000, "value", "65536"),
     ],
     ids=lambda value: None if isinstance(value, str) else type(value).__name__,
 )
@@ -344,8 +344,124 @@ def test_fake_tensors_are_refused():
 
 def test_the_deepest_value_and_the_most_items_pass():
     assert same(deep(32), trip(deep(32)))
-    most = [0] * (wire.MAX_ITEMS - 1)
+    most = [None] * wire.MAX_ITEMS
     assert same(most, trip(most))
+
+
+# Many parts
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+@pytest.mark.parametrize(
+    ("numbers", "itemsize"),
+    [
+        (range(-128, 128), 1),
+        (range(129), 2),
+        ([-129] * 20, 2),
+        ([0] * 20 + [2**31 - 1], 4),
+        ([0] * 20 + [2**31], 8),
+        ([-(2**63), 2**63 - 1] * 8, 8),
+        ([True, False] * 8, 1),
+        ([0.0, -0.0, math.inf, 1e-310, 0.1] * 4, 8),
+        (
+            [
+                struct.unpack("<d", struct.pack("<Q", 0x7FF0_0000_0000_0001 + n))[0]
+                for n in range(16)
+            ],
+            8,
+        ),
+    ],
+    ids=str,
+)
+def test_numbers_of_one_type_are_one_buffer(kind, numbers, itemsize):
+    value = kind(numbers)
+    packed = pack(flatten([value, "x"]), "if exact")
+    assert [len(buffer.view) for buffer in packed.buffers] == [len(value) * itemsize]
+    got = deliver(packed)[0]
+    assert same(value, got) and set(map(type, got)) == {type(value[0])}
+    if type(value[0]) is float:
+        assert struct.pack(f"{len(value)}d", *value) == struct.pack(f"{len(got)}d", *got)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [1] * 15,
+        [1] * 20 + [True],
+        [1] * 20 + [1.0],
+        [1] * 20 + [None],
+        [1] * 20 + [2**63],
+        [IntEnum("Number", "one")(1)] * 20,
+        [np.float32(0.1)] * 20,
+    ],
+    ids=ascii,
+)
+def test_other_lists_of_numbers_are_named_one_by_one(value):
+    packed = pack(flatten(value), "never")
+    assert packed.total == 0
+    plain = [v.item() if isinstance(v, np.generic) else v for v in value]
+    assert same([int(v) if isinstance(v, IntEnum) else v for v in plain], deliver(packed))
+
+
+def test_more_numbers_than_would_ever_be_taken_are_refused_here(monkeypatch):
+    monkeypatch.setattr(wire, "MAX_NUMBERS", 100)
+    flatten([[0] * 50, [0.5] * 50])
+    with pytest.raises(NotTransferable, match="more than 100 numbers in lists"):
+        flatten([[0] * 50, [0.5] * 50, [True] * 16])
+
+
+@pytest.mark.parametrize("dtype", TENSOR_ITEMSIZE)
+def test_small_tensors_share_one_buffer_and_no_memory(dtype):
+    item = TENSOR_ITEMSIZE[dtype]
+    raw = torch.randint(0, 2 if dtype == "bool" else 256, (item * 64,), dtype=torch.uint8)
+    whole = raw.view(getattr(torch, dtype))
+    shapes = [(64,), (), (4, 16), (1, 64, 1), (3,), (4, 16)]
+    value = [whole[: math.prod(shape)].view(shape) for shape in shapes]
+    for sent in (value, value[:1] * 5):
+        packed = pack(flatten(sent), "if exact")
+        assert len(packed.buffers) == 1
+        got = deliver(packed)
+        assert same(sent, got)
+        assert len({tensor.untyped_storage().data_ptr() for tensor in got}) == len(got)
+        assert all(t.untyped_storage().nbytes() == t.numel() * item for t in got)
+
+
+def test_small_tensors_of_every_make():
+    grown = torch.ones(4, requires_grad=True) * 2
+    turned = torch.arange(12.0).view(3, 4).t()
+    mirror = torch.tensor([1 + 2j, 3 - 4j]).conj()
+    value = {
+        "grown": grown,
+        "parameter": torch.nn.Parameter(torch.rand(4)),
+        "turned": turned,
+        "spread": torch.rand(1).expand(5),
+        "conj": mirror,
+        "neg": mirror.imag,
+        "empty": torch.zeros(0, 3),
+        "large": torch.rand(wire.MAX_POOLED // 4 + 1),
+        "half": torch.rand(4).half(),
+        "two": NestedTensor([torch.rand(2), torch.rand(3)]),
+    }
+    packed = pack(flatten(value), "never")
+    assert len(packed.buffers) == 4  # float32, complex64, float16, and the large one
+    got = deliver(packed)
+    got["grown"].resize_(100).resize_(4)  # it is an ordinary tensor
+    two = got.pop("two").tensors
+    assert same(value.pop("two").tensors, two)
+    assert same({k: v.detach().resolve_conj().resolve_neg() for k, v in value.items()}, got)
+
+
+def test_ten_thousand_parts_are_one_buffer_and_one_description():
+    value = {str(n): torch.full((2, 2), float(n)) for n in range(10_000)}
+    packed = pack(flatten(value), "if exact")
+    assert len(packed.buffers) == 1
+    assert len(packed.spec) < 10_000 * 12
+    assert same(value, deliver(packed))
+
+
+def test_no_place_is_written_out_before_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr("zbus.values.flatten._short", lambda key: pytest.fail("nobody asked"))
+    pack(flatten({"a": [torch.ones(2), {"b": (1, None)}], "c": {1: "x"}}), "if exact")
 
 
 def test_no_torch_without_a_tensor():
@@ -475,7 +591,7 @@ def test_8_bit_of_empty_and_of_odd_shapes():
 
 
 def atoms(*parts):
-    return b"".join(msgpack.packb(part) for part in (1, *parts))
+    return b"".join(msgpack.packb(part) for part in (wire.VERSION, *parts))
 
 
 @pytest.mark.parametrize(
@@ -483,7 +599,7 @@ def atoms(*parts):
     [
         b"",
         b"\x01",
-        msgpack.packb(2) + msgpack.packb(None),
+        msgpack.packb(1) + msgpack.packb(None),
         msgpack.packb(True) + msgpack.packb(None),
         msgpack.packb([1, None]),
         atoms(1, 2),
@@ -519,6 +635,18 @@ def atoms(*parts):
         atoms("a", "bfloat16", 0),
         atoms("a", "object", 0),
         atoms("S", -5),
+        atoms("=", 0),
+        atoms("[", 2, "g", "float32", 1, 4, "=", 1),
+        atoms("[", 2, "g", "float32", 1, 4, "=", -1),
+        atoms("g", "float31", 1, 4),
+        atoms("g", "float32", 1, 0),
+        atoms("g", "float32", 1, wire.MAX_POOLED // 4 + 1),
+        atoms("[#", "float32", 1, 4),
+        atoms("[#", "object", 1, 4),
+        atoms("[#", "int8", 2, 4, 4),
+        atoms("(#", "int8", 0),
+        atoms("[#", "int8", 1, wire.MAX_NUMBERS + 1),
+        atoms("[", 2, *["[#", "int8", 1, wire.MAX_NUMBERS // 2 + 1] * 2),
         atoms("s") + b"\xa2\xff\xff",
         bytes([1]) + b"\x91" * 5000,
         b"\x01" + b"\xdd\xff\xff\xff\xff",
@@ -551,6 +679,8 @@ def test_bytes_that_are_no_such_value():
         (atoms("S", 2), b"\xff\xff"),
         (atoms("t", "bool", 1, 2), b"\x01\x02"),
         (atoms("a", "bool", 1, 2), b"\x01\x02"),
+        (atoms("g", "bool", 1, 2), b"\x01\x02"),
+        (atoms("[#", "bool", 1, 2), b"\x01\x02"),
     ]:
         unpacker = Unpacker(spec)
         unpacker.allocate()[0][:] = data

@@ -34,7 +34,7 @@ from ..protocol.messages import (
 from ..values.layout import Layout
 from ..values.streams import ValueSink
 from .flow import Flow, Lanes
-from .outflow import HEAVY
+from .outflow import HEAVY, MANY
 from .shm_lane import LEAST, Unreadable
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class Sink(Protocol):
     """Where the plain bytes of a value go, and what becomes of them."""
 
     memory: int  # bytes that it takes, once its spec is read
+    parts: int  # of which it is built
     needs_torch: bool
 
     def view(self, offset: int, size: int) -> memoryview | None:
@@ -338,7 +339,8 @@ class Inflow(Flow[Receiving]):
             self._value = value
             self.do(self.delivery.built())
 
-        self._work(self._sink.value, then, at_once=self.delivery.total < HEAVY)
+        is_light = self.delivery.total < HEAVY and self._sink.parts < MANY
+        self._work(self._sink.value, then, at_once=is_light)
 
     def _stored(self) -> None:
         self.peering.session.send(Stored(self.delivery.id))

@@ -27,6 +27,7 @@ from .wrapping import LinkFacts, Wrapped, wrap
 logger = logging.getLogger(__name__)
 
 HEAVY = 1 << 20  # bytes from which packing and building go to the worker pool
+MANY = 1000  # parts from which they do
 ENCODES_AHEAD = 8  # chunks of one transfer in the pool at once
 TURN = 8 << 20  # bytes that one turn sends before it looks at its input again
 
@@ -104,7 +105,7 @@ class Outflow(Flow[Sending]):
     def pack(self, flat: Flat, quality: str) -> None:
         """Send that value: it is packed, offered, and goes when the peer grants."""
         link = LinkFacts.of(self.peering)
-        is_light = flat.nbytes < HEAVY and not flat.on_device
+        is_light = flat.nbytes < HEAVY and flat.parts < MANY and not flat.on_device
         self._work(lambda: wrap(flat, quality, link), self._packed, at_once=is_light)
 
     def _packed(self, wrapped: Wrapped) -> None:

@@ -9,7 +9,7 @@ a `Container`, which can be read, and sent back.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from ..errors import NotTransferable, RemoteProtocolError
@@ -63,8 +63,11 @@ def use(host: Host | None) -> None:
     _host = host
 
 
-def taken(value: object, place: str) -> Container | None:
+def taken(value: object, place: Callable[[], str]) -> Container | None:
     """What a value of the host's table holds, or of a `Container`; None for all others.
+
+    Args:
+        place: Says where it lies, for the error.
 
     Raises:
         NotTransferable: It cannot travel as what its type is.
@@ -72,7 +75,7 @@ def taken(value: object, place: str) -> Container | None:
     if isinstance(value, Container):
         names = (value.kind, *value.fields)
         if len(names) > MAX_FIELDS or not all(isinstance(n, str) and _is_name(n) for n in names):
-            raise NotTransferable(f"{place} is a Container of no usable names")
+            raise NotTransferable(f"{place()} is a Container of no usable names")
         return value
     if _host is None:
         return None
@@ -81,7 +84,7 @@ def taken(value: object, place: str) -> Container | None:
     except Exception as error:  # the type's own code among it: a file that is gone
         said = str(error) if isinstance(error, ValueError) else type(error).__name__
         raise NotTransferable(
-            f"{place} is a {type(value).__name__} that cannot travel: {said}",
+            f"{place()} is a {type(value).__name__} that cannot travel: {said}",
             remedy="Send what it is made of instead.",
         ) from error
 

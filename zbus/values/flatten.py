@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import NotTransferable
-from . import containers, rounding
+from . import containers, rounding, runs
 from . import spec as wire
 from .kinds import describe
 from .tensors import (
@@ -22,26 +22,53 @@ from .tensors import (
 )
 
 _SCALARS = (int, float, complex, np.generic)
+_AS_THEY_ARE = frozenset((float, bool, type(None)))  # of just that type they are atoms
+_SIMPLE = _AS_THEY_ARE | {int, str}
+_SURELY_SHORT = wire.MAX_SHORT // 4  # characters
+
+# Where something lies: what it lies in, how that is written, and under which key; None is the value
+# itself. Of ten thousand parts nobody asks, so the text is made when somebody does.
+Place = tuple[Any, str, object]
+_ITEM, _KEY, _FIELD, _NESTED = "[%s]", "[%s] ", ".%s", ".tensors[%s]"
 
 
-@dataclass(frozen=True)
-class Leaf:
-    """What has a buffer: ``tag`` is its tag in the spec, ``what`` says why not 8-bit, if so;
-    ``may_shrink``: it may be 8-bit where that keeps every bit."""
+def where(place: Place | None) -> str:
+    """That place as a text: "value['model'][0]"."""
+    steps = []
+    while place is not None:
+        place, form, key = place
+        steps.append(f"[{_short(key)}]" if form is _KEY else form % key)
+    return "value" + "".join(reversed(steps))
 
-    tag: str
-    source: Any
+
+class Form(NamedTuple):
+    """What the parts of one dtype and shape have in common.
+
+    Attributes:
+        what: Why they may not be 8-bit, if so.
+        may_shrink: Whether they may be 8-bit where that keeps every bit.
+    """
+
     nbytes: int
-    place: str
     dtype: str = ""
     shape: tuple[int, ...] = ()
     what: str = ""
     may_shrink: bool = False
 
     def atoms(self, tag: str) -> tuple[object, ...]:
+        """How it stands in a spec, under that tag."""
         if self.dtype:
             return (tag, self.dtype, len(self.shape), *self.shape)
         return (tag, self.nbytes)
+
+
+class Leaf(NamedTuple):
+    """What has a buffer: ``tag`` is its tag in the spec, where nothing is done to it."""
+
+    tag: str
+    source: Any
+    place: Place | None
+    form: Form
 
 
 class Flat:
@@ -54,24 +81,30 @@ class Flat:
 
     def __init__(self, atoms: list[object], kind: str) -> None:
         self._atoms = atoms
+        self.leaves = [atom for atom in atoms if type(atom) is Leaf]
         self.kind = kind
-        self.nbytes = sum(leaf.nbytes for leaf in self.leaves())
+        self.nbytes = sum(leaf.form.nbytes for leaf in self.leaves)
 
     @property
     def on_device(self) -> bool:
         """Whether a tensor of it lies elsewhere than in this computer's own memory: copying it
         from there may wait for what the device computes."""
-        return any(leaf.tag == "t" and not leaf.source.is_cpu for leaf in self.leaves())
+        return any(leaf.tag == "t" and not leaf.source.is_cpu for leaf in self.leaves)
 
-    def leaves(self) -> Iterator[Leaf]:
-        return (atom for atom in self._atoms if isinstance(atom, Leaf))
+    @property
+    def parts(self) -> int:
+        """How many things it is made of: what walking over it costs, whatever their size."""
+        return len(self._atoms)
 
-    def spec(self, tags: list[str]) -> bytes:
-        """The spec, with these tags for the leaves, in order."""
-        left = iter(tags)
+    def spec(self, leaves: Iterable[tuple[object, ...]]) -> bytes:
+        """The spec, with these atoms for the leaves, in order."""
+        left = iter(leaves)
         atoms: list[object] = [wire.VERSION]
         for atom in self._atoms:
-            atoms.extend(atom.atoms(next(left)) if isinstance(atom, Leaf) else (atom,))
+            if type(atom) is Leaf:
+                atoms += next(left)
+            else:
+                atoms.append(atom)
         return wire.write(atoms)
 
 
@@ -87,9 +120,9 @@ def flatten(value: object, declared: str = "") -> Flat:
         NotTransferable: Something in it cannot travel. The text has its type and place, as in
             "value['model'][0] is a ModelPatcher".
     """
-    value = _looked_at(value, "value")
+    value = _looked_at(value, None)
     walk = _Walk()
-    walk.node(value, "value", 0, rounding.declared(declared))
+    walk.node(value, None, 0, rounding.declared(declared))
     flat = Flat(walk.atoms, describe(value))
     if flat.nbytes > wire.MAX_TOTAL:
         raise NotTransferable(f"value is {flat.nbytes} bytes, above {wire.MAX_TOTAL}")
@@ -101,37 +134,39 @@ class _Walk:
 
     def __init__(self) -> None:
         self.atoms: list[object] = []
-        self._items = 0
+        self._items = self._numbers = 0
+        self._forms: dict[tuple[object, ...], Form] = {}
 
     # `role` is why something is no picture, whatever its shape; "" where it may be one.
 
-    def node(self, value: Any, place: str, depth: int, role: str) -> None:
-        self._count(place, depth)
-        if is_tensor(value):
+    def node(self, value: Any, place: Place | None, depth: int, role: str) -> None:
+        if isinstance(value, str):
+            self._text(value, place)
+        elif is_tensor(value):
             self._tensor(value, place, role)
+        elif type(value) in (list, tuple) or _is_size(value):
+            self._sequence(value, place, depth, role)
         elif is_nested(value):
             self._nested(value.tensors, place, depth, role)
         elif isinstance(value, np.ndarray):
             self._array(value, place)
         elif isinstance(value, (bytes, bytearray)):
             self._bytes(value, place)
-        elif isinstance(value, str):
-            self._text(value, place)
         elif isinstance(value, Mapping):
             self._dict(_looked_at(value, place), place, depth, role)
-        elif type(value) in (list, tuple) or _is_size(value):
-            self._sequence(value, place, depth, role)
         elif value is None or isinstance(value, _SCALARS):
             self._scalar(value, place)
-        elif (held := containers.taken(value, place)) is not None:
+        elif (held := containers.taken(value, partial(where, place))) is not None:
             self._container(held, place, depth, role)
         else:
             raise _refused(value, place)
 
-    def _count(self, place: str, depth: int) -> None:
-        self._items += 1
-        if depth > wire.MAX_DEPTH:
-            short = place[:60] + "..." if len(place) > 60 else place
+    def _enter(self, items: int, place: Place | None, depth: int) -> int:
+        """Count what lies in something at that depth; returns their depth."""
+        self._items += items
+        if items and depth >= wire.MAX_DEPTH:
+            text = where(place)
+            short = text[:60] + "..." if len(text) > 60 else text
             raise NotTransferable(
                 f"{short} is nested deeper than {wire.MAX_DEPTH} levels, or holds itself"
             )
@@ -140,92 +175,127 @@ class _Walk:
                 f"value holds more than {wire.MAX_ITEMS} items",
                 remedy="Send long lists of numbers as a tensor.",
             )
+        return depth + 1
 
-    def _tensor(self, tensor: Any, place: str, role: str) -> None:
-        check_tensor(tensor, place)
-        dtype, shape = tensor_dtype(tensor), tuple(tensor.shape)
-        _check_shape(shape, place)
-        what = role
-        if role in ("", rounding.UNKNOWN) and not rounding.looks_like_picture(tensor):
-            what = f"a {dtype} tensor of shape {list(shape)}"
-        nbytes = tensor.numel() * TENSOR_ITEMSIZE[dtype]
-        may_shrink = rounding.may_shrink(tensor, role)
-        self.atoms.append(Leaf("t", tensor, nbytes, place, dtype, shape, what, may_shrink))
+    def _tensor(self, tensor: Any, place: Place | None, role: str) -> None:
+        check_tensor(tensor, partial(where, place))
+        key = (tensor.dtype, tensor.shape, role)
+        form = self._forms.get(key)
+        if form is None:
+            form = self._forms[key] = _form(tensor, place, role)
+        self.atoms.append(Leaf("t", tensor, place, form))
 
-    def _nested(self, tensors: list[Any], place: str, depth: int, role: str) -> None:
+    def _nested(self, tensors: list[Any], place: Place | None, depth: int, role: str) -> None:
         self.atoms += ["n", len(tensors)]
+        depth = self._enter(len(tensors), place, depth)
         for index, tensor in enumerate(tensors):
-            inner = f"{place}.tensors[{index}]"
+            inner = (place, _NESTED, index)
             if not is_tensor(tensor):
                 raise _refused(tensor, inner)
-            self.node(tensor, inner, depth + 1, rounding.within("nested tensor", role))
+            self._tensor(tensor, inner, rounding.within("nested tensor", role))
 
-    def _array(self, array: np.ndarray[Any, Any], place: str) -> None:
+    def _array(self, array: np.ndarray[Any, Any], place: Place | None) -> None:
         dtype = array.dtype.name
         if type(array) not in (np.ndarray, np.memmap) or dtype not in ARRAY_ITEMSIZE:
             raise NotTransferable(
-                f"{place} is a numpy {type(array).__name__} of dtype {dtype}, which cannot travel",
+                f"{where(place)} is a numpy {type(array).__name__} of dtype {dtype}, which cannot "
+                f"travel",
                 remedy="Convert it to an ordinary array of numbers before sending.",
             )
         _check_shape(array.shape, place)
         what = f"a numpy array of shape {list(array.shape)}"
-        self.atoms.append(Leaf("a", array, array.nbytes, place, dtype, array.shape, what))
+        self.atoms.append(Leaf("a", array, place, Form(array.nbytes, dtype, array.shape, what)))
 
-    def _bytes(self, value: bytes | bytearray, place: str) -> None:
+    def _bytes(self, value: bytes | bytearray, place: Place | None) -> None:
         if len(value) > wire.MAX_SHORT:
-            self.atoms.append(Leaf("b", value, len(value), place))
+            self.atoms.append(Leaf("b", value, place, Form(len(value))))
         else:
             self.atoms.append(bytes(value))
 
-    def _text(self, value: str, place: str) -> None:
-        data = value.encode("utf-8", "surrogatepass")
-        if len(data) > wire.MAX_SHORT:
-            self.atoms.append(Leaf("S", data, len(data), place))
-        else:
-            self.atoms += ["s", str.__str__(value)]
+    def _text(self, value: str, place: Place | None) -> None:
+        if len(value) > _SURELY_SHORT:
+            data = value.encode("utf-8", "surrogatepass")
+            if len(data) > wire.MAX_SHORT:
+                self.atoms.append(Leaf("S", data, place, Form(len(data))))
+                return
+        self.atoms += ("s", str.__str__(value))
 
-    def _dict(self, value: dict[Any, Any], place: str, depth: int, role: str) -> None:
-        self.atoms += ["{", len(value)]
+    def _dict(self, value: dict[Any, Any], place: Place | None, depth: int, role: str) -> None:
+        self.atoms += ("{", len(value))
+        depth = self._enter(2 * len(value), place, depth)
+        is_film, inner_role = role == rounding.FILM, rounding.in_dict(value, role)
         for key, inner in value.items():
-            there = f"{place}[{_short(key)}]"
-            self._key(key, there, depth + 1)
-            self.node(inner, there, depth + 1, rounding.in_dict(value, key, role))
+            there = (place, _KEY, key)
+            self._key(key, there, depth)
+            if type(inner) in _AS_THEY_ARE:
+                self.atoms.append(inner)
+            elif type(inner) is int:
+                self._int(inner, there)
+            else:
+                self.node(inner, there, depth, rounding.in_film(key) if is_film else inner_role)
 
-    def _container(self, held: containers.Container, place: str, depth: int, role: str) -> None:
+    def _container(
+        self, held: containers.Container, place: Place | None, depth: int, role: str
+    ) -> None:
         self.atoms += ["o", held.kind, len(held.fields)]
+        depth = self._enter(len(held.fields), place, depth)
         for name, inner in held.fields.items():
             self.atoms.append(name)
-            self.node(inner, f"{place}.{name}", depth + 1, rounding.within(held.kind, role))
+            self.node(inner, (place, _FIELD, name), depth, rounding.within(held.kind, role))
 
-    def _key(self, key: Any, place: str, depth: int) -> None:
-        self._count(place, depth)
-        if type(key) is tuple:
-            self.atoms += ["(", len(key)]
+    def _key(self, key: Any, place: Place, depth: int) -> None:
+        if isinstance(key, str):
+            self.atoms += ("s", str.__str__(key))
+        elif type(key) is tuple:
+            self.atoms += ("(", len(key))
+            depth = self._enter(len(key), place, depth)
             for part in key:
-                self._key(part, place, depth + 1)
-        elif isinstance(key, str):
-            self.atoms += ["s", str.__str__(key)]
+                self._key(part, place, depth)
         elif isinstance(key, bytes):
             self.atoms.append(bytes(key))
         elif key is None or isinstance(key, (int, float, np.bool_, np.integer, np.floating)):
             self._scalar(key, place)
         else:
             raise NotTransferable(
-                f"{place} has a key of type {type(key).__name__}, which cannot travel"
+                f"{where(place)} has a key of type {type(key).__name__}, which cannot travel"
             )
 
-    def _sequence(self, value: Any, place: str, depth: int, role: str) -> None:
-        self.atoms += ["[" if isinstance(value, list) else "(", len(value)]
+    def _sequence(self, value: Any, place: Place | None, depth: int, role: str) -> None:
+        tag = "[" if isinstance(value, list) else "("
+        numbers = runs.packed(value)
+        if numbers is not None:
+            self._run(tag + "#", numbers, place)
+            return
+        self.atoms += (tag, len(value))
+        depth = self._enter(len(value), place, depth)
+        items_role = role
+        if not _SIMPLE.issuperset(map(type, value)):
+            for index, inner in enumerate(value):
+                if is_tensor(inner):
+                    check_tensor(inner, partial(where, (place, _ITEM, index)))
+            items_role = rounding.in_list(value, partial(where, place), role)
         for index, inner in enumerate(value):
-            if is_tensor(inner):
-                check_tensor(inner, f"{place}[{index}]")
-        items_role = rounding.in_list(value, place, role)
-        for index, inner in enumerate(value):
+            if type(inner) in _AS_THEY_ARE:
+                self.atoms.append(inner)
+                continue
+            if type(inner) is int:
+                self._int(inner, (place, _ITEM, index))
+                continue
             # A dict of a list says itself what it is, but for that of a conditioning.
             is_own = isinstance(inner, Mapping) and items_role != rounding.CONDITIONING
-            self.node(inner, f"{place}[{index}]", depth + 1, role if is_own else items_role)
+            self.node(inner, (place, _ITEM, index), depth, role if is_own else items_role)
 
-    def _scalar(self, value: Any, place: str) -> None:
+    def _run(self, tag: str, numbers: np.ndarray[Any, Any], place: Place | None) -> None:
+        self._numbers += numbers.size
+        if self._numbers > wire.MAX_NUMBERS:
+            raise NotTransferable(
+                f"value holds more than {wire.MAX_NUMBERS} numbers in lists",
+                remedy="Send long lists of numbers as a tensor.",
+            )
+        form = Form(numbers.nbytes, numbers.dtype.name, numbers.shape)
+        self.atoms.append(Leaf(tag, numbers, place, form))
+
+    def _scalar(self, value: Any, place: Place | None) -> None:
         if isinstance(value, np.generic):
             value = _number(value, place)
         if value is None or isinstance(value, bool):
@@ -239,17 +309,29 @@ class _Walk:
         else:
             raise _refused(value, place)
 
-    def _int(self, value: int, place: str) -> None:
-        bits = value.bit_length()
-        if bits > wire.MAX_INT_BITS:
-            raise NotTransferable(f"{place} is an int of {bits} bits, above {wire.MAX_INT_BITS}")
+    def _int(self, value: int, place: Place | None) -> None:
         if -(2**63) <= value < 2**64:
             self.atoms.append(value)
-        else:
-            self.atoms += ["i", value.to_bytes(bits // 8 + 1, "little", signed=True)]
+            return
+        bits = value.bit_length()
+        if bits > wire.MAX_INT_BITS:
+            raise NotTransferable(
+                f"{where(place)} is an int of {bits} bits, above {wire.MAX_INT_BITS}"
+            )
+        self.atoms += ["i", value.to_bytes(bits // 8 + 1, "little", signed=True)]
 
 
-def _looked_at(value: Any, place: str) -> Any:
+def _form(tensor: Any, place: Place | None, role: str) -> Form:
+    dtype, shape = tensor_dtype(tensor), tuple(tensor.shape)
+    _check_shape(shape, place)
+    what = role
+    if role in rounding.OPEN and not rounding.looks_like_picture(tensor):
+        what = f"a {dtype} tensor of shape {list(shape)}"
+    nbytes = tensor.numel() * TENSOR_ITEMSIZE[dtype]
+    return Form(nbytes, dtype, shape, what, rounding.may_shrink(tensor, role))
+
+
+def _looked_at(value: Any, place: Place | None) -> Any:
     """A mapping as the dict that it stands for: some decode their file only now. Anything else as
     it is."""
     if not isinstance(value, Mapping) or type(value) is dict:
@@ -258,17 +340,18 @@ def _looked_at(value: Any, place: str) -> Any:
         return dict(value)
     except Exception as error:  # foreign code; its text may hold paths
         raise NotTransferable(
-            f"{place} is a {type(value).__name__} that cannot be read ({type(error).__name__})",
+            f"{where(place)} is a {type(value).__name__} that cannot be read "
+            f"({type(error).__name__})",
             remedy="Look at the node that made it, and at the file that it reads.",
         ) from error
 
 
-def _number(value: np.generic[Any], place: str) -> object:
+def _number(value: np.generic[Any], place: Place | None) -> object:
     """Of numpy's scalars the numbers, texts and bytes: a time would arrive as a bare int."""
     kinds = (np.bool_, np.integer, np.floating, np.complexfloating, np.character)
     if not isinstance(value, kinds) or isinstance(value, np.timedelta64):
         raise NotTransferable(
-            f"{place} is a numpy {type(value).__name__}, which cannot travel",
+            f"{where(place)} is a numpy {type(value).__name__}, which cannot travel",
             remedy="Send it as a number or a text.",
         )
     return value.item()
@@ -279,12 +362,12 @@ def _is_size(value: object) -> bool:
     return type(value).__name__ == "Size" and type(value).__module__ == "torch"
 
 
-def _check_shape(shape: tuple[int, ...], place: str) -> None:
+def _check_shape(shape: tuple[int, ...], place: Place | None) -> None:
     elements = 1
     for size in shape:
         elements *= max(size, 1)
     if len(shape) > wire.MAX_DIMS or elements > wire.MAX_ELEMENTS:
-        raise NotTransferable(f"{place} has the shape {list(shape)}, which is too large")
+        raise NotTransferable(f"{where(place)} has the shape {list(shape)}, which is too large")
 
 
 def _short(key: object) -> str:
@@ -296,11 +379,11 @@ def _short(key: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _refused(value: object, place: str) -> NotTransferable:
+def _refused(value: object, place: Place | None) -> NotTransferable:
     name = type(value).__name__
     module = type(value).__module__
     full = name if module in ("builtins", "__main__") else f"{module}.{name}"
     return NotTransferable(
-        f"{place} is a live object ({full}), which cannot travel",
+        f"{where(place)} is a live object ({full}), which cannot travel",
         remedy="Send what it is made of (an image, latent, text or numbers) instead.",
     )

@@ -23,12 +23,12 @@ The spec's format is in :mod:`zbus.values.spec`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import CodecRefused, NotTransferable
 from . import spec as wire
 from .containers import Container
-from .flatten import Flat, Leaf, flatten
+from .flatten import Flat, Leaf, flatten, where
 from .kinds import KINDS, describe, fits
 from .layout import PLAIN, Buffer, Layout, Map, picture
 from .quantise import exactly, quantise, span
@@ -38,6 +38,7 @@ from .tensors import (
     TENSOR_ITEMSIZE,
     NestedTensor,
     array_bytes,
+    joined,
     plain,
     tensor_bytes,
 )
@@ -63,6 +64,7 @@ __all__ = [
 ]
 
 EightBit = Literal["never", "always", "if exact"]
+WORTH = 1024  # bytes of a tensor, from which "if exact" looks at it
 
 
 def check_choice(flat: Flat, eight_bit: bool) -> None:
@@ -74,10 +76,10 @@ def check_choice(flat: Flat, eight_bit: bool) -> None:
     Raises:
         CodecRefused: A tensor of it is no image and no mask.
     """
-    for leaf in flat.leaves() if eight_bit else ():
-        if leaf.what and leaf.what != UNKNOWN:
+    for leaf in flat.leaves if eight_bit else ():
+        if leaf.form.what and leaf.form.what != UNKNOWN:
             raise CodecRefused(
-                f"{leaf.place} is {leaf.what}, and 8-bit is for images and masks only",
+                f"{where(leaf.place)} is {leaf.form.what}, and 8-bit is for images and masks only",
                 remedy="Choose exact, raw, lz4 or zlib.",
             )
 
@@ -89,16 +91,16 @@ def clipped(flat: Flat) -> tuple[str, ...]:
         CodecRefused: An image holds NaN.
     """
     low, high = 0.0, 1.0
-    for leaf in flat.leaves():
-        if leaf.nbytes and leaf.tag == "t" and not leaf.what:
-            least, most = span(leaf.source, leaf.place)
+    for leaf in flat.leaves:
+        if leaf.form.nbytes and leaf.tag == "t" and not leaf.form.what:
+            least, most = span(leaf.source, where(leaf.place))
             low, high = min(low, least), max(high, most)
-    return _notes(low, high, any(map(_is_left, flat.leaves())))
+    return _notes(low, high, any(map(_is_left, flat.leaves)))
 
 
 def _is_left(leaf: Leaf) -> bool:
     """Whether it looks like a picture that 8 bits were chosen for, and nobody says that it is."""
-    return bool(leaf.nbytes) and leaf.what == UNKNOWN
+    return bool(leaf.form.nbytes) and leaf.form.what == UNKNOWN
 
 
 def _notes(low: float, high: float, some_left: bool) -> tuple[str, ...]:
@@ -144,13 +146,14 @@ def pack(flat: Flat, eight_bit: EightBit) -> Packed:
         NotTransferable: The spec would be too long.
     """
     packer = _Packer(eight_bit)
-    for leaf in flat.leaves():
+    for leaf in flat.leaves:
         packer.add(leaf)
-    spec = flat.spec(packer.tags)
+    spec = flat.spec(packer.described)
     if len(spec) > wire.MAX_SPEC:
         raise NotTransferable("value has too many small parts", remedy="Send it in several.")
-    total = sum(len(buffer.view) for buffer in packer.buffers)
-    return Packed(spec, packer.buffers, total, flat.kind, packer.notes())
+    buffers = packer.buffers()
+    total = sum(len(buffer.view) for buffer in buffers)
+    return Packed(spec, buffers, total, flat.kind, packer.notes())
 
 
 class _Packer:
@@ -158,36 +161,61 @@ class _Packer:
         self._eight_bit = eight_bit
         self._low, self._high = 0.0, 1.0
         self._some_left = False
-        self.tags: list[str] = []
-        self.buffers: list[Buffer] = []
+        self.described: list[tuple[object, ...]] = []
+        self._buffers: list[Buffer] = []
+        self._pools: dict[str, list[Any]] = {}
+        self._forms: dict[tuple[str, tuple[int, ...]], tuple[object, ...]] = {}
 
     def add(self, leaf: Leaf) -> None:
+        form = leaf.form
         self._some_left |= self._eight_bit == "always" and _is_left(leaf)
-        quantised = self._quantised(leaf) if leaf.may_shrink and leaf.nbytes else None
-        self.tags.append(leaf.tag if quantised is None else "q")
-        if not leaf.nbytes:
-            return
+        quantised = self._quantised(leaf) if form.may_shrink and form.nbytes else None
         if quantised is not None:
-            self.buffers.append(Buffer(quantised, picture(leaf.shape)))
-        elif leaf.tag == "t":
-            view = tensor_bytes(plain(leaf.source))
-            self.buffers.append(Buffer(view, Layout(TENSOR_ITEMSIZE[leaf.dtype])))
-        elif leaf.tag == "a":
-            view = array_bytes(leaf.source)
-            self.buffers.append(Buffer(view, Layout(ARRAY_ITEMSIZE[leaf.dtype])))
+            self.described.append(form.atoms("q"))
+            self._buffers.append(Buffer(quantised, picture(form.shape)))
+        elif leaf.tag == "t" and 0 < form.nbytes <= wire.MAX_POOLED:
+            self._pool(leaf)
         else:
-            self.buffers.append(Buffer(memoryview(leaf.source), PLAIN))
+            self.described.append(form.atoms(leaf.tag))
+            if form.nbytes:
+                self._buffers.append(_buffer(leaf))
+
+    def _pool(self, leaf: Leaf) -> None:
+        form = leaf.form
+        self._pools.setdefault(form.dtype, []).append(leaf.source)
+        again = self._forms.get(form[1:3])
+        if again is None:
+            self._forms[form[1:3]] = ("=", len(self._forms))
+            again = form.atoms("g")
+        self.described.append(again)
+
+    def buffers(self) -> list[Buffer]:
+        """In the order in which the spec means them."""
+        pools = [
+            Buffer(tensor_bytes(joined(tensors)), Layout(TENSOR_ITEMSIZE[dtype]))
+            for dtype, tensors in self._pools.items()
+        ]
+        return pools + self._buffers
 
     def notes(self) -> tuple[str, ...]:
         return _notes(self._low, self._high, self._some_left)
 
     def _quantised(self, leaf: Leaf) -> memoryview | None:
-        if self._eight_bit == "always" and not leaf.what:
-            q, low, high = quantise(leaf.source, leaf.place)
+        if self._eight_bit == "always" and not leaf.form.what:
+            q, low, high = quantise(leaf.source, where(leaf.place))
             self._low, self._high = min(self._low, low), max(self._high, high)
             return tensor_bytes(q)
-        # A dtype of one byte is no longer than q.
-        if self._eight_bit != "never" and TENSOR_ITEMSIZE[leaf.dtype] > 1:
+        # A dtype of one byte is no longer than q; a look at a few elements costs more than they do.
+        is_long = leaf.form.nbytes >= WORTH and TENSOR_ITEMSIZE[leaf.form.dtype] > 1
+        if self._eight_bit != "never" and is_long:
             exact = exactly(leaf.source)
             return None if exact is None else tensor_bytes(exact)
         return None
+
+
+def _buffer(leaf: Leaf) -> Buffer:
+    if leaf.tag == "t":
+        return Buffer(tensor_bytes(plain(leaf.source)), Layout(TENSOR_ITEMSIZE[leaf.form.dtype]))
+    if leaf.form.dtype:
+        return Buffer(array_bytes(leaf.source), Layout(ARRAY_ITEMSIZE[leaf.form.dtype]))
+    return Buffer(memoryview(leaf.source), PLAIN)

@@ -8,7 +8,7 @@ of a VIDEO; and lists of these. What lies in any other dict, or in a host's own 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .kinds import LIST, VIDEO, VIDEO_PICTURES, describe, is_marked
@@ -16,10 +16,10 @@ from .spec import MAX_DEPTH, MAX_ITEMS
 from .tensors import is_tensor
 
 _AN = "AEIOU"
-_FILM = "a video"  # in which there are pictures
+FILM = "a video"  # in which there are pictures
 ANY = "*"
-# It may be a picture, and nobody says so.
-UNKNOWN = "of a type that nobody declares"
+UNKNOWN = "of a type that nobody declares"  # it may be a picture, and nobody says so
+OPEN = ("", UNKNOWN)  # roles of what its shape tells of
 
 
 def declared(kind: str) -> str:
@@ -30,7 +30,7 @@ def declared(kind: str) -> str:
 
 def within(holder: str, role: str) -> str:
     """The role of what lies in that, which has a role itself."""
-    return inside(holder) if role in ("", UNKNOWN) else role
+    return inside(holder) if role in OPEN else role
 
 
 def inside(holder: str) -> str:
@@ -43,28 +43,31 @@ CONDITIONING = inside("conditioning")
 _NUMBERS = frozenset(map(inside, ("latent", "audio", "conditioning", "nested tensor")))
 
 
-def in_dict(value: Mapping[Any, Any], key: object, role: str) -> str:
-    """The role of an item of a dict that has a role itself: why it is no picture, "" if it may be
-    one."""
-    if role == _FILM:
-        return "" if key in VIDEO_PICTURES else inside("video")
-    if role not in ("", UNKNOWN) or is_marked(value, LIST):
+def in_film(key: object) -> str:
+    """The role of that item of a dict whose own role is FILM; see `in_dict`."""
+    return "" if key in VIDEO_PICTURES else inside("video")
+
+
+def in_dict(value: Mapping[Any, Any], role: str) -> str:
+    """The role of the items of a dict that has a role itself: why they are no pictures, "" if they
+    may be. Where it is FILM, see `in_film`."""
+    if role not in OPEN or is_marked(value, LIST):
         return role
     if is_marked(value, VIDEO):
-        return _FILM
+        return FILM
     kind = describe(value)
     return inside(kind if kind in ("latent", "audio") else "dict")
 
 
-def in_list(value: Sequence[Any], place: str, role: str) -> str:
+def in_list(value: Sequence[Any], place: Callable[[], str], role: str) -> str:
     """The role of the items of a list or tuple that are no dicts; see `in_dict`."""
-    if role not in ("", UNKNOWN):
+    if role not in OPEN:
         return role
     if describe(value) == "conditioning":
         return CONDITIONING
     look = _Look()
     other = next((index for index, item in enumerate(value) if not look.is_shown(item)), None)
-    return role if other is None else f"in a list with {place}[{other}], which is no picture"
+    return role if other is None else f"in a list with {place()}[{other}], which is no picture"
 
 
 class _Look:

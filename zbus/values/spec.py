@@ -2,7 +2,7 @@
 
 A spec is a run of msgpack atoms (nil, bool, int, float, str, bin), one after the other; no
 msgpack array or map occurs, so reading one allocates no more than its own length, and hostile
-nesting is met by our own depth count. The first atom is the int 1, the format's version. Then
+nesting is met by our own depth count. The first atom is the int 2, the format's version. Then
 comes one node. A node is an atom that stands for itself (nil, bool, int, float, bin), or a tag
 (a str) with what follows it:
 
@@ -13,6 +13,8 @@ comes one node. A node is an atom that stands for itself (nil, bool, int, float,
     "c" float float              a complex number: real, imaginary
     "[" n, n nodes               a list
     "(" n, n nodes               a tuple
+    "[#" dtype 1 n               a list of n numbers of one type: the next buffer is their array
+    "(#" dtype 1 n               the same as a tuple
     "{" n, n times key, node     a dict; a key is nil, bool, int, float, bin, "s", "i" or a "("
                                  of these
     "n" n, n nodes               a NestedTensor; the nodes are tensors
@@ -24,26 +26,34 @@ comes one node. A node is an atom that stands for itself (nil, bool, int, float,
                                  next buffer is one byte an element, q; the element is q / 255
                                  in float32, then the dtype
     "a" dtype d, d sizes         a numpy array; else as "t"
+    "g" dtype d, d sizes         a small tensor in the pool of its dtype: see below
+    "=" n                        another one like the n-th "g" of the spec, counted from 0
+
+The small tensors of one dtype lie in one buffer, its pool, in the order of their nodes. The pools
+come before all other buffers, in the order in which their dtypes first occur.
 
 A buffer of 0 bytes is not there. Strings are UTF-8 in which lone surrogates are let through.
 For example the value ``{"samples": tensor}`` of shape [1, 4] and dtype float32 is::
 
-    01  a1 "{"  01  a1 "s"  a7 "samples"  a1 "t"  a7 "float32"  02  01  04
+    02  a1 "{"  01  a1 "s"  a7 "samples"  a1 "t"  a7 "float32"  02  01  04
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import msgpack
 
 from ..errors import RemoteProtocolError
 
-VERSION = 1
+VERSION = 2
 MAX_SPEC = 16 * 1024 * 1024  # bytes
 MAX_DEPTH = 32
 MAX_ITEMS = 65536  # nodes, keys included
+MAX_NUMBERS = 2**24  # in lists of numbers, all together
+MAX_POOLED = 16 * 1024  # bytes of a tensor that is one of many: copying it is cheaper than a buffer
 MAX_SHORT = 1024  # bytes of a string that stays in the spec
 MAX_INT_BITS = 4096
 MAX_DIMS = 32
@@ -51,12 +61,15 @@ MAX_ELEMENTS = 2**46  # also of the sizes with each 0 taken as 1: torch computes
 MAX_TOTAL = 2**46  # bytes
 
 
-def write(atoms: Iterable[object]) -> bytes:
+def write(atoms: list[object]) -> bytes:
     """The atoms as msgpack, one after the other."""
-    packer = msgpack.Packer(autoreset=False, unicode_errors="surrogatepass")
-    for atom in atoms:
-        packer.pack(atom)
-    return bytes(packer.bytes())
+    packed: bytes = msgpack.packb(atoms, unicode_errors="surrogatepass")
+    head = 1 if len(atoms) < 16 else 3 if len(atoms) < 65536 else 5  # says that it is an array
+    return packed[head:]
+
+
+_ATOMS = frozenset((type(None), bool, int, float, str, bytes))
+_AT_ONCE = 4096  # atoms read ahead of what is looked at
 
 
 class Atoms:
@@ -78,16 +91,25 @@ class Atoms:
             max_ext_len=0,
         )
         self._unpacker.feed(spec)
-
-    def any(self) -> object:
+        self._is_whole = False
+        self._left = self._stream()
+        self.any: Callable[[], object] = self._left.__next__
         """The next atom."""
-        try:
-            atom: object = self._unpacker.unpack()
-        except Exception as error:  # msgpack's own kinds, ValueError, UnicodeDecodeError, ...
-            raise bad(f"is not msgpack ({type(error).__name__})") from error
-        if atom is not None and type(atom) not in (bool, int, float, str, bytes):
-            raise bad(f"holds a msgpack {type(atom).__name__}")
-        return atom
+
+    def _stream(self) -> Iterator[object]:
+        while True:
+            try:
+                atoms = list(islice(self._unpacker, _AT_ONCE))
+            except Exception as error:  # msgpack's own kinds, ValueError, UnicodeDecodeError, ...
+                raise bad(f"is not msgpack ({type(error).__name__})") from error
+            for kind in set(map(type, atoms)) - _ATOMS:
+                raise bad(f"holds a msgpack {kind.__name__}")
+            if atoms:
+                yield from atoms
+            elif self._is_whole:
+                return
+            else:
+                raise bad("ends before its value")
 
     def text(self) -> str:
         return self._of(str)  # type: ignore[no-any-return]
@@ -107,7 +129,8 @@ class Atoms:
 
     def end(self) -> None:
         """That there are no more."""
-        if self._unpacker.tell() != self._size:
+        self._is_whole = True
+        if next(self._left, self) is not self or self._unpacker.tell() != self._size:
             raise bad("goes on after its value")
 
     def _of(self, kind: type) -> Any:

@@ -61,6 +61,7 @@ class ValueSink:
 
     Attributes:
         memory: The bytes that the value takes, as its spec says.
+        parts: How many things it is built of.
         needs_torch: Whether its memory is torch's.
     """
 
@@ -70,7 +71,7 @@ class ValueSink:
         self._parts: list[tuple[int, Layout]] = []
         self._map = Map(self._parts)
         self._unpacker: Unpacker | None = None
-        self.memory, self.needs_torch = 0, False
+        self.memory, self.parts, self.needs_torch = 0, 0, False
 
     def expect_head(self, head: int) -> None:
         """The spec comes first in the stream, `head` bytes of it."""
@@ -85,7 +86,8 @@ class ValueSink:
         """
         unpacker = Unpacker(bytes(self._buffers[0]) if spec is None else spec)
         self._unpacker = unpacker
-        self.memory, self.needs_torch = unpacker.memory, unpacker.needs_torch
+        self.memory, self.parts = unpacker.memory, unpacker.parts
+        self.needs_torch = unpacker.needs_torch
         return unpacker.total
 
     def allocate(self) -> None:
@@ -168,7 +170,7 @@ class PatternSource:
 class DropSink:
     """Takes a block of any size and keeps one chunk of it."""
 
-    memory, needs_torch = 0, False
+    memory, parts, needs_torch = 0, 0, False
 
     def __init__(self) -> None:
         self._scratch = memoryview(bytearray(MAX_CHUNK))

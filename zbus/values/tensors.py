@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,6 +80,24 @@ ARRAY_ITEMSIZE = {
 # Same-sized integers: a copy as these keeps every bit, and works where a dtype has no kernels.
 _INTEGER = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}
 
+# What every torch copies and joins by itself, without looking at what the bits mean.
+_USUAL = frozenset(
+    [
+        "float64",
+        "float32",
+        "float16",
+        "bfloat16",
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+        "uint8",
+        "bool",
+        "complex128",
+        "complex64",
+    ]
+)
+
 
 class NestedTensor:
     """Tensors of different shapes that travel together.
@@ -135,7 +153,13 @@ def nested(tensors: list[Any]) -> object:
 
 def tensor_dtype(tensor: torch.Tensor) -> str:
     """The name of its dtype as torch spells it, without the "torch."."""
-    return str(tensor.dtype).removeprefix("torch.")
+    name = _names.get(tensor.dtype)
+    if name is None:
+        name = _names[tensor.dtype] = str(tensor.dtype).removeprefix("torch.")
+    return name
+
+
+_names: dict[torch.dtype, str] = {}  # making one takes longer than all else about a small tensor
 
 
 def check_dtype(name: str) -> str:
@@ -175,13 +199,16 @@ def find_dtype(name: str) -> torch.dtype:
     return found
 
 
-def check_tensor(tensor: torch.Tensor, place: str) -> None:
+def check_tensor(tensor: torch.Tensor, place: Callable[[], str]) -> None:
     """That its elements are plain memory of a dtype in the table.
+
+    Args:
+        place: Says where it lies, for the error.
 
     Raises:
         NotTransferable: It is sparse, quantised, on the meta device, a wrapper and so on.
     """
-    torch = torch_module()
+    torch = sys.modules["torch"]
     dtype = tensor_dtype(tensor)
     remedy = "Convert it to an ordinary tensor before sending."
     # A __torch_dispatch__ of its own marks a class whose data is not in its own storage:
@@ -199,13 +226,53 @@ def check_tensor(tensor: torch.Tensor, place: str) -> None:
         what = f"a tensor of dtype {dtype}"
     else:
         return
-    raise NotTransferable(f"{place} is {what}, which cannot travel", remedy=remedy)
+    raise NotTransferable(f"{place()} is {what}, which cannot travel", remedy=remedy)
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
     """The same values in CPU memory: no gradient, no lazy conjugate, no subclass. May share."""
     base: torch.Tensor = tensor.detach().as_subclass(torch_module().Tensor)
     return base.resolve_conj().resolve_neg().cpu()
+
+
+def joined(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """The elements of tensors of one dtype, one after the other, in CPU memory: a copy, but for
+    that of a single one."""
+    torch = torch_module()
+    if len(tensors) == 1:
+        return plain(tensors[0])
+    dtype, is_scattered = tensors[0].dtype, len({tensor.device for tensor in tensors}) > 1
+    bits = None if tensor_dtype(tensors[0]) in _USUAL else getattr(torch, _INTEGER[dtype.itemsize])
+    with torch.no_grad():
+        for at, tensor in enumerate(tensors):
+            if type(tensor) is not torch.Tensor or tensor.is_neg() or tensor.is_conj():
+                tensors[at] = plain(tensor)
+            elif is_scattered:
+                tensors[at] = tensor.cpu()
+        if bits is not None:
+            tensors = [tensor.view(bits) for tensor in tensors]
+        if len({tensor.shape for tensor in tensors}) == 1:
+            whole = torch.stack(tensors)
+        else:
+            whole = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        return whole.cpu()  # type: ignore[no-any-return]
+
+
+def parted(
+    whole: torch.Tensor, lengths: list[int], shapes: list[tuple[int, ...]]
+) -> Sequence[torch.Tensor]:
+    """The opposite: tensors of these elements and shapes, each in memory of its own."""
+    torch, dtype = torch_module(), whole.dtype
+    is_usual = tensor_dtype(whole) in _USUAL
+    bits = whole if is_usual else whole.view(getattr(torch, _INTEGER[dtype.itemsize]))
+    same = len(set(shapes)) == 1
+    with torch.no_grad():
+        if same:
+            parts = torch.unbind_copy(bits.view(len(shapes), *shapes[0]))
+        else:
+            flat = torch.split_with_sizes_copy(bits, lengths)
+            parts = [part.view(shape) for part, shape in zip(flat, shapes, strict=True)]
+    return parts if is_usual else [part.view(dtype) for part in parts]
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

@@ -6,14 +6,14 @@ the caller has decided (by ``total`` and ``memory``) that it may.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..errors import LocalProtocolError, RemoteProtocolError
-from . import containers
+from . import containers, runs
 from .layout import PLAIN, Layout, picture
 from .quantise import dequantise
 from .recycling import LARGE
@@ -23,6 +23,8 @@ from .spec import (
     MAX_ELEMENTS,
     MAX_INT_BITS,
     MAX_ITEMS,
+    MAX_NUMBERS,
+    MAX_POOLED,
     MAX_TOTAL,
     VERSION,
     Atoms,
@@ -38,6 +40,7 @@ from .tensors import (
     memory_of,
     nested,
     no_memory,
+    parted,
     tensor_bytes,
     torch_module,
 )
@@ -65,12 +68,15 @@ class Unpacker:
     def __init__(self, spec: bytes) -> None:
         reader = _Reader(spec)
         self._root = reader.root()
-        self._leaves = reader.leaves
+        self._leaves = [*reader.pools.values(), *reader.leaves]
+        self._parts = reader.items
         self._allocated = False
         self.layouts = [(leaf.length, leaf.layout) for leaf in self._leaves if leaf.length]
         self.total = sum(length for length, _ in self.layouts)
         self.memory = sum(leaf.memory for leaf in self._leaves)
-        self.needs_torch = any(isinstance(leaf, (_Tensor, _Quantised)) for leaf in self._leaves)
+        self.needs_torch = any(
+            isinstance(leaf, (_Tensor, _Quantised, _Pool)) for leaf in self._leaves
+        )
 
     def allocate(self) -> list[memoryview]:
         """The memory to fill: writable views of bytes, parallel to ``layouts``.
@@ -91,6 +97,11 @@ class Unpacker:
         if self.total and not self._allocated:
             raise LocalProtocolError("value() before allocate()")
         return _build(self._root)
+
+    @property
+    def parts(self) -> int:
+        """How many things it is made of: what building it costs, whatever their size."""
+        return self._parts
 
 
 class _Leaf:
@@ -165,6 +176,50 @@ class _SmallTensor(_Tensor):
         return built.clone() if self._tensor is not None else built  # type: ignore[attr-defined]
 
 
+class _Pool(_Leaf):
+    """The small tensors of one dtype."""
+
+    def __init__(self, dtype: str) -> None:
+        self._dtype = check_dtype(dtype)
+        self._shapes: list[tuple[int, ...]] = []
+        self._lengths: list[int] = []
+        self._memory: torch.Tensor | None = None
+        self._parts: Sequence[object] = ()
+        self.length = 0
+        self.layout = Layout(TENSOR_ITEMSIZE[dtype])
+
+    @property
+    def memory(self) -> int:  # type: ignore[override]
+        return self.length * 2
+
+    def add(self, shape: tuple[int, ...], elements: int) -> _Pooled:
+        """Another tensor in it."""
+        self._shapes.append(shape)
+        self._lengths.append(elements)
+        self.length += elements * self.layout.itemsize
+        return _Pooled(self, len(self._shapes) - 1)
+
+    def allocate(self) -> memoryview:
+        self._memory = empty_tensor((sum(self._lengths),), find_dtype(self._dtype))
+        return tensor_bytes(self._memory)
+
+    def part(self, index: int) -> object:
+        if self._memory is not None:  # the first that is asked for
+            if self._dtype == "bool":
+                _check_bools(tensor_bytes(self._memory))
+            # Each gets memory of its own: a view would keep all of the others, in a file, too.
+            self._parts = parted(self._memory, self._lengths, self._shapes)
+            self._memory = None
+        return self._parts[index]
+
+
+class _Pooled(NamedTuple):
+    """One tensor of a pool."""
+
+    pool: _Pool
+    number: int
+
+
 class _Quantised(_Leaf):
     def __init__(self, dtype: str, shape: tuple[int, ...], elements: int) -> None:
         self._dtype = check_dtype(dtype)
@@ -208,6 +263,30 @@ class _Array(_Leaf):
         return self._array
 
 
+class _Run(_Leaf):
+    """Numbers of one type in a list or tuple."""
+
+    def __init__(self, kind: Callable[[list[Any]], object], dtype: str, count: int) -> None:
+        self._kind, self._dtype = kind, np.dtype(dtype)
+        self._numbers: np.ndarray[Any, Any] | None = None
+        self.length = count * self._dtype.itemsize
+        self.memory = self.length + count * runs.OBJECT
+        self.layout = Layout(self._dtype.itemsize)
+
+    def allocate(self) -> memoryview:
+        try:
+            self._numbers = np.empty(self.length // self._dtype.itemsize, self._dtype)
+        except MemoryError as error:
+            raise no_memory(f"{self.length} bytes of numbers") from error
+        return memory_of(self._numbers)
+
+    def build(self) -> object:
+        numbers = np.empty(0, self._dtype) if self._numbers is None else self._numbers
+        if self._dtype == np.bool_ and len(numbers):
+            _check_bools(memory_of(numbers))
+        return self._kind(numbers.tolist())
+
+
 @dataclass(frozen=True)
 class _Group:
     """A list, tuple or NestedTensor by its tag."""
@@ -229,16 +308,21 @@ class _Container:
 
 
 def _build(node: object) -> object:
-    if isinstance(node, _Leaf):
-        return node.build()
-    if isinstance(node, _Group):
-        return _GROUPS[node.tag]([_build(inner) for inner in node.nodes])
-    if isinstance(node, _Dict):
-        return dict(zip(node.keys, map(_build, node.nodes), strict=True))
-    if isinstance(node, _Container):
-        fields = {name: _build(inner) for name, inner in node.fields.items()}
-        return containers.made(node.kind, fields)
-    return node
+    build = _BUILDS.get(type(node))
+    return node if build is None else build(node)
+
+
+_BUILDS: dict[type, Callable[[Any], object]] = {
+    _Pooled: lambda node: node.pool.part(node.number),
+    _Group: lambda node: _GROUPS[node.tag]([*map(_build, node.nodes)]),
+    _Dict: lambda node: dict(zip(node.keys, map(_build, node.nodes), strict=True)),
+    _Container: lambda node: containers.made(
+        node.kind, {name: _build(inner) for name, inner in node.fields.items()}
+    ),
+    **dict.fromkeys(
+        (_Bytes, _Tensor, _SmallTensor, _Quantised, _Array, _Run), lambda leaf: leaf.build()
+    ),
+}
 
 
 def _check_bools(view: memoryview) -> None:
@@ -248,46 +332,54 @@ def _check_bools(view: memoryview) -> None:
 
 
 class _Reader:
-    """Reads a spec into nodes: scalars as they are, _Leaf, _Group, _Dict,
-    _Container."""
+    """Reads a spec into nodes: scalars as they are, _Leaf, _Pooled, _Group, _Dict, _Container.
+
+    Attributes:
+        items: How many nodes and keys there are.
+    """
 
     def __init__(self, spec: bytes) -> None:
         self._atoms = Atoms(spec)
-        self._items = 0
-        self._total = 0
+        self._total = self._numbers = 0
+        self._forms: list[tuple[_Pool, tuple[int, ...], int]] = []
+        self.items = 0
         self.leaves: list[_Leaf] = []
+        self.pools: dict[str, _Pool] = {}
 
     def root(self) -> object:
         version = self._atoms.any()
         if type(version) is not int or version != VERSION:
-            raise bad("is not of version 1")
+            raise bad(f"is not of version {VERSION}")
         node = self._node(0)
         self._atoms.end()
         return node
 
     def _node(self, depth: int) -> object:
-        tag = self._next(depth)
-        if not isinstance(tag, str):
+        tag = self._atoms.any()
+        if type(tag) is not str:
             return tag
+        if tag == "=":
+            return self._another()
         if tag in _GROUPS:
             return self._group(tag, depth)
         if tag == "{":
             return self._dict(depth)
         if tag == "o":
             return self._container(depth)
-        if tag in ("t", "q", "a"):
+        if tag in _SHAPED:
             return self._shaped(tag)
         if tag in ("S", "b"):
             return self._leaf(_Bytes(self._atoms.count(MAX_TOTAL), text=tag == "S"))
         return self._scalar(tag)
 
-    def _next(self, depth: int) -> object:
-        self._items += 1
-        if depth > MAX_DEPTH:
+    def _enter(self, items: int, depth: int) -> int:
+        """Count what lies in something at that depth; returns their depth."""
+        self.items += items
+        if items and depth >= MAX_DEPTH:
             raise bad(f"is nested deeper than {MAX_DEPTH} levels")
-        if self._items > MAX_ITEMS:
+        if self.items > MAX_ITEMS:
             raise bad(f"holds more than {MAX_ITEMS} items")
-        return self._atoms.any()
+        return depth + 1
 
     def _scalar(self, tag: str) -> object:
         if tag == "s":
@@ -303,16 +395,19 @@ class _Reader:
 
     def _group(self, tag: str, depth: int) -> _Group:
         count = self._atoms.count(MAX_ITEMS)
-        nodes = [self._node(depth + 1) for _ in range(count)]
-        if tag == "n" and not all(isinstance(node, (_Tensor, _Quantised)) for node in nodes):
+        depth = self._enter(count, depth)
+        nodes = [self._node(depth) for _ in range(count)]
+        if tag == "n" and not all(isinstance(node, _TENSORS) for node in nodes):
             raise bad("has a nested tensor of something else than tensors")
         return _Group(tag, nodes)
 
     def _dict(self, depth: int) -> _Dict:
         keys, nodes = [], []
-        for _ in range(self._atoms.count(MAX_ITEMS)):
-            keys.append(self._key(depth + 1))
-            nodes.append(self._node(depth + 1))
+        count = self._atoms.count(MAX_ITEMS)
+        depth = self._enter(2 * count, depth)
+        for _ in range(count):
+            keys.append(self._key(depth))
+            nodes.append(self._node(depth))
         # Keys made to collide would keep dict busy for minutes: look at the hashes first.
         if len(keys) > 64 and len({hash(key) for key in keys}) * 2 < len(keys):
             raise bad("has a dict whose keys collide")
@@ -322,29 +417,39 @@ class _Reader:
 
     def _container(self, depth: int) -> _Container:
         kind, fields = self._atoms.text(), dict[str, object]()
-        for _ in range(self._atoms.count(containers.MAX_FIELDS)):
+        count = self._atoms.count(containers.MAX_FIELDS)
+        depth = self._enter(count, depth)
+        for _ in range(count):
             name = self._atoms.text()
             if name in fields:
                 raise bad("has a field twice")
-            fields[name] = self._node(depth + 1)
+            fields[name] = self._node(depth)
         containers.check(kind, fields)
         return _Container(kind, fields)
 
     def _key(self, depth: int) -> object:
-        atom = self._next(depth)
-        if not isinstance(atom, str):
+        atom = self._atoms.any()
+        if type(atom) is not str:
             return atom
+        if atom == "s":
+            return self._atoms.text()
         if atom == "(":
-            return tuple(self._key(depth + 1) for _ in range(self._atoms.count(MAX_ITEMS)))
-        if atom not in ("s", "i"):
+            count = self._atoms.count(MAX_ITEMS)
+            depth = self._enter(count, depth)
+            return tuple([self._key(depth) for _ in range(count)])
+        if atom != "i":
             raise bad(f"has a dict with a key of tag {atom[:20]!r}")
         return self._scalar(atom)
 
-    def _shaped(self, tag: str) -> _Leaf:
+    def _shaped(self, tag: str) -> _Leaf | _Pooled:
         dtype = self._atoms.text()
         sizes = [self._atoms.count(MAX_ELEMENTS) for _ in range(self._atoms.count(MAX_DIMS))]
         elements = _elements(sizes)
         shape = tuple(sizes)
+        if tag == "g":
+            return self._pooled(dtype, shape, elements)
+        if tag in _RUNS:
+            return self._run(tag, dtype, shape)
         if tag == "q":
             if dtype not in QUANTISABLE or not _may_be_picture(shape):
                 raise bad(f"has 8 bits for a {dtype[:40]} tensor of shape {sizes}")
@@ -357,12 +462,38 @@ class _Reader:
             raise bad(f"has an array of unknown dtype {dtype[:40]!r}")
         return self._leaf(_Array(dtype, shape, elements * ARRAY_ITEMSIZE[dtype]))
 
+    def _pooled(self, dtype: str, shape: tuple[int, ...], elements: int) -> _Pooled:
+        pool = self.pools.get(dtype)
+        if pool is None:
+            pool = self.pools[dtype] = _Pool(dtype)
+        if not 0 < elements * pool.layout.itemsize <= MAX_POOLED:
+            raise bad(f"has a tensor of shape {list(shape)} in a pool of small ones")
+        self._forms.append((pool, shape, elements))
+        return pool.add(shape, elements)
+
+    def _another(self) -> _Pooled:
+        pool, shape, elements = self._forms[self._atoms.count(len(self._forms) - 1)]
+        return pool.add(shape, elements)
+
+    def _run(self, tag: str, dtype: str, shape: tuple[int, ...]) -> _Leaf:
+        if dtype not in runs.DTYPES or len(shape) != 1:
+            raise bad(f"has a list of numbers of dtype {dtype[:40]!r} and shape {list(shape)}")
+        self._numbers += shape[0]
+        if self._numbers > MAX_NUMBERS:
+            raise bad(f"holds more than {MAX_NUMBERS} numbers in lists")
+        return self._leaf(_Run(_RUNS[tag], dtype, shape[0]))
+
     def _leaf(self, leaf: _Leaf) -> _Leaf:
         self._total += leaf.length
         if self._total > MAX_TOTAL:
             raise bad(f"names more than {MAX_TOTAL} bytes")
         self.leaves.append(leaf)
         return leaf
+
+
+_RUNS: dict[str, Callable[[list[Any]], object]] = {"[#": list, "(#": tuple}
+_SHAPED = frozenset(("t", "q", "a", "g", *_RUNS))
+_TENSORS = (_Tensor, _Quantised, _Pooled)
 
 
 def _elements(sizes: list[int]) -> int:
