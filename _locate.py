@@ -20,7 +20,6 @@ import importlib.util
 import logging
 import re
 import sys
-import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +30,6 @@ logger = logging.getLogger("zbus")
 NAME = "zbus"
 DISTRIBUTION = "comfyui-bus"
 _REQUIRED = ("zmq", "msgpack", "numpy", "PIL", "xxhash")
-_OPTIONAL = "lz4"
 _CONSTANT = r"""^{}\s*(?::[^=\n]*)?=\s*["']([^"'\n]*)["']"""
 
 
@@ -71,19 +69,10 @@ def explain_missing(root: Path) -> Iterator[None]:
         # sys.executable, since Windows portable has its own Python that no "pip" on PATH means.
         raise ImportError(
             f"zbus needs the Python package {error.name!r}, which is not installed. Run: "
-            f'"{sys.executable}" -m pip install {_needed(root / "requirements.txt")} '
+            f'"{sys.executable}" -m pip install -r "{root / "requirements.txt"}" '
             "and start ComfyUI again",
             name=error.name,
         ) from error
-
-
-def _needed(requirements: Path) -> str:
-    """What pip is to install, as its arguments."""
-    if not sysconfig.get_config_var("Py_GIL_DISABLED"):
-        return f'-r "{requirements}"'
-    # A free-threaded Python: lz4 has no wheel for it, can be missing, and would stop the others.
-    lines = requirements.read_text(encoding="utf-8").splitlines()
-    return " ".join(f'"{n}"' for n in lines if n and not n.startswith("#") and n != _OPTIONAL)
 
 
 def _constants(init: Path) -> tuple[str, str]:

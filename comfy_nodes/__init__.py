@@ -23,6 +23,7 @@ class ZBusExtension(ComfyExtension):
     """What ComfyUI asks for the nodes; then the peer starts with ComfyUI's server."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        host.name_lines(__name__, "zbus")
         OWN_LISTENER.job_host = Serving
         QUEUE_WATCHER.jumper = dict(jumper.NODES)
         host.at_start(QUEUE_WATCHER.start)

@@ -167,6 +167,8 @@ def _environment(root: Path) -> Path:
         _install_torch(venv)
     say(f"installing {', '.join(needs)} (about 60 MB)")
     _pip(venv, *needs)
+    if _try_pip(venv, "lz4").returncode:  # free-threaded, and without a compiler
+        say("lz4 cannot be had for this Python: what tests that codec will fail")
     _mark_done(venv, "base", key)
     say(f"environment ready after {time.monotonic() - started:.0f} s")
     return venv

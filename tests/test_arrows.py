@@ -26,6 +26,7 @@ GRAPH = {
 BELONGS = {
     **dict.fromkeys(("errors", "reasons", "printable", "given", "settings"), "basics"),
     **dict.fromkeys(("address", "machine", "callbacks", "operation"), "basics"),
+    **dict.fromkeys(("in_a_thread", "webproxy"), "basics"),
     "codecs": "values",
     **dict.fromkeys(
         ("keys", "opening", "private", "principals", "trust", "wrong", "remote"), "trust"

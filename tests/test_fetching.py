@@ -44,11 +44,11 @@ def _load():
     package = types.ModuleType(NAME)
     package.__path__ = [str(FOLDER)]
     sys.modules[NAME] = package
-    names = ("fetching", "decoding", "nearness")
+    names = ("fetching", "decoding", "nearness", "resolving", "urls")
     return [importlib.import_module(f"{NAME}.netdist.{name}") for name in names]
 
 
-fetching, decoding, near = _load()
+fetching, decoding, near, resolving, urls = _load()
 Undecodable = decoding.Undecodable
 BRIEF = fetching.Times(connect=2.0, silence=0.3, whole=0.8)
 
@@ -263,14 +263,48 @@ def test_a_proxy_that_cannot_be_asked_is_not_passed_by(monkeypatch):
         asyncio.run(fetching.get("http://pictures.invalid/a.png"))
     assert "secret" not in str(caught.value)
     monkeypatch.setenv("http_proxy", "proxy.invalid:3128")
-    assert fetching.webproxy.by_environment("http", "a.invalid") == "http://proxy.invalid:3128"
+    assert fetching.webproxy.by_environment("http", "a.invalid", 80) == "http://proxy.invalid:3128"
 
 
-@pytest.mark.parametrize("written", ["2001:db8::1", "[2001:db8::1]", "*"])
-def test_an_address_of_ipv6_is_spared_however_it_is_written(monkeypatch, written):
-    monkeypatch.setenv("http_proxy", "http://proxy.invalid:3128")
-    monkeypatch.setenv("no_proxy", written)
-    assert fetching.webproxy.by_environment("http", "2001:db8::1") is None
+@pytest.mark.parametrize(
+    "no_proxy, spared, others",
+    [
+        ("*", ["http://a.invalid/", "http://[2001:db8::1]/"], []),
+        ("b.invalid, *", ["http://a.invalid/"], []),
+        ("a.invalid", ["http://a.invalid/", "http://x.A.invalid./"], ["http://xa.invalid/"]),
+        (".a.invalid", ["http://a.invalid/", "http://x.a.invalid/"], ["http://xa.invalid/"]),
+        (
+            "*.a.invalid b.invalid",
+            ["http://x.a.invalid/", "http://b.invalid"],
+            ["http://c.invalid"],
+        ),
+        ("a.invalid:81", ["http://a.invalid:81/", "http://x.a.invalid:81/"], ["http://a.invalid/"]),
+        ("a.invalid:80", ["http://a.invalid/"], ["https://a.invalid/", "http://a.invalid:8080/"]),
+        ("10.0.0.0/8", ["http://10.1.2.3:8188/"], ["http://11.0.0.1/", "http://a10.0.0.0/"]),
+        ("10.1.2.3/8", ["http://10.9.9.9/"], ["http://11.0.0.1/"]),
+        ("192.168.1.5", ["http://192.168.1.5:8188/"], ["http://192.168.1.50/", "http://5/"]),
+        ("192.168.1.5:81", ["http://192.168.1.5:81/"], ["http://192.168.1.5/"]),
+        ("2001:db8::1", ["http://[2001:db8::1]:8188/"], ["http://[2001:db8::2]/"]),
+        ("2001:DB8:0::1", ["http://[2001:db8::1]/"], ["http://[2001:db8::]/"]),
+        ("[2001:db8::1]", ["http://[2001:db8::1]/"], ["http://[2001:db8::2]/"]),
+        ("[2001:db8::1]:81", ["http://[2001:db8::1]:81/"], ["http://[2001:db8::1]/"]),
+        ("2001:db8::/32", ["http://[2001:db8::1]/"], ["http://[2001:db9::1]/", "http://32.0.0.1/"]),
+        ("[fd00::]/8", ["http://[fd12::1]/"], ["http://[2001:db8::1]/"]),
+        ("a.invalid:x,:80,.,//,10.0.0.0/99,[", [], ["http://b.invalid/", "http://10.0.0.0/"]),
+        ("", [], ["http://a.invalid/"]),
+    ],
+)
+def test_no_proxy_is_read_as_people_write_it(monkeypatch, no_proxy, spared, others):
+    """Names, ports, addresses and networks: curl, requests and Go know a part of these each."""
+    for scheme in ("http", "https"):
+        monkeypatch.setenv(f"{scheme}_proxy", "http://proxy.invalid:3128")
+    monkeypatch.setenv("no_proxy", no_proxy)
+
+    def is_spared(written):
+        url = urls.web_address(written)
+        return fetching.webproxy.by_environment(url.scheme, url.host, url.port) is None
+
+    assert [url for url in [*spared, *others] if is_spared(url)] == spared
 
 
 @pytest.mark.parametrize(
@@ -283,7 +317,7 @@ def test_an_address_of_ipv6_is_spared_however_it_is_written(monkeypatch, written
 def test_what_is_no_proxys_address_is_told_as_such_and_without_the_login(monkeypatch, written):
     monkeypatch.setenv("http_proxy", written)
     with pytest.raises(Unreachable, match=r"no address of one.*http://HOST:PORT") as caught:
-        fetching.webproxy.by_environment("http", "pictures.invalid")
+        fetching.webproxy.by_environment("http", "pictures.invalid", 80)
     assert "secret" not in str(caught.value)
 
 
@@ -313,7 +347,7 @@ def places(monkeypatch):
         pytest.skip("only Linux has all of 127.0.0.0/8 without asking")
     table = {"127.0.0.2": near.Nearness.OUTSIDE, "127.0.0.3": near.Nearness.PRIVATE}
     real = near.nearness
-    monkeypatch.setattr(fetching, "nearness", lambda at: table.get(at) or table.get(at, real(at)))
+    monkeypatch.setattr(resolving, "nearness", lambda at: table.get(at) or table.get(at, real(at)))
 
 
 @pytest.mark.parametrize(

@@ -499,6 +499,7 @@ def test_a_traceback_tells_no_paths_of_this_computer(host: Any, tmp_path: Path) 
     paths.get_folder_paths = lambda kind: [str(home / "packs")]
     source = f"""
 import json
+import logging
 def work():
     open({str(models / "x y.safetensors")!r})
 try:

@@ -180,6 +180,7 @@ def test_refused_with_every_reason(two: Two) -> None:
     text = str(failed)
     assert all(reason.text in text for reason in reasons)
     assert text.startswith("there, job mine: cannot run there:\n")
+    assert text.endswith(" missing there, and start that ComfyUI again")
     clean(two.here, two.there)
 
 
@@ -492,6 +493,23 @@ def test_progress_previews_and_results_as_they_come(two: Two) -> None:
     clean(two.here, two.there)
     assert two.here.enquire(two.remote).result(5)["jobs"]
     assert not [at for at, _ in seen if at.value == 9] and len(previews) == 1
+
+
+def test_what_was_sent_is_not_taken_for_what_comes_back(two: Two) -> None:
+    seen: list[Any] = []
+    job = two.here.submit(
+        two.remote,
+        request(values={"given": torch.zeros(2 * MIB)}),
+        on_change=lambda job: seen.append(job.progress),
+    )
+    taken = two.host.only()
+    taken.started()
+    taken.progress("7", "KSampler (7)", 3, 20)
+    until(lambda: "there: KSampler (7) 3/20" in job.note)
+    until(lambda: any(at.value == 3 for at in seen))
+    assert not any(at.total for at in seen if at.state == "running")
+    taken.done()
+    result(job)
 
 
 def test_previews_are_limited(two: Two) -> None:

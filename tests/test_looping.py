@@ -206,6 +206,31 @@ def test_a_queue_node_in_a_loop_sends_its_own_turn(turn):
         dispatching.dispatch(now, f"s.0.0.{turn}_q", URL, everything=True)
 
 
+@pytest.mark.parametrize("turn", [0, 1])
+@pytest.mark.parametrize("taken", ["n", "o"])
+def test_a_queue_node_in_a_loop_sends_nothing_of_ours(turn, taken):
+    """What the fetch node needs is shown here as well, with a picture of a run's part in it."""
+    prompt = looped(
+        q=node("RemoteQueueSimple", remote_url=URL, seed=["s", 0]),
+        o=node("Shown", images=["n", 0]),
+        a=node("ImageScale", image=["o", 0]),
+        b=node("KSampler", seed=["q", 0], image=[taken, 0]),
+        f=node("FetchRemote", final_image=["b", 0], remote_info=["q", 2]),
+        p=node("PreviewAny", source=["b", 0]),
+    )
+    prompt["e"]["inputs"] |= {"output_value": ["f", 0], "terminations.termination0": ["p", 0]}
+    admitted = admitting.admit(prompt, None, Classes(), lambda i, n: False).prompt
+    assert {"ZBusTap", "ZBusThere"} <= {n["class_type"] for n in admitted.values()}
+    now = turns(admitted, 2)
+    assert {**tapping.as_made(now), "s": {}} == {**turns(prompt, 2), "s": {}}
+    made = dispatching.dispatch(now, f"s.0.0.{turn}_q", URL)
+    assert made == dispatching.dispatch(turns(prompt, 2), f"s.0.0.{turn}_q", URL)
+    ours = {n["class_type"] for n in made.prompt.values() if n["class_type"].startswith("ZBus")}
+    assert ours == {"ZBusResult", "ZBusValue"}
+    assert f"s.0.0.{turn}_n" in made.prompt
+    assert {source for source, _ in made.boundaries.values()} == {f"s.0.0.iteration_{turn}"}
+
+
 def test_a_queue_node_before_a_loop_cannot_be_fetched_in_it():
     prompt = queued(7)
     prompt["s"] |= {"_loop_body": ["a", "n", "r"], "_loop_end": "e"}

@@ -52,15 +52,47 @@ def test_it_ends_with_a_process_that_is_killed(tmp_path: Path, monkeypatch) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_that_is_too_old_does_not_count(tmp_path: Path) -> None:
+def test_one_that_is_too_old_does_not_count(tmp_path: Path, monkeypatch) -> None:
     """A forked child of a process that was killed would hold its lock for as long as it lives."""
     with child(HOLD, tmp_path) as holder:
         holder.line("lent")
-        (file,) = tmp_path.iterdir()
-        then = time.time() - opening.AT_MOST - 1
-        os.utime(file, (then, then))
-        assert not opening.is_lent(tmp_path)
+        later = opening._since_boot() + opening.AT_MOST
+        monkeypatch.setattr(opening, "_since_boot", lambda: later)
+        assert opening.is_lent(tmp_path) is not opening.FORKS
         holder.tell("")
+
+
+@pytest.mark.parametrize("jump", [-1e6, -1e3, 1e3, 1e6])
+def test_it_is_the_same_when_the_time_of_day_is_set(tmp_path: Path, monkeypatch, jump) -> None:
+    now = time.time
+    with opening.lent(tmp_path):
+        (file,) = tmp_path.iterdir()
+        monkeypatch.setattr(time, "time", lambda: now() + jump)
+        os.utime(file, (now() + jump, now() + jump))
+        assert opening.is_lent(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_agree_on_the_time_since_the_start_of_the_machine(tmp_path: Path) -> None:
+    before = opening._since_boot()
+    with child("from zbus import opening; print(opening._since_boot())") as other:
+        theirs = float(other.line(""))
+    assert before <= theirs <= opening._since_boot()
+
+
+@pytest.mark.skipif(not opening.FORKS, reason="no child holds the lock of another process there")
+def test_a_loan_of_another_machine_does_not_count_here_and_is_left_alone(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """In a folder that they share: it was this computer's clock that said when it is over."""
+    with opening.lent(tmp_path):
+        monkeypatch.setattr(opening, "_since_boot", lambda: -1e9)
+        assert not opening.is_lent(tmp_path) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_no_loan_is_called_counts_for_nothing(tmp_path: Path) -> None:
+    (tmp_path / "lan-x.lease").touch(mode=0o600)
+    assert not opening.is_lent(tmp_path) and list(tmp_path.iterdir()) == []
 
 
 def test_all_can_be_taken_back(tmp_path: Path) -> None:
@@ -72,7 +104,7 @@ def test_all_can_be_taken_back(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no shared locks of this kind")
 def test_two_who_look_do_not_take_each_other_for_an_invitation(tmp_path: Path) -> None:
     """Each peer looks every second, at what a killed process has left as well."""
-    (tmp_path / "lan-0.lease").touch(mode=0o600)
+    (tmp_path / f"lan-{int(opening._since_boot())}-0.lease").touch(mode=0o600)
     seen: list[bool] = []
 
     def look() -> None:

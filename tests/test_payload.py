@@ -348,6 +348,46 @@ def test_the_deepest_value_and_the_most_items_pass():
     assert same(most, trip(most))
 
 
+def of_few(shape, numbers, dtype="float32"):
+    made = torch.tensor(numbers, dtype=torch.float64).to(getattr(torch, dtype))
+    return made[torch.randint(0, len(numbers), shape, generator=torch.Generator().manual_seed(3))]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [k / 256 for k in range(256)],  # the frames of a film, where white is 0.9961
+        [k * 257 / 65536 for k in range(256)],
+        [-1.5, -0.0, 0.0, math.inf, math.nan, 1e-7],
+        [0.3],
+    ],
+    ids=["256", "65536", "odd", "one"],
+)
+def test_pictures_of_few_numbers_are_a_byte_an_element(numbers, dtype):
+    value = of_few((2, 40, 50, 3), numbers, dtype)
+    packed = pack(flatten(value), "if exact")
+    assert packed.total == value.numel()
+    assert same(value, deliver(packed))
+    assert pack(flatten(value), "never").total == value.numel() * value.element_size()
+
+
+def test_what_the_sample_has_missed_takes_its_place_among_the_numbers():
+    value = of_few((1, 600, 600, 1), [0.25, 0.75])
+    value[0, 555, 555, 0], value[0, 3, 3, 0], value[0, 599, 599, 0] = 0.5, 0.1, 0.9
+    packed = pack(flatten(value), "if exact")
+    assert packed.total == value.numel()
+    assert same(value, deliver(packed))
+
+
+def test_a_picture_of_more_than_256_numbers_stays_plain():
+    value = of_few((1, 64, 64, 3), [k / 257 for k in range(257)])
+    assert pack(flatten(value), "if exact").total == value.numel() * 4
+    rare = of_few((1, 600, 600, 1), [k / 256 for k in range(256)])
+    rare[0, 599, 598, 0] = 0.9999
+    assert pack(flatten(rare), "if exact").total == rare.numel() * 4
+
+
 # Many parts
 
 
@@ -632,6 +672,11 @@ def atoms(*parts):
         atoms("q", "float32", 4, 1, 2, 2, 5),
         atoms("q", "int64", 3, 1, 2, 2),
         atoms("q", "float8_e8m0fnu", 3, 1, 2, 2),
+        atoms("p", "float32", 2, 4, 4),
+        atoms("p", "float32", 2, 4, 4, b""),
+        atoms("p", "float32", 2, 4, 4, b"12345"),
+        atoms("p", "float32", 2, 4, 4, bytes(4 * 257)),
+        atoms("p", "int64", 2, 4, 4, bytes(8)),
         atoms("a", "bfloat16", 0),
         atoms("a", "object", 0),
         atoms("S", -5),
@@ -681,6 +726,7 @@ def test_bytes_that_are_no_such_value():
         (atoms("a", "bool", 1, 2), b"\x01\x02"),
         (atoms("g", "bool", 1, 2), b"\x01\x02"),
         (atoms("[#", "bool", 1, 2), b"\x01\x02"),
+        (atoms("p", "float32", 2, 1, 4, bytes(8)), b"\x00\x01\x00\x02"),
     ]:
         unpacker = Unpacker(spec)
         unpacker.allocate()[0][:] = data

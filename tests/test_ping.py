@@ -561,6 +561,36 @@ def test_jobs_where_no_prompts_run_any_more(ping: Run) -> None:
     assert told["legs"][-1]["error"] == "RunsNoPrompts" and not told["jobs"]["runs_prompts"]
 
 
+def test_one_where_no_prompts_run_any_more_is_told_unasked(ping: Run) -> None:
+    with Peer("desk-8188") as peer:
+        serve(peer, Host({**FACTS, "runs_prompts": False}))
+        status, out, _ = ping("desk-8188", "--size", "0")
+        told = json.loads(ping("desk-8188", "--size", "1M", "--json")[1])
+    assert (status, failed_leg(out)) == (1, "prompts")
+    assert out.endswith("desk-8188: runs no prompts any more: start it again\n")
+    assert (told["ok"], told["legs"][-1]["error"], told["jobs"]) == (False, "RunsNoPrompts", None)
+
+
+@pytest.mark.parametrize("facts", [FACTS, {}, {**FACTS, "runs_prompts": None}])
+def test_nothing_is_said_of_prompts_that_run_or_may_run(ping: Run, facts: dict[str, Any]) -> None:
+    with Peer("desk-8188") as peer:
+        serve(peer, Host(facts))
+        status, out, _ = ping("desk-8188", "--size", "0", "-n", "1")
+    assert (status, legs(out)[-1]) == (0, ("round trip", "ok"))
+
+
+def test_nobody_waits_for_what_was_not_asked_for(
+    ping: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zbus.cli.ping.ASIDE", 0.0)
+    go = threading.Event()
+    with Peer("hangs") as peer:
+        serve(peer, Host(lambda: go.wait(20) and {**FACTS, "runs_prompts": False}))
+        status, out, _ = ping("hangs", "--size", "0", "-n", "1")
+        go.set()
+    assert (status, legs(out)[-1]) == (0, ("round trip", "ok"))
+
+
 def test_jobs_as_json(ping: Run) -> None:
     with Peer("desk-8188") as peer:
         serve(peer, Host({**FACTS, "more": "not asked for"}))
@@ -712,6 +742,33 @@ def test_a_page_without_the_lane_whose_peer_is_not_reached(ping: Run, addr: str)
         status, out, _ = ping(url)
     assert (status, failed_leg(out)) == (1, "tcp")
     assert "whether the tunnel to it stands" in out and "Server node" not in out
+
+
+@pytest.mark.parametrize("spares", ["127.0.0.0/8", "127.0.0.1:PORT", "*", "10.0.0.0/8", ""])
+def test_a_page_is_asked_through_the_proxy_unless_no_proxy_has_it(
+    ping: Run, spares: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zbus.webproxy.is_loopback_host", lambda _: False)
+    asked: list[str] = []
+
+    def proxy(request: http.server.BaseHTTPRequestHandler) -> None:
+        asked.append(request.path)
+        request.send_error(407)
+
+    with web(says(b"", 401)) as url, web(proxy) as through:
+        monkeypatch.setenv("http_proxy", through)
+        monkeypatch.setenv("no_proxy", spares.replace("PORT", url.rpartition(":")[2]))
+        status, out, _ = ping(url)
+    is_spared = spares in ("127.0.0.0/8", "127.0.0.1:PORT", "*")
+    assert (status, asked) == (1, [] if is_spared else [f"{url}/zbus/peer"])
+    assert ("wants a login (401)" if is_spared else "wants a login (407)") in out
+
+
+def test_a_proxy_of_another_kind_for_a_page(ping: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "socks5://me:secret@127.0.0.1:1080")
+    status, out, _ = ping("https://gpu.invalid/")
+    assert (status, failed_leg(out)) == (1, "page")
+    assert "not one of http, but of 'socks5'" in out and "secret" not in out
 
 
 # --- paired peers -------------------------------------------------------------------------------

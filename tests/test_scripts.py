@@ -24,6 +24,7 @@ def is_python(script: Path) -> bool:
 
 def begun(command: list[str], folder: Path) -> subprocess.Popen[str]:
     variables = {**os.environ, "PYTHON": sys.executable, "ZBUS_HOME": str(folder / "home")}
+    variables["COLUMNS"] = "80"
     return subprocess.Popen(
         command,
         cwd=folder,
@@ -59,6 +60,9 @@ def test_every_script_tells_how_it_is_used(tmp_path: Path) -> None:
     }
     for name, (status, text) in said(running).items():
         assert status == 0, (name, text)
+        if name.startswith("zbus-"):
+            assert text.startswith(f"usage: {name} ")
+            assert [line for line in text.splitlines() if len(line) > 80] == [], name
         assert "usage" in text.lower() and name.rpartition("-")[2] in text, (name, text)
 
 

@@ -17,6 +17,8 @@ import pytest
 from children import Child, until
 from netns import Machine, pair, permitted, raw_rate, two_machines
 
+from zbus.protocol.messages import VERSION
+
 MIB = 1 << 20
 SIZE = 192 * MIB
 NAMES = ("desk", "lap")  # what the two call each other
@@ -215,7 +217,7 @@ def test_another_mdns_program_sees_it(two: Two, on: Callable[..., Child], tmp_pa
     plain = re.sub(r"\\([0-9]{3})", lambda code: chr(int(code[1])), name)
     assert (plain, kind, domain) == (f"desk-8188 ({SHORT}-18188)", "_zbus._tcp", "local")
     assert (interface, protocol, address, port) == ("lan0", "IPv4", two.a.address, "18188")
-    assert sorted(text.split()) == [f'"fp={SHORT}"', '"v=1"']
+    assert sorted(text.split()) == [f'"fp={SHORT}"', f'"v={VERSION}"']
     assert host.startswith("zbus-"), "not the machine's own name"
 
 

@@ -234,6 +234,20 @@ def test_what_torch_prints(printed: str, found: list[str]) -> None:
     assert [str(device) for device in told] == found
     flags = [("--cuda-device", str(number)) for number in range(len(found))]
     assert [device.arguments for device in told] == flags
+    assert all(device.variables == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} for device in told)
+
+
+@NEEDS_SH
+def test_torch_counts_as_nvidia_smi_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both when it is asked and when ComfyUI runs: CUDA's own order is the fastest first."""
+    for name in (*devices.VISIBLE, "CUDA_DEVICE_ORDER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(devices, "_nvidia_smi", lambda: "")
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho [\\"$CUDA_DEVICE_ORDER\\"]\n')
+    python.chmod(0o755)
+    (found,) = devices.gpus("0", str(python))
+    assert (found.name, found.variables["CUDA_DEVICE_ORDER"]) == ("PCI_BUS_ID", "PCI_BUS_ID")
 
 
 @pytest.fixture

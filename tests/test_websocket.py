@@ -684,6 +684,9 @@ def test_a_proxy_of_the_environment_counts_but_never_for_the_loopback(
             link.sendall(b"\xff")
             assert link.recv(1) == b"\xff"
         assert asked == []
+        monkeypatch.setenv("no_proxy", "spared.example:80,spared.invalid:8188,10.0.0.0/8")
+        problem_of("http://spared.invalid:8188/", NameNotResolved)
+        assert asked == []
         problem_of("http://peer.example:8188/", Unreachable, "does not reach")
         problem_of("https://peer.example/", Unreachable, "proxy", "HTTPS_PROXY")
     assert asked[0].startswith(b"GET http://peer.example:8188/zbus/ws HTTP/1.1")

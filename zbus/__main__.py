@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from . import __version__
@@ -17,14 +18,31 @@ from .cli import up as _up
 COMMANDS = (_ping, _pair, _link, _up, _farm)
 
 
+class _Fitting(argparse.HelpFormatter):
+    """Paragraphs as wide as the terminal; examples, which are indented, line by line."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        made = []
+        for paragraph in text.strip().split("\n\n"):
+            is_example = paragraph.startswith(" ")
+            filled = paragraph if is_example else textwrap.fill(" ".join(paragraph.split()), width)
+            made.append(filled[:-1] if filled.endswith("::") else filled)
+        return "\n\n".join(made)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status: 0 well, 1 not well, 2 wrong usage."""
     parser = argparse.ArgumentParser(prog="zbus", description="A tensor bus for ComfyUI.")
     parser.add_argument("--version", action="version", version=f"zbus {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
-        sub = commands.add_parser(command.NAME, help=command.HELP, description=command.__doc__)
-        sub.formatter_class = argparse.RawDescriptionHelpFormatter
+        sub = commands.add_parser(
+            command.NAME,
+            prog=f"zbus-{command.NAME}",  # as the texts call it, and as it is installed
+            help=command.HELP,
+            description=command.__doc__,
+            formatter_class=_Fitting,
+        )
         command.arguments(sub)
         sub.set_defaults(run=command.run)
     given = parser.parse_args(argv)

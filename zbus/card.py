@@ -12,18 +12,17 @@ import http.client
 import json
 import re
 import socket
-import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
-from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout  # not the builtin one before 3.11
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
+from . import webproxy
 from .address import Address, is_loopback_host, parse_dial, parse_page
 from .errors import FetchError, InputError, TimedOut, UnknownPeer, Unreachable, ZBusError
+from .in_a_thread import begun
 from .keys import from_text
 from .printable import shown
 
@@ -54,7 +53,6 @@ PROXY_LOGIN = (
     "into NO_PROXY"
 )
 LATER = "Try again in a minute"
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class Page:
     Attributes:
         url: Without user, password, query and fragment: texts may show it.
         address: Of the WebSocket lane there, with what a login needs.
-        is_loopback: Whether it is on this machine: no proxy is asked then.
+        is_loopback: Whether it is on this machine.
     """
 
     url: str
@@ -107,7 +105,8 @@ class Page:
             FetchError: The answer cannot be used.
         """
         try:
-            body = _within(timeout, lambda: self._get(timeout))
+            # A socket's own time limit starts anew with each byte that comes: it bounds no whole.
+            body = begun(lambda: self._get(timeout)).result(timeout)
         except (FutureTimeout, TimeoutError) as error:
             raise TimedOut(
                 f"no answer in {timeout:g} s",
@@ -120,13 +119,14 @@ class Page:
         request = urllib.request.Request(self.url + CARD, headers={"User-Agent": "zbus-ping"})
         if self._login:
             request.add_header("Authorization", f"Basic {self._login}")
-        handlers: list[urllib.request.BaseHandler] = [_NoRedirect()]
-        if self.is_loopback:
-            handlers.append(urllib.request.ProxyHandler({}))
+        scheme = self.url.partition(":")[0]
+        proxy = webproxy.by_environment(scheme, self.address.host, self.address.port)
+        through = urllib.request.ProxyHandler({scheme: proxy} if proxy else {})
         try:
-            if self.is_loopback or not urllib.request.getproxies():
+            if proxy is None:
                 self._look(min(timeout, CONNECT_TIME))
-            with urllib.request.build_opener(*handlers).open(request, timeout=timeout) as reply:
+            opener = urllib.request.build_opener(_NoRedirect(), through)
+            with opener.open(request, timeout=timeout) as reply:
                 body: bytes = reply.read(CARD_LIMIT + 1)
         except urllib.error.HTTPError as error:
             error.close()
@@ -280,22 +280,3 @@ def _usable(endpoints: object) -> tuple[Address, ...]:
             with contextlib.suppress(InputError):
                 found.append(parse_dial(endpoint))
     return tuple(found)
-
-
-def _within(seconds: float, work: Callable[[], T]) -> T:
-    """What `work` returns or raises. A socket's own time limit starts anew with each byte that
-    comes, so it does not bound the whole.
-
-    Raises:
-        concurrent.futures.TimeoutError: It takes longer; it goes on alone.
-    """
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except Exception as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="zbus-page", daemon=True).start()
-    return future.result(seconds)

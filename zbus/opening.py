@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 AT_MOST = 15 * 60.0  # seconds: a forked child of a process that was killed holds its locks, too
 YOUNG = 60.0  # seconds in which who has made the file may not have the lock yet
+FORKS = os.name == "posix"  # and so a lock may outlive who has taken it
 _FILES = "lan-*.lease"
 
 
@@ -30,7 +33,8 @@ def lent(folder: Path) -> Iterator[None]:
     Raises:
         TrustError: The folder or the lock cannot be had.
     """
-    file = private.make_folder(folder) / _FILES.replace("*", secrets.token_hex(8))
+    name = f"{int(_since_boot())}-{secrets.token_hex(8)}"
+    file = private.make_folder(folder) / _FILES.replace("*", name)
     try:
         with private.locked(file):
             yield
@@ -59,15 +63,31 @@ def _files(folder: Path) -> list[Path]:
 
 def _is_held(file: Path) -> bool:
     try:
-        age = time.time() - file.lstat().st_mtime
-        if age <= AT_MOST and private.is_locked(file):
-            return True
+        is_locked = private.is_locked(file)
     except (OSError, TrustError) as error:
         logger.debug("a loan of the LAN does not count: %s", error)
         return False
-    if age > YOUNG:
+    age = _age(file)
+    if not is_locked and not 0 <= age <= YOUNG:
         _remove(file)
-    return False
+    return is_locked and (0 <= age <= AT_MOST or not FORKS)
+
+
+def _age(file: Path) -> float:
+    """Seconds since that loan was made; less than 0 or many where this machine was not up then, or
+    it is another's, in a folder that several share."""
+    made = file.name.split("-")[1]
+    return _since_boot() - int(made) if made.isdecimal() else math.inf
+
+
+def _since_boot() -> float:
+    """Seconds since this machine was started, its sleep included, where the system says: the same
+    for all processes, and unlike the time of day set by nobody."""
+    for name in ("CLOCK_BOOTTIME", "CLOCK_MONOTONIC_RAW"):  # Linux; macOS
+        if hasattr(time, name):
+            with contextlib.suppress(OSError):
+                return time.clock_gettime(getattr(time, name))
+    return time.monotonic()
 
 
 def _remove(file: Path) -> None:

@@ -6,6 +6,7 @@ from .classes import Classes, node_class, replaced
 from .containers import HOST_TYPES
 from .facts import facts
 from .files import input_file, input_files, output_file, without_paths
+from .log import name_lines
 from .node import (
     Here,
     ProgressBar,
@@ -95,6 +96,7 @@ __all__ = [
     "memory_reserve",
     "metadata_wanted",
     "multi_user",
+    "name_lines",
     "no_picture",
     "node_class",
     "notice",

@@ -14,7 +14,8 @@ from .process import the_server
 logger = logging.getLogger(__name__)
 
 # The page takes a text on a node for HTML, and parts of ours are the other side's words.
-_NO_MARKUP = str.maketrans("<>", "\u2039\u203a")
+# Its nodes of HTML take it for Markdown, where a line ends with two blanks.
+_NO_MARKUP = str.maketrans({"<": "\u2039", ">": "\u203a", "\n": "  \n"})
 
 
 def show(text: str, node_id: str, client: str | None) -> None:

@@ -40,19 +40,20 @@ class RunOnPeers(io.ComfyNode):
     def schema(cls, node_id: str, category: str, outputs: list[Any], **more: Any) -> Any:
         """Its schema under that id; `outputs` come after its own."""
         peer = (
-            '"any free": the one with the shortest queue. "all": every one. Or the name '
-            'of one on this computer or a paired one ("desk-8189"), several ("desk-8189,gpu-pc"), '
-            "or the URL of its page."
+            '"any free": the one with the shortest queue; while it still waits there, the job '
+            'moves to another that becomes free. "all": every one. Or the name of one on this '
+            'computer or a paired one ("desk-8189"), several ("desk-8189,gpu-pc"), or the URL of '
+            "its page."
         )
         here = (
             f'Whether this computer takes part. "{NO}" keeps its GPU free. "{ALSO}": it runs the '
             f'part, too, and comes first. "{ONLY}": nobody else does, as if this node were away.'
         )
         failure = (
-            "stop: the first failure is this node's error. try another: a free peer that has not "
-            "been tried. return the rest: do without it, and say so in the report."
+            'When one fails. "stop": that is this node\'s error. "try another": a free peer that '
+            'has not been tried. "return the rest": do without it, and say so in the report.'
         )
-        quality = "How results travel. exact: bit for bit. 8-bit: images as 8 bits a channel."
+        quality = 'How results travel. "exact": bit for bit. "8-bit": images as 8 bits a channel.'
         return io.Schema(
             node_id=node_id,
             display_name="Run on Peers",

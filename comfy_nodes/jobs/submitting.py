@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from zbus.errors import JobError, JobFailed, NotTransferable, ZBusError
+from zbus.in_a_thread import in_a_thread
 from zbus.job import Job, Request
 from zbus.operation import Operation
 from zbus.reasons import lines
@@ -26,7 +27,6 @@ from .. import host
 from ..exchange import waiting
 from ..exchange.runs import RUNS, Run
 from ..page import peers
-from ..page.in_a_thread import in_a_thread
 from ..page.peers import Choice
 from ..page.placement import Placed, freest, idle, key_of
 from ..prompt.cutting import for_position, result_names

@@ -9,39 +9,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import json
-import re
 import socket
-import threading
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from zbus import __version__
+from zbus import __version__, webproxy
 from zbus.errors import FetchError, InvalidAddress, Unreachable, ZBusError
-from zbus.net import webproxy
 from zbus.operation import size_text
 from zbus.protocol.fields import clip
 
-from .nearness import Nearness, nearness
+from .nearness import Nearness
+from .resolving import Resolver, TooNear, numeric_form
+from .unpacking import PIECE, unpacker
+from .urls import EXAMPLE, parsed, redacted, secrets, shown, web_address
 
 LIMIT = 512 << 20  # bytes of an answer, unpacked
 MAX_REDIRECTS = 5
 MAX_REASON = 200  # characters of what a server says about a failure
-PIECE = 1 << 16
-EXAMPLE = 'Write it in full, for example "http://127.0.0.1:8188/view?filename=a.png"'
 CHECK = "Check the URL, and that the server runs"
 ITSELF = "If that is meant, give the URL to which it leads"
-# Unpacked here and not by aiohttp, of which older versions unpack without a limit.
 _HEADERS = {"User-Agent": f"comfyui-bus/{__version__}", "Accept-Encoding": "identity"}
-_SECRET = 4  # characters of a user or a query's value from which on they are kept out of texts
 
 
 @dataclass(frozen=True)
@@ -85,49 +78,6 @@ async def post_json(url: str, obj: Any, *, what: str = "", times: Times = TIMES)
     await _Exchange("POST", web_address(url), body, what, times).run(None)
 
 
-def web_address(written: str) -> URL:
-    """The URL in a text.
-
-    Raises:
-        InvalidAddress: It is none, or neither http nor https.
-    """
-    cleaned = written.strip()
-    if not cleaned:
-        raise InvalidAddress("the URL is empty", remedy=EXAMPLE)
-    try:
-        url = _parsed(cleaned)
-    except ValueError:
-        raise InvalidAddress(f'"{_redacted(cleaned)}" is not a URL', remedy=EXAMPLE) from None
-    if url.scheme not in ("http", "https") or not url.host:
-        said = f'"{_redacted(cleaned)}" is not a URL of http or https'
-        raise InvalidAddress(said, remedy=EXAMPLE)
-    return url
-
-
-def _parsed(text: str) -> URL:
-    # As it is, where it can be: signed URLs hold only in the very spelling that was signed.
-    url = URL(text, encoded=re.fullmatch("[!-~]*", text) is not None)
-    _ = url.port  # raises ValueError for what is none, which is looked at only when asked for
-    return url
-
-
-def shown(url: URL | str) -> str:
-    """A URL as texts may show it: without user, password, query and fragment."""
-    try:
-        whole = web_address(str(url))
-    except InvalidAddress:
-        return _redacted(str(url))
-    return clip(whole.with_user(None).with_query(None).with_fragment(None).human_repr(), 150)
-
-
-def _redacted(text: str) -> str:
-    """As `shown`, of what cannot be taken apart: rather too little than too much."""
-    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text)
-    start = scheme.group() if scheme else ""
-    rest = text[len(start) :].rpartition("@")[2]
-    return clip(start + re.split(r"[?#]", rest, maxsplit=1)[0], 150)
-
-
 class _Exchange:
     """One request, and those that redirects make of it."""
 
@@ -150,7 +100,7 @@ class _Exchange:
                 target, body = await self._ask(limit)
             except (aiohttp.ClientError, OSError) as error:
                 raise self._explained(error) from None
-            except _TooNear as error:
+            except TooNear as error:
                 raise self._unusable(str(error), remedy=ITSELF) from None
             if target is None:
                 return body
@@ -163,10 +113,10 @@ class _Exchange:
         if self._body is not None:
             headers["Content-Type"], data = "application/json", BytesIO(self._body)
         host = self._url.host or ""
-        proxy = webproxy.by_environment(self._url.scheme, host)
-        names = _Resolver(self._nearest)
+        proxy = webproxy.by_environment(self._url.scheme, host, self._url.port or 0)
+        names = Resolver(self._nearest)
         await self._look_at_once(host, names, proxy is not None)
-        async with self._session(_Resolver() if proxy else names) as session:
+        async with self._session(Resolver() if proxy else names) as session:
             asked = session.request(
                 self._method,
                 self._url,
@@ -186,9 +136,9 @@ class _Exchange:
                     raise await self._refused(response)
                 return None, b"" if limit is None else await self._read(response, limit)
 
-    async def _look_at_once(self, host: str, names: _Resolver, is_proxied: bool) -> None:
+    async def _look_at_once(self, host: str, names: Resolver, is_proxied: bool) -> None:
         """What aiohttp does not ask the resolver for: numeric hosts, and those behind a proxy."""
-        numeric = _numeric_form(host)
+        numeric = numeric_form(host)
         if numeric:
             names.note([numeric])
         elif is_proxied:
@@ -196,7 +146,7 @@ class _Exchange:
             with contextlib.suppress(OSError):
                 await asyncio.wait_for(names.resolve(host), self._times.connect)
 
-    def _session(self, names: _Resolver) -> aiohttp.ClientSession:
+    def _session(self, names: Resolver) -> aiohttp.ClientSession:
         # One a request, since what may be reached depends on who has sent us there.
         wait = aiohttp.ClientTimeout(
             total=None, connect=self._times.connect, sock_read=self._times.silence
@@ -207,11 +157,11 @@ class _Exchange:
 
     def _go_to(self, target: str) -> None:
         try:
-            url = self._url.join(_parsed(target))
+            url = self._url.join(parsed(target))
         except ValueError:
             raise self._unusable("it redirects to what is not a URL") from None
         if url.scheme not in ("http", "https") or not url.host:
-            raise self._unusable(f'it redirects to "{_redacted(target)}", which is not followed')
+            raise self._unusable(f'it redirects to "{redacted(target)}", which is not followed')
         if url.user is None and _server(url) == _server(self._url):
             url = url.with_user(self._url.user).with_password(self._url.password)
         self._url = url
@@ -219,7 +169,7 @@ class _Exchange:
     async def _read(self, response: aiohttp.ClientResponse, limit: int) -> bytes:
         if (response.content_length or 0) > limit:
             raise self._too_large(f"{size_text(response.content_length or 0)} is", limit)
-        unpack = _unpacker(response)
+        unpack = unpacker(response.headers.get("Content-Encoding", ""))
         if unpack is None:
             packed = response.headers.get("Content-Encoding", "")
             raise self._unusable(f"the answer is packed as {clip(packed, 30)!r}")
@@ -242,11 +192,11 @@ class _Exchange:
         line = ""
         if "html" not in response.content_type:  # a page for people, with nothing in its 1st line
             with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError, zlib.error):
-                unpack = _unpacker(response)
+                unpack = unpacker(response.headers.get("Content-Encoding", ""))
                 packed = await response.content.read(PIECE)
                 body = next(unpack.feed(packed), b"") if unpack else b""
                 line = _first_line(body)
-        for secret in _secrets(self._url):
+        for secret in secrets(self._url):
             line = line.replace(secret, "***")
         return self._unusable(f"{said}: {line}" if line else said)
 
@@ -293,134 +243,3 @@ def _first_line(body: bytes) -> str:
     lines = body.decode("utf-8", "replace").splitlines()
     line = next((line.strip() for line in lines if line.strip()), "")
     return clip("".join(c for c in line if c.isprintable()), MAX_REASON)
-
-
-def _secrets(url: URL) -> list[str]:
-    """What a server's own words must not show of a URL: the longest first."""
-    values = [*url.query.values(), *re.findall("=([^&]*)", url.raw_query_string)]
-    found = [url.password, url.raw_password]
-    found += [v for v in (url.user, *values) if v and len(v) >= _SECRET]
-    return sorted(filter(None, found), key=len, reverse=True)
-
-
-class _Plain:
-    """What comes unpacked. aiohttp itself notices where such an answer is too short."""
-
-    complete = True
-
-    def feed(self, piece: bytes) -> Iterator[bytes]:
-        yield piece
-
-
-class _Inflate:
-    """Unpacks gzip and zlib, never much at once: a few KiB may unpack to many MiB."""
-
-    def __init__(self) -> None:
-        self._stream = self._new()
-
-    @staticmethod
-    def _new() -> Any:
-        return zlib.decompressobj(zlib.MAX_WBITS | 32)  # either, as its header says
-
-    @property
-    def complete(self) -> bool:
-        return bool(self._stream.eof)
-
-    def feed(self, piece: bytes) -> Iterator[bytes]:
-        """Raises zlib.error."""
-        part = b""
-        while piece or len(part) == PIECE:  # a full part: the stream may hold more of it
-            if piece and self._stream.eof:  # gzip allows one after the other
-                self._stream = self._new()
-            part = self._stream.decompress(piece, PIECE)
-            yield part
-            piece = self._stream.unconsumed_tail or self._stream.unused_data
-
-
-def _unpacker(response: aiohttp.ClientResponse) -> _Plain | _Inflate | None:
-    """None: the server packed it in a way that was not asked for."""
-    packed = response.headers.get("Content-Encoding", "").strip().lower()
-    if packed in ("", "identity"):
-        return _Plain()
-    return _Inflate() if packed in ("gzip", "x-gzip", "deflate") else None
-
-
-class _TooNear(Exception):
-    """A redirect leads to what is nearer than who sent it; the text says where to."""
-
-
-class _Resolver(AbstractResolver):
-    """Looks names up on a thread of its own, and at how near they are.
-
-    The loop's thread pool would do it too, but the end of a prompt waits for that pool: a slow
-    name server would hold it up after the user's X.
-
-    Attributes:
-        farthest: The farthest address that was looked at.
-    """
-
-    def __init__(self, nearest: Nearness = Nearness.LOOPBACK) -> None:
-        self._nearest = self.farthest = nearest
-
-    def note(self, addresses: list[str]) -> None:
-        """Raises _TooNear: one of them is nearer than what may be asked."""
-        found = [nearness(address) for address in addresses]
-        if max(found) > self._nearest:
-            home = max(found) is Nearness.LOOPBACK
-            where = "this computer itself" if home else "an address of a private network"
-            raise _TooNear(f"a redirect from elsewhere leads to {where}, and is not followed")
-        self.farthest = min(found)
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[list[Any]] = loop.create_future()
-
-        def settle(found: list[Any], error: OSError | None) -> None:
-            if future.done():
-                return
-            if error is None:
-                future.set_result(found)
-            else:
-                future.set_exception(error)
-
-        def look() -> None:
-            found, error = [], None
-            try:
-                found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
-            except (OSError, UnicodeError) as raised:
-                error = raised if isinstance(raised, OSError) else socket.gaierror(str(raised))
-            with contextlib.suppress(RuntimeError):  # nobody waits any more: the loop is closed
-                loop.call_soon_threadsafe(settle, found, error)
-
-        threading.Thread(target=look, name="zbus-name", daemon=True).start()
-        flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-        found = await future
-        self.note([str(at[0]) for *_, at in found])
-        return [
-            ResolveResult(
-                hostname=host, host=_numeric(at), port=at[1], family=kind, proto=proto, flags=flags
-            )
-            for kind, _, proto, _, at in found
-        ]
-
-    async def close(self) -> None:
-        """Nothing is kept."""
-
-
-def _numeric(at: tuple[Any, ...]) -> str:
-    """The address, with its zone where it has one (link-local IPv6)."""
-    return f"{at[0]}%{at[3]}" if len(at) > 3 and at[3] else str(at[0])
-
-
-def _numeric_form(host: str) -> str:
-    """The address that a numeric host is; "" for a name."""
-    if ":" not in host and not host.replace(".", "").isdigit():
-        return ""
-    with contextlib.suppress(ValueError):
-        return str(ipaddress.ip_address(host))
-    try:  # "127.1" and the like, which some versions of aiohttp hand to the system as they are
-        return socket.inet_ntoa(socket.inet_aton(host))
-    except OSError:
-        return ""

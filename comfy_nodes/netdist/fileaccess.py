@@ -11,7 +11,7 @@ from zbus.errors import FetchError, InputError
 
 from .. import host
 from ..exchange.waiting import interruptible
-from . import decoding, fetching
+from . import decoding, fetching, urls
 
 MAX_FILE = 2 << 30  # bytes of a file of the input folder: beyond it is a checkpoint, say
 
@@ -30,7 +30,7 @@ async def fetched(url: str, what: str, decode: Callable[[bytes], T]) -> T:
     except decoding.Undecodable as error:
         raise FetchError(
             str(error),
-            peer=fetching.shown(url),
+            peer=urls.shown(url),
             stage=what,
             remedy="Open that address in a browser: it has to be the file itself, and no page",
         ) from error

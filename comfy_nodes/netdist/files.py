@@ -19,7 +19,7 @@ from .. import host, node_ids
 from ..exchange.waiting import interruptible
 from ..host.files import load_image
 from ..prompt.graph import whole
-from . import decoding, fetching
+from . import decoding, fetching, urls
 from .fileaccess import fetched, fingerprint, read, write
 
 IMAGE, LATENT, ADVANCED = "remote/image", "remote/latent", "remote/advanced"
@@ -37,7 +37,7 @@ class _UrlNode(io.ComfyNode):
         if url is None:
             return True  # comes over a link
         try:
-            fetching.web_address(url)
+            urls.web_address(url)
         except InputError as error:
             return str(error)
         return True

@@ -6,28 +6,17 @@ remote is found by its ComfyUI's URL, and runs the job over zbus.
 
 from __future__ import annotations
 
-import asyncio
-import copy
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
 
-from zbus.errors import InputError, JobError
+from zbus.errors import InputError
 
 from .. import host, node_ids
-from ..exchange.queue_watcher import QUEUE_WATCHER
-from ..exchange.runs import RUNS, Run
-from ..exchange.waiting import WHO, interruptible
-from ..host.lists import unwrap
-from ..jobs.batching import join, widening
 from ..jobs.expanding import expand
-from ..jobs.submitting import JobPlan, SubmittedJobs
-from ..page import peers
-from ..prompt import own_paths
-from ..prompt.dispatching import Dispatch, clean_url, dispatch, first_result
-from ..prompt.graph import Graph, title, whole
+from ..prompt.graph import Graph
+from .dispatched import Dispatched, fetched, queued, saved
 
 CATEGORY, ADVANCED = "remote", "remote/advanced"
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
@@ -37,121 +26,8 @@ REMCHAIN, REMINFO = io.Custom("REMCHAIN"), io.Custom("REMINFO")
 ANY_REMINFO = io.Custom("REMINFO,REMOTE")  # the QueueRemote of 2023 called it so
 JSON = io.Custom("JSON")
 
-Edit = Callable[[Graph], None]
-
 
 # --- what the queue nodes have in common ----------------------------------------------------------
-
-
-class Dispatched(SubmittedJobs):
-    """The job of one queue node: a REMINFO.
-
-    Attributes:
-        queue_id: The queue node.
-        url: The remote's.
-        workflow: The saved workflow that was sent; None: the prompt that gave it.
-    """
-
-    piece: Dispatch
-
-    def __init__(
-        self,
-        plan: JobPlan,
-        node_id: str,
-        queue_id: str,
-        url: str,
-        workflow: Mapping[str, Any] | None,
-        everything: bool,
-        edit: Edit | None,
-    ) -> None:
-        super().__init__(plan, RUNS.of(host.executing().prompt_id), node_id)
-        self.queue_id, self.url, self.workflow = queue_id, url, workflow
-        self.everything, self.edit = everything, edit
-        self._started: asyncio.Task[None] | None = None
-        self._later: tuple[Run, asyncio.Task[Dispatched]] | None = None  # a run, and its job
-
-    async def again(self) -> Dispatched:
-        """The same job once more, of the prompt that is being executed now: one for all of that
-        prompt's fetch nodes."""
-        now = RUNS.of(host.executing().prompt_id)
-        if self._later is None or self._later[0] is not now:
-            work = _dispatch(
-                self.queue_id, self.url, self.workflow, everything=self.everything, edit=self.edit
-            )
-            self._later = now, asyncio.ensure_future(work)
-        return await asyncio.shield(self._later[1])
-
-    async def start(self, values: dict[str, Any]) -> None:
-        if self._started is None:  # else another fetch node has
-            self._started = asyncio.ensure_future(super().start(values))
-        await self.started()
-
-    async def started(self) -> None:
-        """Wait until the jobs are given, if another node gives them just now."""
-        if self._started is not None:
-            await asyncio.shield(self._started)
-
-
-async def _dispatch(
-    queue_id: str,
-    remote_url: str,
-    workflow: Mapping[str, Any] | None,
-    *,
-    everything: bool,
-    edit: Edit | None = None,
-) -> Dispatched:
-    """Give a queue node's job, from the node that is being executed."""
-    QUEUE_WATCHER.start()
-    here = host.executing()
-    url = clean_url(remote_url)
-    if not url:
-        raise InputError("remote_url is empty", remedy='Write it like "http://127.0.0.1:8288/"')
-    # Here, unlike in the `peer` of our own nodes, host:port is that of a page, too.
-    is_bare = ":" in url and "://" not in url
-    remote = await interruptible(peers.resolve(f"http://{url}" if is_bare else url), WHO)
-    prompt = workflow if workflow is not None else host.current_prompt()
-    if workflow is None and here.node_id not in prompt:  # it is one of a turn of a loop
-        prompt = host.graph()
-
-    # A saved workflow's files are those of the remote: it was made for that one.
-    attach = () if workflow is not None else own_paths.attached(prompt, host.Classes())
-    made = dispatch(prompt, queue_id, url, everything=everything, attach=attach)
-    if made.boundaries and workflow is not None:
-        names = ", ".join(title(i, prompt[i]) for i, _ in made.boundaries.values())
-        raise InputError(
-            f"the saved workflow needs from here what only a running one has: {names}",
-            remedy="Remove those nodes from it, or load the workflow here and use "
-            "Load workflow (current)",
-        )
-    if edit is not None:
-        edit(made.prompt)
-    plan = JobPlan(
-        made,
-        title(queue_id, prompt.get(queue_id, here.node)),
-        [peers.Choice(remote)],
-        group=f"{queue_id} {here.list_index or 0}",
-    )
-    jobs = Dispatched(plan, here.node_id, queue_id, url, workflow, everything, edit)
-    await jobs.begin()
-    return jobs
-
-
-async def _queued(
-    first: list[Any], remote_url: str, workflow: Any, *, everything: bool = False, **more: Any
-) -> Any:
-    """What a queue node returns: `first`, and the job as REMINFO."""
-    here = host.executing()
-    once = RUNS.of(here.prompt_id).once
-    before = once.find(here.key)
-    if before is not None:  # ComfyUI computes this node again, for a reader that comes late
-        jobs: Dispatched = before.value
-    else:
-        jobs = await _dispatch(here.node_id, remote_url, workflow, everything=everything, **more)
-        once.keep(here.key, jobs)
-    made = expand(jobs, here.node_id, collect=False)
-    if made.started is None:
-        return io.NodeOutput(*first, jobs)
-    return io.NodeOutput(*first, list(made.started), expand=made.nodes)
 
 
 def _url(default: str = "http://127.0.0.1:8288/") -> Any:
@@ -230,7 +106,7 @@ class RemoteQueueSimple(_Triggered):
             return io.NodeOutput((seed + batch_local) % (MAX_SEED + 1), batch_remote, {})
         if enabled == "false":
             return io.NodeOutput(seed, batch_local, {})
-        return await _queued([seed, batch_local], remote_url, None)
+        return await queued([seed, batch_local], remote_url, None)
 
 
 class FetchRemote(io.ComfyNode):
@@ -267,35 +143,7 @@ class FetchRemote(io.ComfyNode):
                 inputs = {**here.node["inputs"], "remote_info": list(made.started)}
                 nodes = {**made.nodes, again: {"class_type": node_ids.FETCH, "inputs": inputs}}
                 return io.NodeOutput([again, 0], expand=nodes)
-        return io.NodeOutput(await _fetch(remote_info, here))
-
-
-async def _fetch(jobs: Dispatched, here: host.Here) -> Any:
-    shown = host.shown_as(here.node_id)
-    name = first_result(shown, jobs.piece.results)
-    await jobs.started()
-    jobs.shown_here.move_to(shown)
-    await jobs.collect(f"the prompt with {title(shown, here.node)}")
-    share = jobs.shares[0]
-    if name is None:
-        raise JobError(
-            "that job has no image to fetch",
-            peer=share.who,
-            remedy="Wire an image to final_image, and queue it again",
-        )
-    parts = [[image] for image in unwrap(share.result(name))]
-    images = join(parts)
-    if len(images) != 1:
-        raise InputError(
-            f"the remote made {len(images)} pictures of different sizes, which are no batch",
-            peer=share.who,
-            remedy="Scale them to one size before the fetch node, or use Run on Peers",
-        )
-    count = len(images[0])
-    plural = "s" * (count != 1)
-    said = f"{count} image{plural} from {share.who} in {share.seconds:.2f} s"
-    jobs.shown_here.say("\n".join(filter(None, (said, widening(parts)))))
-    return images[0]
+        return io.NodeOutput(await fetched(remote_info, here))
 
 
 # --- chain ---------------------------------------------------------------------------------------
@@ -356,15 +204,8 @@ async def _work(
         passed["batch"] = batch_override or chain["batch"]
     if enabled != "true":
         return io.NodeOutput(passed, {})
-    workflow = _saved(chain["prompt"])
-    return await _queued([passed], remote_url, workflow, everything=everything)
-
-
-def _saved(workflow: Any) -> Any:
-    """The workflow, if it is a saved one; None if it is the prompt that is being executed."""
-    now = json.dumps(whole(host.current_prompt()), sort_keys=True)  # as text NaN equals NaN
-    same = now == json.dumps(workflow, sort_keys=True)
-    return None if same else copy.deepcopy(workflow)
+    workflow = saved(chain["prompt"])
+    return await queued([passed], remote_url, workflow, everything=everything)
 
 
 class RemoteChainEnd(io.ComfyNode):
@@ -436,7 +277,7 @@ class QueueRemote(io.ComfyNode):
                 if batch_override and node.get("class_type") == "EmptyLatentImage":
                     node["inputs"]["batch_size"] = batch_override
 
-        return await _queued([seed], remote_url, None, edit=edit)
+        return await queued([seed], remote_url, None, edit=edit)
 
 
 def _largest_batch(prompt: Mapping[str, Any]) -> int:

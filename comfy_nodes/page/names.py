@@ -9,9 +9,9 @@ from typing import Any
 from aiohttp import web
 
 from zbus.errors import ZBusError
+from zbus.in_a_thread import in_a_thread
 
 from .. import host
-from .in_a_thread import in_a_thread
 from .own_browser import is_of_another_user
 from .peers import ALL, ANY, resolver
 

@@ -22,6 +22,7 @@ from typing import Any
 from aiohttp import web
 
 from zbus.errors import InputError, PairingFailed, ZBusError
+from zbus.in_a_thread import in_a_thread
 from zbus.nudging import nudge
 from zbus.pairing.accepting import accept
 from zbus.pairing.invitation import LIFETIME
@@ -30,7 +31,6 @@ from zbus.pairing.offers import Offer, as_json, own_as_json, own_name
 from zbus.pairing.tokens import Token
 from zbus.trust import Principal, Trust
 
-from .in_a_thread import in_a_thread
 from .own_browser import why_not
 
 logger = logging.getLogger(__name__)

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from zbus.address import several
 from zbus.errors import UnknownPeer, ZBusError
+from zbus.in_a_thread import in_a_thread
 from zbus.remote import Remote
 from zbus.resolver import Resolver
 
 from .. import host
-from .in_a_thread import in_a_thread
 from .lan_presence import LAN_PRESENCE
 from .placement import Placed, facts, freest, is_there, key_of, runs_jobs
 

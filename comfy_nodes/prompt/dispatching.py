@@ -24,6 +24,7 @@ from .graph import (
     title,
 )
 from .loops import ITERATION, begun, closed_here
+from .tapping import as_made
 
 PICTURES = ("PreviewImage", "SaveImage")
 
@@ -87,6 +88,7 @@ def dispatch(
         InputError: Nothing would come of it, or it cannot be done; the text says what to change.
     """
     _check_format(prompt)
+    prompt = as_made(prompt)  # in a turn of a loop it is what ComfyUI executes, with our own in it
     graph = restored(prompt)
     queue = _queue_node(graph, queue_id, remote_url)
     _set_up(graph, queue)

@@ -383,8 +383,12 @@ def _tap(graph: Graph, run: str, name: str) -> str:
 
 
 def _own_id(graph: Graph, what: str, node: str) -> str:
+    return fresh_id(graph, _stem(what, node))
+
+
+def _stem(what: str, node: str) -> str:
     # Without a ":", by which the page finds what lies in a subgraph.
-    return fresh_id(graph, f"zbus-{what}-{node.replace(':', '.')}")
+    return f"zbus-{what}-{node.replace(':', '.')}"
 
 
 # --- back ---------------------------------------------------------------------------------------
@@ -434,10 +438,16 @@ def _as_wired(prompt: Prompt, value: Any) -> Any:
         elif class_type_of(node) == node_ids.WANTED:
             value = inputs.get("value")
         elif found and _is_clone(node):
-            value = [str(inputs["of"]), found[1]]
+            value = [_copied(prompt, found[0], str(inputs["of"])), found[1]]
         else:
             return value
     return None  # in a circle: none of ours
+
+
+def _copied(prompt: Prompt, clone: str, of: str) -> str:
+    """What that stand-in stands for: in a turn of a loop, the copy of that turn."""
+    turn, _, _ = clone.rpartition(_stem("there", of))
+    return turn + of if turn + of in prompt else of
 
 
 def _brought(prompt: Prompt, tap: Mapping[str, Any]) -> Any:

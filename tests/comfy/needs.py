@@ -41,7 +41,7 @@ def requirements(text: str) -> Iterator[tuple[str, bool]]:
         optional = optional or bool(re.match(r"\s*#\s*non.essential", line))
         requirement = line.partition("#")[0].strip()
         if requirement and not requirement.startswith("-"):
-            yield requirement, optional
+            yield requirement, optional or ";" in requirement  # which not every Python needs
 
 
 def project(requirement: str) -> str:

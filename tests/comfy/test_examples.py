@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -22,6 +23,7 @@ PHOTO = ROOT / "tests" / "data" / "rocket.jpg"
 EXAMPLES = sorted(FOLDER.glob("*.json"))
 OURS = {"zbus-run-part", "zbus-run-all-seeds", "zbus-render-farm"}
 NETDISTS = {"netdist-simple", "netdist-chain", "netdist-saved-workflow"}
+TITLE, LEAST = 30, 225  # pixels, as the page draws its nodes
 NOTE = "MarkdownNote"  # the page's own: no server knows it
 
 
@@ -42,6 +44,21 @@ def test_the_example_has_a_picture(path):
     data = path.with_suffix(".jpg").read_bytes()
     assert data.startswith(b"\xff\xd8\xff")
     assert len(data) < 60_000
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
+def test_its_nodes_have_room(path):
+    """The nodes of HTML ("Nodes 2.0") are no narrower than `LEAST`; and no title is covered."""
+    if path.stem.startswith("jumper"):
+        pytest.skip("they are ComfyUI-Jumper's, left as they are")
+    places = [
+        (x, y - TITLE, x + max(width, LEAST), y + height)
+        for one in json.loads(path.read_text("utf-8"))["nodes"]
+        for (x, y), (width, height) in [(one["pos"], one["size"])]
+    ]
+    for one, other in itertools.combinations(places, 2):
+        apart = one[0] >= other[2] or other[0] >= one[2] or one[1] >= other[3] or other[1] >= one[3]
+        assert apart, (one, other)
 
 
 def test_there_are_examples_of_all_families():

@@ -41,6 +41,7 @@ from ..errors import (
     RunsNoPrompts,
     ZBusError,
 )
+from ..in_a_thread import in_a_thread
 from ..job import Request
 from ..peer import Peer
 from ..printable import printable
@@ -48,7 +49,6 @@ from ..remote import Remote
 from ..resolver import looking_around
 from ..trust import Trust
 from ..values.tensors import torch_module
-from .farming.beside import beside
 from .farming.board import MAX_IN_A_ROW, MAX_LOST, Board, Task
 from .farming.config import Config, read_config
 from .farming.pictures import Folder, pixels
@@ -190,7 +190,7 @@ class Farm:
 
     async def _found(self, name: str, url: str) -> Remote | None:
         try:
-            return await beside(lambda: looking_around(Trust(), url).find(url))
+            return await in_a_thread(lambda: looking_around(Trust(), url).find(url))
         except ZBusError as error:
             self._leave(name, f"is not used: {error}")
             return None
@@ -260,7 +260,7 @@ class Farm:
 async def _answering(peer: Peer, url: str) -> Remote | None:
     """Whom that means, if that one answers now, and runs jobs."""
     try:
-        remote = await beside(lambda: looking_around(Trust(), url).find(url))
+        remote = await in_a_thread(lambda: looking_around(Trust(), url).find(url))
         told = await asyncio.wrap_future(peer.enquire(remote))
     except ZBusError:
         return None

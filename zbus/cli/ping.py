@@ -5,9 +5,10 @@ machine, or of one that is paired; or the URL of a ComfyUI's page, which tells w
 listens. Without one it lists the names; with --discover those of the local network too. Looks at
 the name, the TCP port, the ZMTP greeting, zbus's handshake, its version, and whether the one
 answers that was meant; then measures round trips, and sends a made-up block each way, which the
-other side verifies and drops. With --jobs it asks whether that ComfyUI runs jobs for this machine,
-and for its queue, devices and versions. No workflow is touched. Exit status: 0 only if everything
-works, 1 if not, 2 for arguments that cannot be used.
+other side verifies and drops. It fails, too, where a ComfyUI runs no prompts any more. With --jobs
+it asks whether that ComfyUI runs jobs for this machine, and for its queue, devices and versions.
+No workflow is touched. Exit status: 0 only if everything works, 1 if not, 2 for arguments that
+cannot be used.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from .pinging.report import Failed, Report, try_leg
 
 NAME = "ping"
 HELP = "say which leg of a link works, and how fast it is"
+ASIDE = 1.0  # seconds for what was not asked for
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -121,14 +123,23 @@ def _look(
             hello = meet(link, target, given.timeout, report)
             report.peer = described(hello)
             trips(link, hello.name, given, report)
+            told = None  # in the time that the blocks take
+            if isinstance(target, Remote) and not given.jobs:
+                told = peer.enquire(target)
             if given.size:
                 report.throughput = {"size": given.size, "up": None, "down": None}
                 for direction in ("up", "down"):
                     throughput(link, hello.name, direction, given, report)
             if given.jobs:
                 _jobs(peer, target, hello, given.timeout, report)
+            elif told is not None and asking.has_stopped(told, min(ASIDE, given.timeout)):
+                try_leg(report, "prompts", lambda: _stopped(hello), lambda *_: "")
     except Failed:
         pass
+
+
+def _stopped(hello: Hello) -> None:
+    raise asking.stopped(shown(hello.name))
 
 
 def _jobs(
@@ -142,7 +153,7 @@ def _jobs(
         if not report.jobs["permitted"]:
             raise asking.refusal(hello)
         if report.jobs["runs_prompts"] is False:
-            raise asking.stopped(shown(hello.name))
+            _stopped(hello)
         return asking.lines(report.jobs)
 
     report.begin("jobs", "asking")

@@ -9,6 +9,7 @@ name mean 8-bit too. A codec works on one chunk at a time, knows of it what its
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Collection
 from functools import cache
@@ -117,7 +118,10 @@ def available() -> tuple[str, ...]:
     """The codecs that this process can do, in the table's order."""
     lacking = {name for name, lacks in _LACKS.items() if lacks()}
     if "lz4" in lacking:
-        logger.info("without the Python package lz4: the codec of that name is left out")
+        logger.info(
+            "without the Python package lz4: the codec of that name is left out. To have it: %s",
+            f'"{sys.executable}" -m pip install lz4',
+        )
     return tuple(name for name in CODECS if name not in lacking)
 
 
@@ -159,7 +163,9 @@ def _named(name: str, both: list[str], theirs: Collection[str]) -> str:
         return name
     whose = "this side" if name in theirs else "the peer"
     where = "here" if name in theirs else "there"
-    install = f" Or install the Python package lz4 {where}." if name == "lz4" else ""
+    install = (
+        f" Or install it {where}, in ComfyUI's Python: pip install lz4." if name == "lz4" else ""
+    )
     raise CodecRefused(
         f"{whose} cannot do the codec {name}",
         remedy=f"Choose exact, 8-bit, or what both can do: {', '.join(both) or 'raw'}.{install}",

@@ -124,8 +124,10 @@ class Giving:
             job.results = record.results
             if record.state in (GivenState.QUEUED, GivenState.RUNNING):
                 job.accepted = True
-                state = record.state.name.lower()
-                job.progress = replace(job.progress, state=state, place=record.place)
+                at, state = job.progress, record.state.name.lower()
+                if at.state == "sending":  # the bytes so far were of what it was given
+                    at = replace(at, received=0, total=0)
+                job.progress = replace(at, state=state, place=record.place)
             _changed(job)
 
     def moved(self, job: str, part: str, done: int, total: int) -> None:

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .. import webproxy
 from ..errors import (
     ConnectError,
     InvalidAddress,
@@ -27,7 +28,6 @@ from ..errors import (
     Unreachable,
 )
 from ..protocol.fields import clip
-from . import webproxy
 
 if TYPE_CHECKING:  # where aiohttp is not installed, all but the lane works
     import aiohttp
@@ -174,7 +174,7 @@ class Lane:
             try:
                 ws = await session.ws_connect(
                     (self._page / PATH).with_query(self._page.query),
-                    proxy=webproxy.by_environment(self._page.scheme, self._page.host or ""),
+                    proxy=_proxy(self._page),
                     ssl=tls,
                     max_msg_size=MAX_MESSAGE,
                     timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIME),
@@ -191,6 +191,10 @@ class Lane:
                     self.problem = _unanswered(ws.close_code, self._page)
 
             await relay(ws, link, heard, leaving)
+
+
+def _proxy(page: URL) -> str | None:
+    return webproxy.by_environment(page.scheme, page.host or "", page.port or 0)
 
 
 # --- passing on, at both ends ---------------------------------------------------------------------

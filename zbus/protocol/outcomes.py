@@ -24,6 +24,7 @@ MAX_TOLD = 200_000  # characters of a text, a traceback above all
 PLAIN = "jobs are not permitted over this link: it is for values only"
 NOBODY = "it runs workflows for nobody"
 NOT_YOU = "it lets this computer pass values, and run no workflows"
+MISSING_CLASS = "Install the node packs that are missing there, and start that ComfyUI again"
 NO_PROMPTS = "runs no prompts any more: start it again"
 DENIALS = {  # what the side that denies says, and what the other can do
     PLAIN: "Give the peer's name or the address of its own listener, not that of a Server",
@@ -110,7 +111,9 @@ def _refused_error(told: object, where: dict[str, str]) -> JobError:
     if any(reason.kind == "worker" for reason in reasons):
         return RunsNoPrompts(NO_PROMPTS, **where)
     text = lines(reasons) or "it does not say why"
-    error = JobRefused(f"cannot run there:\n{text}" if len(reasons) > 1 else text, **where)
+    told_all = f"cannot run there:\n{text}" if len(reasons) > 1 else text
+    lacks = {reason.kind for reason in reasons}
+    error = JobRefused(told_all, **where, remedy=MISSING_CLASS if "class" in lacks else "")
     error.reasons = reasons
     return error
 

@@ -31,7 +31,7 @@ from .containers import Container
 from .flatten import Flat, Leaf, flatten, where
 from .kinds import KINDS, describe, fits
 from .layout import PLAIN, Buffer, Layout, Map, picture
-from .quantise import exactly, quantise, span
+from .quantise import exactly, paletted, quantise, span
 from .rounding import UNKNOWN
 from .tensors import (
     ARRAY_ITEMSIZE,
@@ -169,10 +169,11 @@ class _Packer:
     def add(self, leaf: Leaf) -> None:
         form = leaf.form
         self._some_left |= self._eight_bit == "always" and _is_left(leaf)
-        quantised = self._quantised(leaf) if form.may_shrink and form.nbytes else None
-        if quantised is not None:
-            self.described.append(form.atoms("q"))
-            self._buffers.append(Buffer(quantised, picture(form.shape)))
+        shrunk = self._shrunk(leaf) if form.may_shrink and form.nbytes else None
+        if shrunk is not None:
+            said, q = shrunk
+            self.described.append(said)
+            self._buffers.append(Buffer(tensor_bytes(q), picture(form.shape)))
         elif leaf.tag == "t" and 0 < form.nbytes <= wire.MAX_POOLED:
             self._pool(leaf)
         else:
@@ -200,17 +201,22 @@ class _Packer:
     def notes(self) -> tuple[str, ...]:
         return _notes(self._low, self._high, self._some_left)
 
-    def _quantised(self, leaf: Leaf) -> memoryview | None:
-        if self._eight_bit == "always" and not leaf.form.what:
+    def _shrunk(self, leaf: Leaf) -> tuple[tuple[object, ...], Any] | None:
+        """One byte an element, and how that is said."""
+        form = leaf.form
+        if self._eight_bit == "always" and not form.what:
             q, low, high = quantise(leaf.source, where(leaf.place))
             self._low, self._high = min(self._low, low), max(self._high, high)
-            return tensor_bytes(q)
+            return form.atoms("q"), q
         # A dtype of one byte is no longer than q; a look at a few elements costs more than they do.
-        is_long = leaf.form.nbytes >= WORTH and TENSOR_ITEMSIZE[leaf.form.dtype] > 1
-        if self._eight_bit != "never" and is_long:
-            exact = exactly(leaf.source)
-            return None if exact is None else tensor_bytes(exact)
-        return None
+        is_long = form.nbytes >= WORTH and TENSOR_ITEMSIZE[form.dtype] > 1
+        if self._eight_bit == "never" or not is_long:
+            return None
+        exact = exactly(leaf.source)
+        if exact is not None:
+            return form.atoms("q"), exact
+        few = paletted(leaf.source)
+        return None if few is None else ((*form.atoms("p"), bytes(tensor_bytes(few.table))), few.q)
 
 
 def _buffer(leaf: Leaf) -> Buffer:

@@ -3,6 +3,9 @@
 That is how ComfyUI's LoadImage makes floats from a file (uint8 -> float32, / 255), so a picture
 that came from a file and was not changed comes back bit for bit: :func:`exactly` finds those.
 
+Other ways from 8 bits to floats give other numbers, and still no more than 256 of them (a film's
+frames, where white is 0.9961): :func:`paletted` names those, and each element by its place there.
+
 All of it goes block by block: a picture of gigabytes needs one block of extra memory.
 """
 
@@ -78,6 +81,50 @@ def exactly(tensor: torch.Tensor) -> torch.Tensor | None:
     return q  # type: ignore[no-any-return]
 
 
+class Paletted(NamedTuple):
+    """A tensor as the few numbers that it is made of: q (uint8, one-dimensional) counts them in
+    `table`, which is of the tensor's own dtype."""
+
+    q: torch.Tensor
+    table: torch.Tensor
+
+
+def paletted(tensor: torch.Tensor) -> Paletted | None:
+    """Its numbers and which each element is, bit for bit; None where there are more than 256."""
+    torch = torch_module()
+    flat = plain(tensor).reshape(-1)
+    # As integers: a NaN is unlike itself, and -0.0 like 0.0. Of what is not negative they have the
+    # order of the floats, so that q is a picture still.
+    bits = flat.contiguous().view(_integers(flat.element_size()))
+    table = torch.unique(bits[:: max(1, bits.numel() // _SAMPLE)])
+    q = torch.empty(bits.numel(), dtype=torch.uint8)
+    for span in _blocks(bits.numel()):
+        block = bits[span]
+        found = torch.searchsorted(table, block).clamp_(max=table.numel() - 1)
+        new = torch.unique(block[table[found] != block])
+        if table.numel() + new.numel() > 256:
+            return None
+        if new.numel():  # what the sample has missed
+            wider = torch.cat((table, new)).sort().values
+            moved = torch.searchsorted(wider, table).to(torch.uint8)
+            q[: span.start] = moved[q[: span.start].long()]
+            table, found = wider, torch.searchsorted(wider, block)
+        q[span] = found.to(torch.uint8)
+    return Paletted(q, table.view(flat.dtype))
+
+
+def unpaletted(q: torch.Tensor, table: torch.Tensor, into: torch.Tensor) -> bool:
+    """Fills ``into`` (contiguous, of the table's dtype) with what q counts; False if that is
+    beyond the table."""
+    flat, bits = into.view(-1), _integers(table.element_size())
+    numbers = table.view(bits)
+    for span in _blocks(flat.numel()):
+        if int(q[span].max()) >= numbers.numel():
+            return False
+        flat[span] = numbers[q[span].long()].view(table.dtype)
+    return True
+
+
 def dequantise(q: torch.Tensor, into: torch.Tensor) -> None:
     """Fills ``into`` (contiguous, any float dtype) with q / 255; both hold as many elements."""
     flat = into.view(-1)
@@ -102,8 +149,13 @@ def _exact_block(block: torch.Tensor) -> torch.Tensor | None:
     block = block.contiguous()
     q = _round(block.to(torch.float32))  # any byte for NaN, which no byte gives back
     # Compared as integers: equal floats are not always equal bits (-0.0, NaN).
-    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[block.element_size()]
+    bits = _integers(block.element_size())
     return q if torch.equal(_restore(q, block.dtype).view(bits), block.view(bits)) else None
+
+
+def _integers(itemsize: int) -> torch.dtype:
+    torch = torch_module()
+    return {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[itemsize]  # type: ignore[no-any-return]
 
 
 def _nan(flat: torch.Tensor, place: str) -> CodecRefused:

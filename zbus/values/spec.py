@@ -25,6 +25,8 @@ comes one node. A node is an atom that stands for itself (nil, bool, int, float,
     "q" dtype d, d sizes         an image [B, H, W, C] or mask [B, H, W] or [H, W] as 8 bits: the
                                  next buffer is one byte an element, q; the element is q / 255
                                  in float32, then the dtype
+    "p" dtype d, d sizes, bin    the same, of other numbers: the bin is an array of up to 256 of the
+                                 dtype, and the next buffer one byte an element, its place there
     "a" dtype d, d sizes         a numpy array; else as "t"
     "g" dtype d, d sizes         a small tensor in the pool of its dtype: see below
     "=" n                        another one like the n-th "g" of the spec, counted from 0

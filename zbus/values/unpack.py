@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import LocalProtocolError, RemoteProtocolError
 from . import containers, runs
 from .layout import PLAIN, Layout, picture
-from .quantise import dequantise
+from .quantise import dequantise, unpaletted
 from .recycling import LARGE
 from .spec import (
     MAX_DEPTH,
@@ -263,6 +263,22 @@ class _Array(_Leaf):
         return self._array
 
 
+class _Paletted(_Quantised):
+    def __init__(self, dtype: str, shape: tuple[int, ...], elements: int, table: bytes) -> None:
+        super().__init__(dtype, shape, elements)
+        self._table = table
+
+    def build(self) -> object:
+        made = empty_tensor(self._shape, find_dtype(self._dtype))
+        if self._q is None:
+            return made
+        table = empty_tensor((len(self._table) // made.element_size(),), made.dtype)
+        tensor_bytes(table)[:] = self._table
+        if not unpaletted(self._q, table, made):
+            raise RemoteProtocolError("a picture of the value counts beyond its numbers")
+        return made
+
+
 class _Run(_Leaf):
     """Numbers of one type in a list or tuple."""
 
@@ -320,7 +336,8 @@ _BUILDS: dict[type, Callable[[Any], object]] = {
         node.kind, {name: _build(inner) for name, inner in node.fields.items()}
     ),
     **dict.fromkeys(
-        (_Bytes, _Tensor, _SmallTensor, _Quantised, _Array, _Run), lambda leaf: leaf.build()
+        (_Bytes, _Tensor, _SmallTensor, _Quantised, _Paletted, _Array, _Run),
+        lambda leaf: leaf.build(),
     ),
 }
 
@@ -450,10 +467,12 @@ class _Reader:
             return self._pooled(dtype, shape, elements)
         if tag in _RUNS:
             return self._run(tag, dtype, shape)
-        if tag == "q":
+        if tag in ("q", "p"):
             if dtype not in QUANTISABLE or not _may_be_picture(shape):
                 raise bad(f"has 8 bits for a {dtype[:40]} tensor of shape {sizes}")
-            return self._leaf(_Quantised(dtype, shape, elements))
+            if tag == "q":
+                return self._leaf(_Quantised(dtype, shape, elements))
+            return self._leaf(_Paletted(dtype, shape, elements, self._table(dtype)))
         if tag == "t":
             length = elements * TENSOR_ITEMSIZE.get(dtype, 1)
             kind = _SmallTensor if length < LARGE else _Tensor
@@ -475,6 +494,13 @@ class _Reader:
         pool, shape, elements = self._forms[self._atoms.count(len(self._forms) - 1)]
         return pool.add(shape, elements)
 
+    def _table(self, dtype: str) -> bytes:
+        table = self._atoms.data()
+        count, rest = divmod(len(table), TENSOR_ITEMSIZE[dtype])
+        if rest or not 0 < count <= 256:
+            raise bad(f"has a picture of {len(table)} bytes of numbers")
+        return table
+
     def _run(self, tag: str, dtype: str, shape: tuple[int, ...]) -> _Leaf:
         if dtype not in runs.DTYPES or len(shape) != 1:
             raise bad(f"has a list of numbers of dtype {dtype[:40]!r} and shape {list(shape)}")
@@ -492,7 +518,7 @@ class _Reader:
 
 
 _RUNS: dict[str, Callable[[list[Any]], object]] = {"[#": list, "(#": tuple}
-_SHAPED = frozenset(("t", "q", "a", "g", *_RUNS))
+_SHAPED = frozenset(("t", "q", "p", "a", "g", *_RUNS))
 _TENSORS = (_Tensor, _Quantised, _Pooled)
 
 

@@ -5,10 +5,12 @@ All of it is the other side's word: a fact of a wrong kind counts as not told.
 
 from __future__ import annotations
 
+import logging
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout  # not the builtin one before 3.11
 from typing import Any
 
-from ...errors import NotPermitted, RunsNoPrompts, TimedOut
+from ...errors import NotPermitted, RunsNoPrompts, TimedOut, ZBusError
 from ...job import Remote
 from ...net.places import OWN
 from ...operation import size_text
@@ -16,6 +18,8 @@ from ...peer import Peer
 from ...printable import shown
 from ...protocol.messages import MAX_TOTAL, Hello
 from ...protocol.outcomes import NO_PROMPTS
+
+logger = logging.getLogger(__name__)
 
 MAX_DEVICES = 16  # shown
 MAX_WORDS = 100  # characters of one fact
@@ -46,6 +50,18 @@ def ask(peer: Peer, remote: Remote, hello: Hello, timeout: float) -> dict[str, A
             "--timeout",
         ) from error
     return checked(told, hello)
+
+
+def has_stopped(asked: Future[dict[str, Any]], patience: float) -> bool:
+    """Whether it says that it runs no prompts any more. No if it does not say, in that time or at
+    all: who has not asked for it waits for no busy one, and those that permit nothing tell nothing.
+    """
+    try:
+        told = asked.result(patience)
+    except (ZBusError, FutureTimeout, TimeoutError) as error:
+        logger.debug("not known whether it runs prompts: %s", error)
+        return False
+    return told.get("jobs") is True and told.get("runs_prompts") is False
 
 
 def checked(told: dict[str, Any], hello: Hello) -> dict[str, Any]:

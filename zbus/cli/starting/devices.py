@@ -19,6 +19,8 @@ PATIENCE = 60.0  # seconds for a driver that wakes its cards first, or for torch
 MAX_NAME = 60  # characters
 # Set by a scheduler, or by who shares the machine: then only these GPUs are to be used.
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+# CUDA counts the fastest first unless it is told otherwise, and nvidia-smi by the slots.
+BY_SLOT = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 TRY_CPU = "Give --cpu N to try it out without"
 
 _GPU = re.compile(r"GPU (\d+): (.+) \(UUID: (GPU-[\w-]+)\)")
@@ -87,7 +89,7 @@ def gpus(wanted: str, python: str) -> list[Device]:
 def parse_nvidia_smi(output: str) -> list[Device]:
     """The GPUs in what ``nvidia-smi -L`` prints.
 
-    They are told to ComfyUI by UUID: CUDA counts the fastest first, and nvidia-smi by the slots.
+    They are told to ComfyUI by UUID, which is the same in whatever order they are counted.
     """
     found: list[Device] = []
     for line in output.splitlines():
@@ -112,7 +114,7 @@ def parse_torch(output: str) -> list[Device]:
         return []
     # ComfyUI's own flag knows the variables of every maker.
     return [
-        Device(str(number), shown(str(name), MAX_NAME), ("--cuda-device", str(number)))
+        Device(str(number), shown(str(name), MAX_NAME), ("--cuda-device", str(number)), BY_SLOT)
         for number, name in enumerate(names)
     ]
 
@@ -146,7 +148,11 @@ def _output(*command: str) -> str:
     """What a program prints; nothing if it fails."""
     try:
         ended = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PATIENCE,
+            env={**os.environ, **BY_SLOT},
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -1,4 +1,6 @@
-"""Work that blocks, for coroutines."""
+"""Work that blocks, in a thread that nobody has to wait for: neither the end of a process, nor the
+end of a prompt, which waits for the threads of asyncio's own pool, and so a user's X would.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-async def in_a_thread(work: Callable[[], T]) -> T:
-    """What `work` returns or raises, in a thread that nobody waits for: the end of a prompt waits
-    for those of asyncio's own pool, and so a user's X would."""
+def begun(work: Callable[[], T]) -> Future[T]:
+    """What `work` will return or raise."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -24,4 +25,9 @@ async def in_a_thread(work: Callable[[], T]) -> T:
                 future.set_exception(error)
 
     threading.Thread(target=run, name="zbus-in-a-thread", daemon=True).start()
-    return await asyncio.wrap_future(future)
+    return future
+
+
+async def in_a_thread(work: Callable[[], T]) -> T:
+    """What `work` returns or raises."""
+    return await asyncio.wrap_future(begun(work))
