@@ -152,6 +152,17 @@ def test_a_tensor_that_came_in_can_be_resized() -> None:
         assert tensor.resize_(3000).numel() == 3000
 
 
+def test_a_large_tensor_that_came_in_takes_results_up_to_its_size() -> None:
+    """Its memory is zbus's, to be used again: torch cannot make it larger."""
+    got = trip(torch.zeros(1 << 20))
+    torch.add(torch.ones(1 << 20), 1, out=got)
+    assert got.unique().tolist() == [2]
+    assert got.clone().resize_(1 << 21).numel() == 1 << 21
+    assert got.resize_(5).numel() == 5
+    with pytest.raises(RuntimeError, match="not resizable"):
+        got.untyped_storage().resize_(1 << 23)
+
+
 # --- without a host
 
 

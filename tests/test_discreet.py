@@ -18,6 +18,17 @@ FOLDERS = {
     "C:\\Users\\Bob Smith\\ComfyUI\\input": "input",
     "/": "root",
 }
+PROGRAMS = {
+    "/home/bob smith/My ComfyUI": "ComfyUI",
+    "/home/bob smith/My ComfyUI/custom_nodes": "custom_nodes",
+    "/home/bob smith/venv/lib/python3.12/site-packages": "site-packages",
+    "C:\\Users\\Bob Smith\\ComfyUI": "ComfyUI",
+    "\\\\nas\\bob\\nodes": "custom_nodes",
+}
+
+
+def hide(text: str) -> str:
+    return discreet.without_paths(text, FOLDERS)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +60,34 @@ def test_of_a_path_its_last_part_is_told(text: str, told: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            'File "/home/bob smith/My ComfyUI/custom_nodes/a pack/n.py", line 3, in f',
+            'File "custom_nodes/a pack/n.py", line 3, in f',
+        ),
+        (
+            'File "/home/bob smith/venv/lib/python3.12/site-packages/torch/a.py", line 3',
+            'File "site-packages/torch/a.py", line 3',
+        ),
+        ("/home/bob smith/My ComfyUI/input/a/x.png is gone", "x.png is gone"),
+        ("/home/bob smith/My ComfyUI/custom_nodes/p.nodes.Error", "custom_nodes/p.nodes.Error"),
+        ('File "/home/bob smith/notes/n.py", line 3', 'File "n.py", line 3'),
+        (
+            r'File "C:\Users\Bob Smith\ComfyUI\custom_nodes\p\n.py", line 3',
+            r'File "ComfyUI\custom_nodes\p\n.py", line 3',
+        ),
+        (r'File "c:/users/bob smith/comfyui\nodes.py", line 3', r'File "ComfyUI\nodes.py", line 3'),
+        (r"'C:\\Users\\Bob Smith\\ComfyUI\\nodes.py'", r"'ComfyUI\\nodes.py'"),
+        (r'File "\\nas\bob\nodes\p\n.py", line 3', r'File "custom_nodes\p\n.py", line 3'),
+        ("see file:///home/bob/a.png or FILE:/C:/Users/Bob/b.png", "see a.png or b.png"),
+    ],
+)
+def test_of_a_program_all_that_is_below_its_folder_is_told(text: str, told: str) -> None:
+    assert discreet.without_paths(text, FOLDERS, PROGRAMS) == told
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",
@@ -59,7 +98,7 @@ def test_of_a_path_its_last_part_is_told(text: str, told: str) -> None:
     ],
 )
 def test_what_is_no_path_of_a_computer_stays(text: str) -> None:
-    assert discreet.without_paths(text, FOLDERS) == text
+    assert discreet.without_paths(text, FOLDERS, PROGRAMS) == text
 
 
 def test_a_refusal_tells_no_paths_of_the_other_user() -> None:
@@ -76,9 +115,9 @@ def test_a_refusal_tells_no_paths_of_the_other_user() -> None:
     for kind, name, details in errors:
         said = {"type": kind, "message": "m", "details": details}
         node = {"1": {"errors": [said | {"extra_info": {"input_name": name}}]}}
-        (reason,) = preflight.from_host(prompt, None, node, Classes(), FOLDERS)
+        (reason,) = preflight.from_host(prompt, None, node, Classes(), hide)
         assert "bob" not in str(reason.told()), reason
     assert reason.near == ("sub/a.pt",)
     whole = {"type": "x", "message": "failed", "details": "at /home/bob smith/x.py"}
-    (reason,) = preflight.from_host(prompt, whole, {}, Classes(), FOLDERS)
+    (reason,) = preflight.from_host(prompt, whole, {}, Classes(), hide)
     assert reason.text == "failed: at x.py"

@@ -467,18 +467,19 @@ def test_depth_colours_transparency_and_texts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "parts", "said"),
+    ("how", "parts", "said", "newer"),
     [
-        ((10,), {}, "10 bits"),
-        ((8, "HDR"), {}, "the colours 'HDR'"),
-        ((), {"alpha": torch.rand(3, 4, 4, 1)}, "transparency"),
+        ((10,), {}, "10 bits", "to 0.28 or later"),
+        ((8, "HDR"), {}, "the colours 'HDR'", "to one later than 0.33"),
+        ((), {"alpha": torch.rand(3, 4, 4, 1)}, "transparency", "to 0.28 or later"),
     ],
 )
 def test_an_older_comfyui_refuses_frames_that_it_would_save_otherwise(
-    how: Any, parts: Any, said: str
+    how: Any, parts: Any, said: str, newer: str
 ) -> None:
     with pytest.raises(
-        InputError, match=f"a video came with {said}.*, which the ComfyUI that takes it cannot"
+        InputError,
+        match=f"a video came with {said}.*, which the ComfyUI that takes it cannot.*{newer}, or",
     ):
         trip(made_of(CROPPING, *how, **parts), CROPPING, OLD)
 

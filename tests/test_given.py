@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from zbus import Channel, Peer, Remote, Request, Run, Settings, given
-from zbus.errors import InputError, InvalidAddress, InvalidOrder, NotTransferable, UnknownCodec
+from zbus.errors import (
+    InputError,
+    InvalidAddress,
+    InvalidOrder,
+    NotTransferable,
+    RemoteProtocolError,
+    UnknownCodec,
+)
 from zbus.job import Taken
 from zbus.operation import rate_text
 
@@ -207,10 +214,20 @@ def test_a_run_ends_in_one_of_three_ways(channel: Channel, value: Any) -> None:
         *(("title", value) for value in (None, 5)),
         *(("group", value) for value in (None, 5)),
         *(("check", value) for value in (None, 1)),
+        *(("types", value) for value in ("MESH", ["MESH"], frozenset({5}))),
     ],
 )
 def test_what_a_request_is(name: str, value: Any) -> None:
     refused(lambda: Request(**{"prompt": {}, name: value}), name)
+
+
+@pytest.mark.parametrize("types", [None, frozenset(), frozenset({"MESH", "SVG"})])
+def test_the_types_of_a_request_travel(types: frozenset[str] | None) -> None:
+    told = Request({}, types=types).told()
+    assert Request.read(told).types == types
+    for bad in (5, "MESH", {"MESH": 1}, [5]):
+        with pytest.raises(RemoteProtocolError, match="types are no names"):
+            Request.read(told | {"types": bad})
 
 
 def test_what_a_taken_job_tells() -> None:

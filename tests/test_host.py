@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import logging
+import json
+import runpy
 import sys
 import threading
+import traceback
 import types
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
@@ -31,6 +33,7 @@ class ComfyUI:
 
     def create_module(self, spec: ModuleSpec) -> Any:
         made = mock.MagicMock(__path__=[], __spec__=spec)
+        made.__file__ = "/where/it/lies/file.py"
         if spec.name == "comfy.model_management":
             made.InterruptProcessingException = type("Interrupted", (BaseException,), {})
         return made
@@ -243,6 +246,24 @@ def test_who_may_ask_late(host: Any) -> None:
     assert classes.sees_graph("Loop") and not classes.sees_graph("Late")
 
 
+class LoadPath:
+    RETURN_TYPES = ("IMAGE", "INT")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Any:
+        return {"required": {"video": ("STRING", {"vhs_path_extensions": []}), "n": ("INT",)}}
+
+
+def test_which_paths_are_of_this_computer(host: Any, tmp_path: Path) -> None:
+    sys.modules["nodes"].NODE_CLASS_MAPPINGS = {"LoadPath": LoadPath}
+    classes = host.Classes()
+    declared = [name for name in ("video", "n", "x") if classes.is_path_input("LoadPath", name)]
+    assert declared == ["video"]
+    assert classes.outputs("LoadPath") == ["IMAGE", "INT"] and classes.outputs("Gone") == []
+    here = [str(tmp_path), __file__, str(tmp_path / "none"), "/", "//", ".", "", "\0/x", "/\0"]
+    assert [path for path in here if classes.is_here(path)] == [str(tmp_path), __file__]
+
+
 def test_what_a_class_declares_is_never_an_exception(host: Any) -> None:
     odd = [None, [], {"hidden": None}, {"hidden": ["PROMPT"]}, {"hidden": {"x": (), "y": None}}]
 
@@ -335,6 +356,13 @@ def test_a_type_is_looked_up_once_however_often_it_comes(
     assert looks.call_count == before + 1
     with pytest.raises(ValueError, match="with faces, which"):
         table.check("MESH", ["faces"])
+    assert table.here() == {"MESH"}
+
+
+def test_the_types_of_outputs_are_held_as_kinds_of_the_table(host: Any) -> None:
+    types = sys.modules[f"{PACKAGE}.prompt.output_types"]
+    held_as = {kind for kinds in types.HELD_AS.values() for kind in kinds} | {"FILE_3D"}
+    assert held_as == set(sys.modules[f"{PACKAGE}.host.containers"].TYPES)
 
 
 @pytest.mark.parametrize(
@@ -394,31 +422,101 @@ def test_a_prompt_that_cannot_be_told_otherwise_is_told_as_it_is(told: Any) -> N
     assert told(lambda prompt: prompt["2"], prompt).get_original_prompt() is prompt
 
 
-# --- what people see
+# --- pictures
 
 
-def test_a_line_in_the_log_says_whose_it_is(host: Any, caplog: pytest.LogCaptureFixture) -> None:
-    root = "zbus_log_under_test"
-    host.name_lines(root)
-    host.name_lines(root)  # as on a second loading
-    below = logging.getLogger(f"{root}.net.addresses")
-    with caplog.at_level(logging.INFO):
-        below.info("own listener on %s", "127.0.0.1:18188")
-        below.warning("zbus could not start")
-        below.debug("not asked for")
-    told = [(record.levelname, record.getMessage()) for record in caplog.records]
-    assert told == [
-        ("INFO", "zbus: own listener on 127.0.0.1:18188"),
-        ("WARNING", "zbus could not start"),
-    ]
+class NodeOutput:
+    """What a V3 class returns."""
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+
+    @property
+    def result(self) -> tuple[Any, ...] | None:
+        return self.args or None
 
 
-def test_a_text_on_a_node_has_its_lines_as_html_and_as_markdown(
-    host: Any, monkeypatch: pytest.MonkeyPatch
+async def later(made: Any) -> Any:
+    return made
+
+
+@pytest.mark.parametrize(
+    ("returned", "is_taken"),
+    [
+        (lambda *made: made, True),
+        (lambda *made: {"ui": {}, "result": made}, True),
+        (NodeOutput, True),
+        (lambda *made: NodeOutput(*made, "more"), True),
+        (lambda *made: NodeOutput(), False),
+        (lambda *made: later(made), False),  # ours decodes it
+    ],
+)
+def test_a_picture_of_whatever_load_image_returns(
+    host: Any, returned: Any, is_taken: bool, tmp_path: Path
 ) -> None:
-    server = mock.Mock()
-    monkeypatch.setattr(sys.modules[f"{PACKAGE}.host.showing"], "the_server", lambda: server)
-    host.show_at("desk: done in 1.00 s\n<b>: failed", "5", "page")
-    server.send_progress_text.assert_called_once_with(
-        "desk: done in 1.00 s  \n\u2039b\u203a: failed", "5", "page"
+    torch = pytest.importorskip("torch")
+    image, mask = torch.rand(1, 2, 3, 3), torch.zeros(1, 2, 3)
+    seen = []
+
+    class LoadImage:
+        FUNCTION = "load"
+
+        def load(self, name: str) -> Any:
+            seen.append((tmp_path / name.removesuffix(" [temp]")).read_bytes())
+            return returned(image, mask)
+
+    sys.modules["nodes"].LoadImage = LoadImage
+    sys.modules["folder_paths"].get_temp_directory = lambda: str(tmp_path)
+    made = sys.modules[f"{PACKAGE}.host.files"].load_image(b"a picture", "png")
+    assert made == ((image, mask) if is_taken else None)
+    assert seen == [b"a picture"] and not list(tmp_path.iterdir())
+
+
+# --- texts for another user
+
+
+def traceback_of(source: str, path: Path) -> str:
+    """What is raised by a program that lies there, as ComfyUI tells it."""
+    path.parent.mkdir(parents=True)
+    path.write_text(source)
+    try:
+        runpy.run_path(str(path))
+    except Exception as error:
+        return "".join([*traceback.format_tb(error.__traceback__), f"{type(error)}: {error}"])
+    raise AssertionError("it raised nothing")
+
+
+def test_a_traceback_tells_no_paths_of_this_computer(host: Any, tmp_path: Path) -> None:
+    home = tmp_path / "bob smith"
+    base, models = home / "My ComfyUI", home / "all models"
+    (home / "link").parent.mkdir(parents=True)
+    (home / "link").symlink_to(base)
+    paths = sys.modules["folder_paths"]
+    paths.__file__ = str(base / "folder_paths.py")
+    paths.base_path, paths.models_dir = home / "link", str(models)
+    paths.get_input_directory = lambda: str(base / "input")
+    paths.folder_names_and_paths = {"loras": ([home / "my loras"], {".safetensors"})}
+    paths.get_folder_paths = lambda kind: [str(home / "packs")]
+    source = f"""
+import json
+import logging
+def work():
+    open({str(models / "x y.safetensors")!r})
+try:
+    work()
+except OSError as error:
+    try:
+        json.loads("{{")
+    except ValueError as other:
+        raise ValueError(f"{{error}}; in {home / "my loras" / "a" / "c.pt"}") from other
+"""
+    for folder in (base / "custom_nodes", home / "link/a", home / "packs", tmp_path / "bob else"):
+        told = host.without_paths(traceback_of(source, folder / "pack" / "nodes.py"))
+        assert "bob" not in told and str(tmp_path) not in told, told
+        assert "'x y.safetensors'; in c.pt" in told, told
+        assert 'nodes.py", line 1' in told
+    assert 'File "custom_nodes/pack/nodes.py", line 11' in host.without_paths(
+        f'File "{home / "packs"}/pack/nodes.py", line 11'
     )
+    assert 'File "python/json/decoder.py"' in host.without_paths(f'File "{json.decoder.__file__}"')
+    assert host.without_paths(f'File "{FOLDER}/jobs/a.py"') == 'File "zbus/comfy_nodes/jobs/a.py"'

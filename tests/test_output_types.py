@@ -17,8 +17,11 @@ OUTPUTS = {
     "Encode": ("LATENT",),
     "Any": ("*",),
     "Embeds": ("EMBEDS",),
+    "Numbers": ("INT", "STRING"),
+    "Several": ("IMAGE,LATENT",),
     "Switch": ("COMFY_MATCHTYPE_V3",),
     "Grow": ("COMFY_AUTOGROW_V3",),
+    "Splat": ("SPLAT", "FILE_3D_PLY", "CURVE", "MESH,VOXEL", "SPLAT,IMAGE"),
 }
 
 
@@ -69,36 +72,46 @@ def test_the_type_of_what_comes_from_there(source: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "kind"),
+    ("inputs", "told"),
     [
-        ({"a": ["embeds", 0], "b": ["embeds", 0], "which": 1}, "EMBEDS"),
-        ({"a": ["embeds", 0], "b": ["image", 0]}, ""),
-        ({"a": ["embeds", 0], "b": ["grow", 0]}, ""),
-        ({"a": ["again", 0]}, "EMBEDS"),
-        ({"a": ["self", 0]}, ""),
-        ({}, ""),
+        ({"a": ["image", 0], "b": ["image", 0], "which": 1}, ""),
+        ({"a": ["image", 0], "b": ["numbers", 0], "c": ["numbers", 1]}, ""),
+        ({"a": ["image", 0], "b": ["again", 0]}, ""),
+        ({"a": ["again", 0]}, ""),
+        ({"a": ["embeds", 0]}, "*"),  # it may make a picture of it
+        ({"a": ["embeds", 0], "b": ["image", 0]}, "*"),
+        ({"a": ["image", 0], "b": ["loose", 0]}, "*"),
+        ({"a": ["image", 0], "b": ["several", 0]}, "*"),
+        ({"a": ["numbers", 0]}, "*"),
+        ({"a": ["self", 0]}, "*"),
+        ({"a": ["no such", 0]}, "*"),
+        ({}, "*"),
     ],
 )
-def test_a_switch_that_takes_anything_gives_what_is_wired_to_it(inputs: Any, kind: str) -> None:
+def test_a_switch_that_takes_anything_gives_what_is_wired_to_it(inputs: Any, told: str) -> None:
     prompt = PROMPT | {
         "embeds": node("Embeds"),
-        "again": node("Any", x=["embeds", 0]),
+        "numbers": node("Numbers"),
+        "several": node("Several"),
+        "again": node("Any", x=["image", 0]),
         "self": node("Any", **inputs),
     }
-    assert output_types.likely(prompt, ("self", 0), Outputs()) == kind
+    assert output_types.no_picture(prompt, ("self", 0), Outputs()) == told
     assert output_types.declared(prompt, ("self", 0), Outputs()) == "", "only a guess"
-    assert output_types.likely(prompt, ("image", 0), Outputs()) == "IMAGE"
+    assert output_types.no_picture(prompt, ("image", 0), Outputs()) == ""
 
 
 @pytest.mark.parametrize(
-    ("declared", "certain"),
+    ("declared", "told"),
     [
-        *((kind, "") for kind in ("", "IMAGE", "MASK", "VIDEO", "IMAGE,LATENT")),
+        *((kind, "") for kind in ("IMAGE", "MASK", "VIDEO", "IMAGE,LATENT")),
         *((kind, kind) for kind in ("LATENT", "EMBEDS", "AUDIO", "INT,FLOAT", "IMAGES")),
+        *((kind, "*") for kind in ("", "*", "COMFY_MATCHTYPE_V3")),
     ],
 )
-def test_what_is_no_picture_for_certain(declared: str, certain: str) -> None:
-    assert output_types.no_picture(declared) == certain
+def test_what_is_known_of_pictures(declared: str, told: str, monkeypatch: Any) -> None:
+    monkeypatch.setitem(OUTPUTS, "Any", (declared,))
+    assert output_types.no_picture({"1": node("Any")}, ("1", 0), Outputs()) == told
 
 
 def result(*source: Any) -> dict[str, Any]:
@@ -119,3 +132,30 @@ def test_a_result_that_cannot_travel_is_told_before_it_is_computed(source: Any) 
 def test_what_can_travel_or_is_not_known_is_no_reason(source: Any) -> None:
     prompt = PROMPT | result(*source)
     assert preflight.cannot_travel(prompt, output_types.results(prompt), Outputs()) == []
+
+
+OLD = frozenset({"MESH", "CURVE_LINEAR"})
+
+
+@pytest.mark.parametrize(
+    ("slot", "types", "told"),
+    [
+        (0, OLD, "SPLAT"),
+        (0, OLD | {"SPLAT"}, ""),
+        (0, frozenset(), "SPLAT"),
+        (1, OLD, "FILE_3D_PLY"),
+        (1, OLD | {"FILE_3D"}, ""),
+        (2, OLD, ""),  # which of the two kinds of curves it is, nobody knows
+        (2, frozenset({"MESH"}), "CURVE"),
+        (3, OLD, ""),
+        (3, frozenset({"SPLAT"}), "MESH,VOXEL"),
+        (4, OLD, ""),
+    ],
+)
+def test_what_the_other_side_has_no_type_for_is_told_before_it_is_computed(
+    slot: int, types: frozenset[str], told: str
+) -> None:
+    prompt = {"splat": node("Splat"), "here": node("ZBusHere", value=["splat", slot])}
+    prompt |= result("here", 0)
+    found = output_types.unheld(prompt, output_types.results(prompt), Outputs(), types)
+    assert [kind for _, kind in found] == ([told] if told else [])

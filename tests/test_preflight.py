@@ -174,6 +174,21 @@ def test_what_lives_in_one_comfyui_is_refused_before_it_is_computed(preflight, c
     assert preflight.look(lora() | {"result": handed}, classes) == []
 
 
+def test_what_the_asking_comfyui_has_no_type_for_is_refused_before_it_is_computed(
+    preflight, classes
+):
+    handed = node("ZBusResult", value=["12", 0], name="value", job="")
+    names = [*CLASSES, "ZBusResult"]
+    classes.names = lambda: names
+    classes.returned = lambda class_type, slot: "SPLAT" if class_type == "LoraLoader" else ""
+    prompt = lora() | {"result": handed}
+    assert preflight.look(prompt, classes) == []  # an older one does not say what it has
+    assert preflight.look(prompt, classes, {"SPLAT"}) == []
+    (reason,) = preflight.look(prompt, classes, {"MESH"})
+    assert (reason.kind, reason.node) == ("output", "12")
+    assert reason.text.startswith("LoraLoader #12: a SPLAT would come back, and the ComfyUI that")
+
+
 def test_a_missing_choice_names_the_nearest(preflight, classes):
     (reason,) = preflight.look(lora("foo.safetensors", "My LoRA"), classes)
     assert reason.kind == "choice"
@@ -186,15 +201,15 @@ def test_a_missing_choice_names_the_nearest(preflight, classes):
     )
 
 
-def test_the_same_file_elsewhere_is_the_nearest(preflight):
+def test_the_same_file_elsewhere_is_the_nearest(beside):
     names = ["animee.safetensors", "b/ANIME.safetensors", "a\\anime.safetensors"]
-    near = preflight.near("sd/anime.safetensors", names)
+    near = beside("nearest").near("sd/anime.safetensors", names)
     assert near[:2] == ("b/ANIME.safetensors", "a\\anime.safetensors")
     assert near[2] == "animee.safetensors"
 
 
-def test_a_common_ending_is_no_likeness(preflight):
-    assert preflight.near("wolf.safetensors", ["cat.safetensors", "dog.safetensors"]) == ()
+def test_a_common_ending_is_no_likeness(beside):
+    assert beside("nearest").near("wolf.safetensors", ["cat.safetensors", "dog.safetensors"]) == ()
 
 
 def test_a_few_choices_are_all_named(preflight, classes):
@@ -281,22 +296,22 @@ def test_a_great_many_wrong_choices_do_not_take_long(preflight, classes, monkeyp
 # --- separators
 
 
-def test_the_separators_of_this_system_are_used(preflight, classes):
+def test_the_separators_of_this_system_are_used(preflight, beside, classes):
     prompt = lora("styles/anime.safetensors")
-    changed = preflight.separators(prompt, classes)
+    changed = beside("separators").separators(prompt, classes)
     assert changed["12"]["inputs"]["lora_name"] == "styles\\anime.safetensors"
     assert prompt["12"]["inputs"]["lora_name"] == "styles/anime.safetensors"
     assert preflight.look(changed, classes) == []
 
 
 @pytest.mark.parametrize("value", ["styles\\anime.safetensors", "styles/other.safetensors", 3])
-def test_what_is_there_or_nowhere_is_left(preflight, classes, value):
-    assert preflight.separators(lora(value), classes)["12"] == lora(value)["12"]
+def test_what_is_there_or_nowhere_is_left(beside, classes, value):
+    assert beside("separators").separators(lora(value), classes)["12"] == lora(value)["12"]
 
 
-def test_a_text_with_a_slash_is_left(preflight, classes):
+def test_a_text_with_a_slash_is_left(beside, classes):
     prompt = {"1": node("Scale", image=1, method="area", width=1, note="a/b")}
-    assert preflight.separators(prompt, classes) == prompt
+    assert beside("separators").separators(prompt, classes) == prompt
 
 
 # --- what ComfyUI says
@@ -474,10 +489,10 @@ def test_what_a_slot_brings(preflight, classes):
     assert reasons(preflight, classes, plain) == [("value", "slot.times", ())]
 
 
-def test_separators_in_what_a_choice_brings(preflight, classes):
+def test_separators_in_what_a_choice_brings(beside, classes):
     given = {"input": ["0", 0], "mode": "by model", "mode.model": "styles/anime.safetensors"}
     prompt = {"0": node("Resize") | {"inputs": given}}
-    made = preflight.separators(prompt, classes)["0"]["inputs"]
+    made = beside("separators").separators(prompt, classes)["0"]["inputs"]
     assert made == given | {"mode.model": "styles\\anime.safetensors"}
 
 

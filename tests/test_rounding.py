@@ -90,6 +90,43 @@ def test_what_is_declared_counts_and_not_the_shape(value: Any) -> None:
         check_choice(flatten(value, "EMBEDS"), True)
 
 
+@pytest.mark.parametrize(
+    "value", [IMAGE + 1, SOUND, MASK, [SOUND], {LIST: [SOUND, [MASK]]}], ids=lambda v: str(type(v))
+)
+def test_what_nobody_says_is_a_picture_stays_exact_and_that_is_said(value: Any) -> None:
+    assert all(map(torch.equal, tensors(value), tensors(trip(value, "*"))))
+    flat = flatten(value, "*")
+    check_choice(flat, True)  # what it is, a user cannot know either
+    assert clipped(flat) == pack(flat, "always").notes
+    assert "sent bit for bit" in clipped(flat)[0]
+    assert pack(flat, "if exact").notes == ()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"samples": SOUND},
+        {"waveform": SOUND, "sample_rate": 8000},
+        [IMAGE, 7],
+        torch.zeros(5),
+        Container("MESH", {"vertices": SOUND}),
+    ],
+    ids=lambda v: str(type(v)),
+)
+def test_what_is_no_picture_whoever_makes_it_is_refused_in_8_bit(value: Any) -> None:
+    assert all(map(torch.equal, tensors(value), tensors(trip(value, "*"))))
+    with pytest.raises(CodecRefused, match="8-bit is for images and masks only"):
+        check_choice(flatten(value, "*"), True)
+
+
+def test_a_film_is_one_whoever_makes_it() -> None:
+    value = {LIST: [{VIDEO: {"images": IMAGE, "audio": {"waveform": SOUND, "sample_rate": 1}}}]}
+    (film,) = trip(value, "*")[LIST]
+    assert torch.equal(film[VIDEO]["images"], (IMAGE * 255).round() / 255)
+    assert torch.equal(film[VIDEO]["audio"]["waveform"], SOUND)
+    assert clipped(flatten(value, "*")) == ()
+
+
 def test_a_sound_beside_frames_is_exact_and_the_frames_are_not() -> None:
     sound = {"waveform": SOUND, "sample_rate": 8000}
     got = trip({VIDEO: {"images": IMAGE, "audio": sound}})[VIDEO]

@@ -85,8 +85,8 @@ class Host(types.ModuleType):
         self.silent = False  # no statuses, no events
         self.works = True  # the thread that runs prompts
 
-    def folders(self):
-        return {"/home/bob smith": "~"}
+    def without_paths(self, text):
+        return text.replace("/home/bob smith", "~")
 
     def on_loop(self, call):
         self.loop.call_soon_threadsafe(call)
@@ -219,6 +219,7 @@ class Site:
         sys.modules[PACKAGE] = package
         self.host = package.host = sys.modules[f"{PACKAGE}.host"] = Host()
         self.module = importlib.import_module(f"{PACKAGE}.jobs.serving")
+        self.jobs = importlib.import_module(f"{PACKAGE}.jobs.in_prompts").JOBS
         self.serving = self.module.Serving("here")
 
     def close(self) -> None:
@@ -238,7 +239,7 @@ class Site:
     def left(self) -> list[Any]:
         host = self.host
         held = (self.serving._served, host.followers, host.history, host.waiting, host.running)
-        return [*held, len(self.module.JOBS)]
+        return [*held, len(self.jobs)]
 
 
 NOTHING = [{}, {}, {}, [], [], 0]
@@ -278,7 +279,7 @@ async def test_a_job_from_its_queue_to_its_end(site):
     }
     site.host.tell("j1", "progress_state", nodes=nodes)
     site.host.tell("j1", "progress_state", nodes=nodes)  # says nothing new
-    site.module.JOBS.result("j1", "out", [1, 2])
+    site.jobs.result("j1", "out", [1, 2])
     site.host.end()
     assert await desk.end() == {"outcome": "done"}
     assert [e for e in desk.log if e[0] == "progressed"] == [("progressed", "1", "Maker #1", 3, 20)]
@@ -419,6 +420,35 @@ async def test_a_failure_tells_the_node(site):
 
 
 @on_a_site
+async def test_what_the_client_has_no_type_for_is_refused_before_it_is_queued(site, monkeypatch):
+    monkeypatch.setattr(Classes, "returned", lambda self, class_type, slot: "SPLAT")
+    _, desk = site.submit(types=frozenset({"MESH"}))
+    kind, (reason,) = await desk.until("refuse")
+    assert reason.kind == "output" and "a SPLAT would come back" in reason.text
+    assert site.host.waiting == []
+    _, desk = site.submit("j2", types=frozenset({"SPLAT"}))
+    await desk.until("queued")
+
+
+@on_a_site
+async def test_a_failure_tells_no_paths_of_this_computer(site):
+    _, desk = site.submit()
+    await desk.until("queued")
+    site.host.next()
+    site.host.end(
+        "failed",
+        node_id="1",
+        node_type="Make",
+        exception_type="/home/bob smith/p.nodes.Error",
+        exception_message="no /home/bob smith/x",
+        traceback=['  File "/home/bob smith/p.py", line 1\n'],
+    )
+    end = await desk.end()
+    assert (end["exception_type"], end["message"]) == ("~/p.nodes.Error", "no ~/x")
+    assert end["traceback"] == '  File "~/p.py", line 1\n'
+
+
+@on_a_site
 async def test_a_block_with_a_message_is_a_failure(site):
     _, desk = site.submit()
     await desk.until("queued")
@@ -481,7 +511,7 @@ async def test_where_no_prompts_run_any_more_jobs_end_and_none_is_taken(site):
         (_, reasons) = await desk.until("refuse")
         assert [reason.kind for reason in reasons] == ["worker"]
         assert "runs no prompts any more: start it again" in reasons[0].text
-    assert not site.host.waiting and not site.host.followers and len(site.module.JOBS) == 0
+    assert not site.host.waiting and not site.host.followers and len(site.jobs) == 0
     for job in (first, second, third):
         site.serving.forget(job)
 
@@ -608,7 +638,7 @@ async def test_previews_are_the_latest_and_not_too_many(site):
 
 @on_a_site
 async def test_nodes_find_their_jobs_values_and_no_others(site):
-    jobs = site.module.JOBS
+    jobs = site.jobs
     job, desk = site.job(values={"v": 1})
     jobs.add(job)
     assert jobs.value("j1", "v") == 1
@@ -629,7 +659,7 @@ async def test_a_value_is_let_go_by_the_only_node_that_gives_it(site):
     def giver(name):
         return {"class_type": "ZBusValue", "inputs": {"name": name}}
 
-    jobs = site.module.JOBS
+    jobs = site.jobs
     prompt = {"1": giver("v"), "2": giver("w"), "3": giver("w")}
     job, _ = site.job(prompt=prompt, values={"v": 1, "w": 2})
     jobs.add(job)

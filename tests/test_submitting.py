@@ -44,6 +44,8 @@ class Host(types.ModuleType):
         self.failed: list[tuple[str, str, Exception]] = []
         self.is_interrupted = False
 
+    HOST_TYPES = types.SimpleNamespace(here=lambda: frozenset({"MESH"}))
+
     def peer(self):
         return self.given
 
@@ -241,6 +243,15 @@ def test_a_death_while_this_machine_computes_ends_the_run_at_once(run):
         )
         with pytest.raises(PeerGone):
             await jobs.collect("who")
+
+    run(story)
+
+
+def test_a_job_says_what_this_comfyui_can_hold(run):
+    async def story(site):
+        site.add("b", done)
+        await site.jobs([site.choice("b")]).begin()
+        assert site.peer.jobs[0].request.types == {"MESH"}
 
     run(story)
 

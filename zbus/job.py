@@ -41,6 +41,8 @@ class Request:
         check: Only look whether it could run.
         quality: How its results travel: see `Channel.send`.
         wanted: The names of its results; another one is not taken. None: whatever comes.
+        types: Those types of a host's own (see `values.containers`) that its results may be of.
+            None: whatever comes.
 
     Raises:
         InputError: A field cannot be used; the text names it.
@@ -54,6 +56,7 @@ class Request:
     check: bool = False
     quality: str = "exact"
     wanted: frozenset[str] | None = None
+    types: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         given.a("prompt", self.prompt, dict)
@@ -71,6 +74,10 @@ class Request:
         codecs.check(self.quality)
         if self.wanted is not None and not _texts(self.wanted):
             raise InputError(f"wanted are the names of results, not {given.said(self.wanted)}")
+        if self.types is not None:
+            given.a("types", self.types, frozenset)
+            if not _texts(self.types):
+                raise InputError("types are names, each a text")
 
     def told(self) -> dict[str, Any]:
         """As it travels: the prompt as JSON, which keeps NaN, and every value as itself."""
@@ -78,7 +85,8 @@ class Request:
             prompt = json.dumps(self.prompt)
         except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"the prompt is not JSON: {error}") from error
-        return {
+        types = {} if self.types is None else {"types": sorted(self.types)}
+        return types | {
             "prompt": prompt,
             "outputs": list(self.outputs),
             "values": self.values,
@@ -102,6 +110,9 @@ class Request:
         if not isinstance(outputs, list) or not _texts(outputs):
             raise RemoteProtocolError("a job whose outputs are no node ids")
         title, group, quality = given.get("title"), given.get("group"), given.get("quality")
+        types = given.get("types")  # older ones do not say
+        if types is not None and not (isinstance(types, list) and _texts(types)):
+            raise RemoteProtocolError("a job whose types are no names")
         try:
             codecs.check(quality if isinstance(quality, str) else "exact")
         except UnknownCodec as error:
@@ -114,6 +125,7 @@ class Request:
             clip(group, MAX_TITLE) if isinstance(group, str) else "",
             given.get("check") is True,
             quality if isinstance(quality, str) else "exact",
+            types=None if types is None else frozenset(types),
         )
 
 

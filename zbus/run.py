@@ -150,8 +150,8 @@ class Channel:
 
         Args:
             kind: What to call the value, instead of what it looks like.
-            declared: The type that its maker declares, if that has no picture in it: nothing of
-                it goes as 8 bits then, whatever its shape.
+            declared: The type that its maker declares, if that has no picture in it; "*" if that
+                may give anything: nothing of it goes as 8 bits then, whatever its shape.
             node: What to call this step in texts for people.
         """
         codecs.check(quality)

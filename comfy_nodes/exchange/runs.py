@@ -143,7 +143,7 @@ class Runs:
     def _end(self, run: Run) -> None:
         del self._runs[run.id]
         outcome, why = self._outcome(run)
-        run.close(outcome, why)
+        run.close(outcome, why and host.without_paths(why))  # another user reads it
         call_each(partial(tell, outcome) for tell in run.at_end)
         run.once.end()
 

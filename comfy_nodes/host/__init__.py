@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .classes import Classes, node_class, replaced
+from .containers import HOST_TYPES
 from .facts import facts
-from .files import folders, input_file, input_files, output_file
+from .files import input_file, input_files, output_file, without_paths
 from .history import tell_history_as
 from .log import name_lines
 from .node import (
@@ -63,6 +64,7 @@ from .showing import notice, preview_at, show, show_at
 
 __all__ = [
     "FOREIGN",
+    "HOST_TYPES",
     "Classes",
     "Here",
     "Interrupted",
@@ -83,7 +85,6 @@ __all__ = [
     "execution",
     "facts",
     "fail",
-    "folders",
     "follow",
     "forget",
     "graph",
@@ -122,4 +123,5 @@ __all__ = [
     "unfollow",
     "validate",
     "watch_queue",
+    "without_paths",
 ]

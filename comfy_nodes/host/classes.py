@@ -13,7 +13,14 @@ import nodes
 
 from .. import node_ids
 from ..prompt import replacing
-from ..prompt.class_inputs import FOLDER_LOADERS, ClassInput, expanded, find, names_file
+from ..prompt.class_inputs import (
+    FOLDER_LOADERS,
+    ClassInput,
+    expanded,
+    find,
+    names_file,
+    names_path,
+)
 from ..prompt.graph import Prompt
 from .process import the_server
 from .queue import FOREIGN
@@ -140,6 +147,18 @@ class Classes:
         found = self._find(class_type, name)
         is_file = found is not None and names_file(class_type, name, found)
         return is_file or self.is_folder_input(class_type, name)
+
+    def is_path_input(self, class_type: str, name: str) -> bool:
+        found = self._find(class_type, name)
+        return found is not None and names_path(class_type, name, found)
+
+    def is_here(self, path: str) -> bool:
+        # Not the root itself: it is a separator as well.
+        is_path = os.path.isabs(path) and os.path.dirname(path) != path
+        return is_path and os.path.exists(path)
+
+    def outputs(self, class_type: str) -> list[str]:
+        return [self.returned(class_type, slot) for slot in range(self.slots(class_type) or 0)]
 
     def is_folder_input(self, class_type: str, name: str) -> bool:
         """Whether an input names a folder of the user's own."""

@@ -163,6 +163,10 @@ class HostTypes:
                 return Container(kind, TYPES[kind].take(value))
         return None
 
+    def here(self) -> frozenset[str]:
+        """The kinds that this ComfyUI has."""
+        return frozenset(kind for kind in TYPES if self._known(kind)[0] is not None)
+
     def check(self, kind: str, fields: Collection[str]) -> None:
         cls, names = self._known(kind)
         if cls is None:
@@ -194,6 +198,9 @@ class HostTypes:
                 if found is not None and _is_module(name, wanted) and hasattr(module, found.name):
                     return getattr(module, found.name)
         return None
+
+
+HOST_TYPES = HostTypes()
 
 
 def _is_module(name: str, wanted: str) -> bool:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
+import sys
+import sysconfig
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +18,48 @@ import torch
 
 from zbus.errors import InputError
 
+from ..prompt import discreet
 from .queue import Interrupted
 
 
-def folders() -> dict[str, str]:
+def without_paths(text: str) -> str:
+    """The text as another user may read it: see `discreet.without_paths`."""
+    return discreet.without_paths(text, _folders(), _programs())
+
+
+def _folders() -> dict[str, str]:
     """Where this ComfyUI's files lie, each with what to call it before others."""
-    named = {
+    held = folder_paths.folder_names_and_paths.items()
+    models = {
+        str(path): kind for kind, (paths, _) in held if kind != "custom_nodes" for path in paths
+    }
+    named = models | {
         str(Path.home()): "~",
-        str(folder_paths.base_path): "ComfyUI",
         str(folder_paths.models_dir): "models",
         str(folder_paths.get_user_directory()): "user",
         str(folder_paths.get_temp_directory()): "temp",
         str(folder_paths.get_output_directory()): "output",
         str(folder_paths.get_input_directory()): "input",
     }
+    return _as_linked(named)
+
+
+def _programs() -> dict[str, str]:
+    """Where the programs lie that a traceback leads through, likewise."""
+    paths = sysconfig.get_paths()
+    named = {sys.prefix: "python"} if sys.prefix != sys.base_prefix else {}
+    named |= {paths[kind]: "python" for kind in ("stdlib", "platstdlib")}
+    named |= {paths[kind]: "site-packages" for kind in ("purelib", "platlib")}
+    own = str(Path(__file__).parents[2])
+    packs = folder_paths.get_folder_paths("custom_nodes")
+    named |= {own: "zbus", **{str(path): "custom_nodes" for path in packs}}
+    named |= {str(folder_paths.base_path): "ComfyUI"}
+    named |= {os.path.dirname(os.path.abspath(str(folder_paths.__file__))): "ComfyUI"}
+    return _as_linked(named)
+
+
+def _as_linked(named: dict[str, str]) -> dict[str, str]:
+    """Those folders, and where links among them lead."""
     return named | {os.path.realpath(folder): name for folder, name in named.items()}
 
 
@@ -113,9 +145,19 @@ def load_image(data: bytes, ending: str) -> tuple[torch.Tensor, torch.Tensor] | 
 def _loaded(name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
     loader: Any = nodes.LoadImage
     try:
-        image, mask = getattr(loader(), loader.FUNCTION)(name)
+        made = getattr(loader(), loader.FUNCTION)(name)
+        image, mask = _outputs(made)[:2]
     except Interrupted:
         raise
     except Exception:  # its decoders raise whatever they stumble over
         return None
     return (image, mask) if isinstance(image, torch.Tensor) and image.dim() == 4 else None
+
+
+def _outputs(made: Any) -> tuple[Any, ...]:
+    """What a node has returned: a tuple, a dict with one, or a NodeOutput, as V3 classes do."""
+    if inspect.iscoroutine(made):
+        made.close()  # never begun
+        raise TypeError("its loader has to be awaited, and nothing waits here")
+    held = made.get("result") if isinstance(made, Mapping) else getattr(made, "result", made)
+    return tuple(held)

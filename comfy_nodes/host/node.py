@@ -55,14 +55,12 @@ def graph() -> dict[str, Any]:
     return {**dynamic.original_prompt, **dynamic.ephemeral_prompt}
 
 
-def no_picture(name: str, *, guess: bool = False) -> str:
-    """The type that is declared for what arrives at that input of the node that is being executed,
-    if that is no picture; "" if it may be one. With `guess` also one that is only likely."""
+def no_picture(name: str) -> str:
+    """See `output_types.no_picture`, for what arrives at that input of the node."""
     wired = link(inputs_of(executing().node).get(name))
     if wired is None:
         return ""
-    of = output_types.likely if guess else output_types.declared
-    return output_types.no_picture(of(graph(), wired, Classes()))
+    return output_types.no_picture(graph(), wired, Classes())
 
 
 def execution() -> object:

@@ -21,7 +21,7 @@ from zbus import Peer
 from zbus.printable import shown
 from zbus.values import containers
 
-from .containers import HostTypes
+from .containers import HOST_TYPES
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -40,7 +40,7 @@ def peer() -> Peer:
                 user = getpass.getuser()
             except (OSError, KeyError, ImportError):  # a container's nameless user
                 user = "?"
-            containers.use(HostTypes())
+            containers.use(HOST_TYPES)
             instance = "\n".join((host, user, folder_paths.base_path, _base(), str(args.port)))
             _peer = Peer(f"{host}-{args.port}", instance=instance)
         return _peer

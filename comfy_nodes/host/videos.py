@@ -32,6 +32,8 @@ _LATER = "that is still to be made"
 _LIST = {"videos", "complete_audio", "buffer"}  # the last is made of the others
 _LARGEST = 16384  # pixels of a side: what ComfyUI's own nodes allow
 _PLAIN_DEPTH, _PLAIN_SPACES = 8, ("sRGB", "auto")
+# A version that has been seen to keep that; the others are in later ones.
+_KEPT_BY = "0.28"
 # What the getters of foreign classes raise. Not Exception: an interrupt is one in older ComfyUIs.
 _FAILURES = (
     *(ArithmeticError, AttributeError, LookupError, OSError, RuntimeError),
@@ -212,8 +214,8 @@ def _from_file(told: Any) -> Any:
     if steps and steps[0][0] == "crop_aligned":
         once["crop"] = tuple(steps.pop(0)[1:])
     for name in once:
-        what = "a crop" if name == "crop" else "a cut"
-        _want(InputImpl.VideoFromFile, name, f"{what} {_LATER}")
+        what, by = ("a crop", "") if name == "crop" else ("a cut", _KEPT_BY)
+        _want(InputImpl.VideoFromFile, name, f"{what} {_LATER}", by)
     video = _with_steps(InputImpl.VideoFromFile(BytesIO(file), **once), steps)
     if _edits(video) != edits:
         raise _another_picture(f"a crop or a new size {_LATER}")
@@ -267,7 +269,7 @@ def _from_frames(told: Any) -> Any:
     if alpha is not None:
         if not isinstance(alpha, torch.Tensor) or alpha.shape[:3] != images.shape[:3]:
             raise TypeError("its alpha is none of its frames")
-        _want(Types.VideoComponents, "alpha", "transparency")
+        _want(Types.VideoComponents, "alpha", "transparency", _KEPT_BY)
         parts["alpha"] = alpha
     if isinstance(metadata, dict) and _takes(Types.VideoComponents, "metadata"):
         parts["metadata"] = metadata
@@ -280,7 +282,7 @@ def _colours(bits: Any, space: Any) -> dict[str, Any]:
         raise TypeError("its depth or its colours are none")
     more: dict[str, Any] = {}
     if bits != _PLAIN_DEPTH:
-        _want(InputImpl.VideoFromComponents, "bit_depth", f"{bits} bits a colour")
+        _want(InputImpl.VideoFromComponents, "bit_depth", f"{bits} bits a colour", _KEPT_BY)
         more["bit_depth"] = bits
     if space not in _PLAIN_SPACES:
         _want(InputImpl.VideoFromComponents, "color_space", f"the colours {space[:20]!r}")
@@ -307,14 +309,17 @@ def _takes(made: Any, name: str) -> bool:
         return True
 
 
-def _want(made: Any, name: str, what: str) -> None:
+def _want(made: Any, name: str, what: str, by: str = "") -> None:
     if not _takes(made, name):
-        raise _another_picture(what)
+        raise _another_picture(what, by)
 
 
-def _another_picture(what: str) -> InputError:
+def _another_picture(what: str, by: str = "") -> InputError:
+    """The refusal; `by` is a version that could keep it, none: one that is later than 0.33."""
+    newer = f"to {by} or later" if by else "to one later than 0.33"
     return InputError(
         f"a video came with {what}, which the ComfyUI that takes it cannot keep: it would show "
         "another picture",
-        remedy="Update that ComfyUI, or send the frames alone: put Get Video Components before",
+        remedy=f"Update that ComfyUI {newer}, or send the frames alone: put Get Video Components "
+        "before",
     )

@@ -14,7 +14,7 @@ from ..exchange.once import SMALL
 from ..exchange.runs import RUNS
 from ..host.lists import unwrap, wrap
 from ..prompt.single import only
-from .serving import JOBS
+from .in_prompts import JOBS
 
 CATEGORY = "zbus/internal"
 SLOTS = 32  # outputs of a stand-in: more than any node has
@@ -33,7 +33,7 @@ def _schema(node_id: str, inputs: list[Any], outputs: list[Any], what: str, **mo
 
 
 class Value(io.ComfyNode):
-    """A value that came with the job. It is cached by its digest, which `serving` has made: one
+    """A value that came with the job. It is cached by its digest, which `examining` has made: one
     that a peer claims could name another's value, or be another's later."""
 
     @classmethod
@@ -93,7 +93,7 @@ class Result(io.ComfyNode):
                 stage="handing over a result",
                 remedy="Take it out of the workflow: Run on Peers makes its own",
             )
-        declared = host.no_picture("value", guess=True)
+        declared = host.no_picture("value")
         JOBS.result(prompt_id, only("name", name), wrap(value), declared)
         return io.NodeOutput()
 

@@ -20,11 +20,10 @@ from ..exchange.runs import RUNS
 from ..exchange.send_receive import CATEGORY, QUALITY
 from ..exchange.waiting import WHO, interruptible
 from ..page import peers
-from ..prompt import passing
+from ..prompt import own_paths, passing
 from ..prompt.cutting import Part, cut
 from ..prompt.elsewhere import ALSO, NO, ONLY, elsewhere
 from ..prompt.graph import Link, link, title
-from ..prompt.own_files import loaders
 from ..prompt.single import only
 from ..prompt.wiring import taps_shown_by
 from .expanding import INTERNAL, expand
@@ -121,8 +120,11 @@ class RunOnPeers(io.ComfyNode):
             return _expanded(before.value, node.node_id, local)
         classes = host.Classes()
         if share != ONLY and (others or not is_named):
-            piece = cut(graph, wired, attach=loaders(graph, classes.is_file_input))
+            piece = cut(graph, wired, attach=own_paths.attached(graph, classes))
             chosen = await _chosen(",".join(others))
+            if any(peers.is_elsewhere(choice.remote) for choice in chosen.choices):
+                told = [*chosen.left_out, *own_paths.left(piece.prompt, classes)]
+                chosen = chosen._replace(left_out=told)
         else:  # as if this node were not there
             piece, chosen = Part({}, (), {}, {}, False), peers.Chosen([])
         plan = JobPlan(

@@ -8,27 +8,23 @@ events may be missed, and the queue is never wrong.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from zbus.errors import JobError
 from zbus.given import switch
 from zbus.job import JobHost, Taken
 from zbus.protocol.fields import clip
 from zbus.protocol.outcomes import runs_no_prompts
 from zbus.reasons import Reason, lines
-from zbus.values import payload
 
-from .. import host, node_ids
+from .. import host
 from ..prompt import preflight
-from ..prompt.cutting import value_names, with_digests, with_job
-from ..prompt.discreet import without_paths
-from ..prompt.graph import ancestors, class_type_of, clean, inputs_of, title
+from ..prompt.graph import title
+from .examining import examine
+from .in_prompts import JOBS
 
 logger = logging.getLogger(__name__)
 
@@ -39,77 +35,6 @@ MAX_MESSAGE, MAX_TRACEBACK = 4_000, 20_000  # characters of what a node raised
 GRACE = 1.0  # seconds that an end waits for the events that came before it
 ECHO = "zbus.echo"
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
-
-
-# --- what the nodes in a job's prompt see -------------------------------------------------------
-
-
-class Jobs:
-    """The jobs whose prompts are queued or run here, by prompt id. Usable from any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._jobs: dict[str, Taken] = {}
-
-    def add(self, job: Taken) -> None:
-        with self._lock:
-            self._jobs[job.id] = job
-
-    def drop(self, prompt_id: str) -> None:
-        with self._lock:
-            self._jobs.pop(prompt_id, None)
-
-    def __len__(self) -> int:
-        return len(self._jobs)
-
-    def value(self, prompt_id: str, name: str) -> Any:
-        """A value that came with the job.
-
-        Raises:
-            JobError: No such value came, or this prompt is no job.
-        """
-        values = self._of(prompt_id).request.values
-        if name not in values:
-            raise JobError(
-                f'the job brought no value "{name}"',
-                stage="reading what came with it",
-                remedy="Run it again from the workflow that has Run on Peers in it",
-            )
-        return values[name]
-
-    def let_go(self, prompt_id: str, node_id: str, name: str) -> None:
-        """The node that gives this value will not be computed again. (One that another node of
-        the prompt gives as well stays until the job ends.)"""
-        with self._lock:
-            job = self._jobs.get(prompt_id)
-        if job is not None and _givers(job.request.prompt, name) == {node_id}:
-            job.request.values.pop(name, None)
-
-    def result(self, prompt_id: str, name: str, value: Any, declared: str = "") -> None:
-        """Hand a result to the peer that gave the job. Returns at once; `declared` is as in
-        `Taken.result`.
-
-        Raises:
-            NotTransferable: It holds something that cannot travel.
-            JobError: This prompt is no job.
-        """
-        self._of(prompt_id).result(name, value, declared)
-
-    def _of(self, prompt_id: str) -> Taken:
-        with self._lock:
-            job = self._jobs.get(prompt_id)
-        if job is None:
-            raise JobError(
-                "this prompt was not given by a peer",
-                remedy="This node is made by zbus itself: remove it from the workflow",
-            )
-        return job
-
-
-JOBS = Jobs()
-
-
-# --- their life ---------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -175,7 +100,7 @@ class Serving(JobHost):
     async def _check(self, served: _Served) -> None:
         job = served.job
         try:
-            reasons, outputs = await self._examine(served)
+            reasons, served.prompt, outputs = await examine(job)
             if served.why is not None:
                 job.stopped(served.why)
             elif reasons:
@@ -188,42 +113,10 @@ class Serving(JobHost):
         except host.FOREIGN as error:  # nodes' own code, and theirs to fail
             logger.exception("a job of %s could not be checked", job.client)
             self._release(served)
-            told = without_paths(str(error), host.folders())
+            told = host.without_paths(str(error))
             job.refuse([Reason("other", text=f"it could not be checked: {clip(told)}")])
         finally:
             served.task = None
-
-    async def _examine(self, served: _Served) -> tuple[list[Reason], tuple[str, ...]]:
-        """What is wrong with it; and the outputs to execute."""
-        if not host.runs_prompts():
-            return [runs_no_prompts()], ()
-        given, wanted = served.job.request.prompt, served.job.request.outputs
-        needed = ancestors(given, wanted) if wanted else given
-        classes = host.Classes()
-        prompt = host.replaced({i: clean(node) for i, node in given.items() if i in needed})
-        prompt = with_job(preflight.separators(prompt, classes), served.job.id)
-        prompt = await _with_digests(prompt, served.job.request.values)
-        served.prompt = prompt
-        found = [
-            Reason("output", i, text=f"node #{i}, which was asked for, is not in the prompt")
-            for i in wanted
-            if i not in prompt
-        ]
-        found += preflight.look(prompt, classes)
-        outputs: tuple[str, ...] = ()
-        if not any(reason.kind in ("class", "output") for reason in found):
-            said = await host.validate(served.job.id, prompt, wanted)
-            outputs = said.outputs
-            found += preflight.from_host(
-                prompt, said.error, said.node_errors, classes, host.folders()
-            )
-            dropped = [i for i in wanted if i not in outputs]
-            if not found:
-                text = "{} was asked for, and is not an output node"
-                found += [
-                    Reason("output", i, text=text.format(title(i, prompt[i]))) for i in dropped
-                ]
-        return preflight.unique(found), outputs
 
     def _queue(self, served: _Served, outputs: tuple[str, ...]) -> None:
         job = served.job
@@ -406,9 +299,11 @@ class Serving(JobHost):
             served.job.preview(node, preview["kind"], preview["data"])
 
     def _detail(self, served: _Served, error: Mapping[str, Any]) -> dict[str, str]:
+        """How a node has failed, for the other user: without the paths of this computer."""
+        hide = host.without_paths
         node_id = str(error.get("node_id", ""))
-        kind = str(error.get("exception_type", ""))
-        said = str(error.get("exception_message", "it ended without saying why"))
+        kind = hide(str(error.get("exception_type", "")))  # in a module called by its path
+        said = hide(str(error.get("exception_message", "it ended without saying why")))
         raised = error.get("traceback") or ()
         traceback = raised if isinstance(raised, str) else "".join(map(str, raised))
         node = served.prompt.get(node_id) or {"class_type": error.get("node_type", "?")}
@@ -418,39 +313,5 @@ class Serving(JobHost):
             "class_type": str(error.get("node_type", "")),
             "exception_type": kind,
             "message": clip(preflight.in_words(kind, said, self._name), MAX_MESSAGE),
-            "traceback": clip(traceback, MAX_TRACEBACK),
+            "traceback": clip(hide(traceback), MAX_TRACEBACK),
         }
-
-
-def _givers(prompt: Mapping[str, Mapping[str, Any]], name: str) -> set[str]:
-    """The nodes that give that value."""
-    return {
-        node_id
-        for node_id, node in prompt.items()
-        if class_type_of(node) == node_ids.VALUE and inputs_of(node).get("name", "") == name
-    }
-
-
-async def _with_digests(
-    prompt: dict[str, dict[str, Any]], values: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """The prompt with the digests of what has come with it: by them ComfyUI runs again only what
-    has changed. Those that it brings itself count for nothing: they are another's word."""
-    names = value_names(prompt) & values.keys()
-    if not names:
-        return with_digests(prompt, {})
-
-    def look() -> dict[str, str]:
-        return {name: digest(values[name]) for name in names}
-
-    return with_digests(prompt, await asyncio.to_thread(look))
-
-
-def digest(value: Any) -> str:
-    """Names a value by its content; nobody can make another one of the same digest."""
-    packed = payload.pack(payload.flatten(value), "never")
-    hasher = hashlib.blake2b(len(packed.spec).to_bytes(8, "big"), digest_size=20)
-    hasher.update(packed.spec)
-    for buffer in packed.buffers:
-        hasher.update(buffer.view)
-    return hasher.hexdigest()

@@ -66,7 +66,7 @@ class JobPlan:
         choices: Where, in order.
         first: The position of the first of them: 1 where this machine takes part itself.
         group: See `Request`.
-        left_out: Whom "all" does without, in words.
+        left_out: Whom "all" does without, and what the others do not have from here, in words.
         notes: What else its user should know, in words.
         brought: What comes along with the value: for each name the result that it is.
         shown_by: For each result that other nodes show, those nodes, as the page knows them.
@@ -310,9 +310,9 @@ class SubmittedJobs:
         # One peer may have two shares, under two addresses.
         group = f"{plan.group} {share.position}" if plan.group else ""
         wanted = result_names(prompt)
-        return Request(
-            prompt, piece.outputs, values, plan.title, group, check, plan.quality, wanted
-        )
+        how = (plan.title, group, check, plan.quality)
+        types = host.HOST_TYPES.here()
+        return Request(prompt, piece.outputs, values, *how, wanted, types)
 
     # --- in the coroutine of a node -----------------------------------------------------------
 

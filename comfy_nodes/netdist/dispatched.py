@@ -21,9 +21,9 @@ from ..jobs.batching import join, widening
 from ..jobs.expanding import expand
 from ..jobs.submitting import JobPlan, SubmittedJobs
 from ..page import peers
+from ..prompt import own_paths
 from ..prompt.dispatching import Dispatch, clean_url, dispatch, first_result
 from ..prompt.graph import Graph, title, whole
-from ..prompt.own_files import loaders
 
 Edit = Callable[[Graph], None]
 
@@ -99,7 +99,7 @@ async def _dispatch(
         prompt = host.graph()
 
     # A saved workflow's files are those of the remote: it was made for that one.
-    attach = () if workflow is not None else loaders(prompt, host.Classes().is_file_input)
+    attach = () if workflow is not None else own_paths.attached(prompt, host.Classes())
     made = dispatch(prompt, queue_id, url, everything=everything, attach=attach)
     if made.boundaries and workflow is not None:
         names = ", ".join(title(i, prompt[i]) for i, _ in made.boundaries.values())

@@ -44,6 +44,11 @@ def find(text: str) -> Remote:
     return resolver().find(text)
 
 
+def is_elsewhere(remote: Remote) -> bool:
+    """Whether it may be on another computer: it is not known as one of this user's on this one."""
+    return not remote.instance or remote.key != host.peer().trust.keys.public
+
+
 def is_url(text: str) -> bool:
     """Whether `find` would have to ask a page."""
     return "://" in text

@@ -10,7 +10,7 @@ from zbus.card import CARD
 from zbus.errors import InputError
 
 from .. import host
-from ..prompt import preflight
+from ..prompt import own_paths, preflight
 from ..prompt.admitting import admit
 from ..prompt.graph import class_type_of, inputs_of
 from ..prompt.wiring import as_made
@@ -57,7 +57,8 @@ def _only_elsewhere(classes: host.Classes) -> Callable[[str, Mapping[str, Any]],
             return False
         reasons = preflight.look({node_id: node}, classes)
         return any(reason.kind in ("class", "choice", "value") for reason in reasons) or any(
-            classes.is_file_input(class_type_of(node), name) and not _is_here(value)
+            own_paths.is_elsewhere(class_type_of(node), name, value, classes)
+            or (classes.is_file_input(class_type_of(node), name) and not _is_here(value))
             for name, value in inputs_of(node).items()
         )
 

@@ -10,21 +10,17 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from .. import node_ids
-from . import tapping
+from . import own_paths, tapping
 from .elsewhere import stand_in
 from .graph import Prompt, class_type_of, consumers, title
 from .loops import LoopClasses, held_back, loops_of
-from .own_files import loaders
 
 
-class Classes(tapping.Classes, LoopClasses, Protocol):
+class Classes(tapping.Classes, LoopClasses, own_paths.Classes, Protocol):
     """What the host knows of node classes."""
 
     def names(self) -> Collection[str]:
         """The classes that there are."""
-
-    def is_file_input(self, class_type: str, name: str) -> bool:
-        """Whether that input names a file of the user's own."""
 
 
 class Admitted(NamedTuple):
@@ -59,7 +55,7 @@ def admit(
         for i, node in prompt.items()
         if classes.is_output(class_type_of(node)) and (targets is None or i in targets)
     ]
-    attach = {i for i in loaders(prompt, classes.is_file_input) if not is_bad(i, prompt[i])}
+    attach = {i for i in own_paths.attached(prompt, classes) if not is_bad(i, prompt[i])}
     loops = loops_of(prompt, classes)
     seen = tapping.tapped(prompt, outputs, attach, loops, classes)
     still = [i for i in outputs if classes.is_output(class_type_of(seen.prompt[i]))]

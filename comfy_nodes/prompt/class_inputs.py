@@ -29,6 +29,15 @@ FOLDER_LOADERS = {
     ("LoadVideoTextDataSetFromFolder", "folder"),
     ("LoadTrainingDataset", "folder_name"),
 }
+# Loaders of any path, that do not say so (see `names_path`): also of one that is relative.
+PATH_LOADERS = {
+    ("LoadImagesFromFolderKJ", "folder"),
+    ("LoadImagesFromDir //Inspire", "directory"),
+    ("LoadImageListFromDir //Inspire", "directory"),
+    ("Load Image Batch", "path"),
+}
+# By this an input that is a path tells the page which files to offer there.
+_OFFERS_PATHS = "vhs_path_extensions"
 # What the page has recorded, and put into the input folder.
 RECORDED = ("WEBCAM", "AUDIO_RECORD")
 
@@ -74,6 +83,12 @@ def names_file(class_type: str, name: str, declared: ClassInput) -> bool:
     """Whether an input names a file of the user's own: in the input, output or temp folder."""
     uploads = [key for key, on in declared.options.items() if key.endswith("upload") and on is True]
     return bool(uploads) or declared.kind in RECORDED or (class_type, name) in LOADERS
+
+
+def names_path(class_type: str, name: str, declared: ClassInput) -> bool:
+    """Whether an input is any path of the user's own, or a URL, as VideoHelperSuite's "Load Video
+    (Path)" and "Load Images (Path)" have it."""
+    return _OFFERS_PATHS in declared.options or (class_type, name) in PATH_LOADERS
 
 
 def expanded(declared: Declared, given: Mapping[str, Any]) -> dict[str, ClassInput]:

@@ -1,16 +1,17 @@
 """Pure: the types that outputs declare, and what follows of them before anything is computed: that
-a value cannot travel, and that it is no picture, whatever its shape.
+a value cannot travel, or not be held by who gets it, and that it is no picture, whatever its shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from .. import node_ids
 from .graph import Link, Prompt, class_type_of, inputs_of, link, sources
 
 PICTURES = frozenset({"IMAGE", "MASK", "VIDEO"})
+PARAMETERS = frozenset({"INT", "FLOAT", "BOOLEAN", "STRING", "COMBO"})
 
 # The core's types whose values live in one process: models, and what holds functions.
 LIVE = frozenset(
@@ -21,6 +22,14 @@ LIVE = frozenset(
         *("HOOKS", "HOOK_KEYFRAMES"),
     }
 )
+
+# What a ComfyUI may lack: for the types of outputs the kinds of `zbus.values.containers`, any one
+# of which a value of that type is of.
+HELD_AS = {kind: frozenset({kind}) for kind in ("MESH", "VOXEL", "SPLAT", "SVG", "RANGE")} | {
+    "CURVE": frozenset({"CURVE", "CURVE_LINEAR"}),
+    "CLIP_VISION_OUTPUT": frozenset({"CLIP_VISION_OUTPUT"}),
+}
+_FILE = "FILE_3D"  # and FILE_3D_GLB, FILE_3D_PLY...
 
 # Nodes of ours that hand on what comes in: the input of each output.
 _HANDED_ON = {(node_ids.COMPUTE_HERE, 0): "value", (node_ids.SEND, 0): "value"} | {
@@ -70,27 +79,35 @@ def _declared(prompt: Prompt, source: Link, outputs: Outputs, seen: set[Link]) -
             yield from _declared(prompt, before, outputs, seen)
 
 
-def likely(prompt: Prompt, source: Link, outputs: Outputs) -> str:
-    """As `declared`; and where nothing is, as with switches of packs that take anything, the one
-    type of all that is wired into where it comes from. A guess: that node may make something else
-    of it."""
-    return declared(prompt, source, outputs) or _only_before(prompt, source, outputs, set())
+def no_picture(prompt: Prompt, source: Link, outputs: Outputs) -> str:
+    """What to tell of the value that comes from there, where 8 bits are for pictures alone.
+
+    Returns:
+        "" if it is a picture, or one of several types with pictures among them; the type that its
+        maker declares, if that is no picture; "*" if nothing tells what it is. Of a node that may
+        give anything, as the switches of packs do, it is told by what is wired to that: a picture
+        where nothing but pictures is, whatever numbers and texts are beside them.
+    """
+    kind = declared(prompt, source, outputs)
+    if kind:
+        return "" if PICTURES.intersection(kind.split(",")) else kind
+    return "" if _has_pictures_before(prompt, source[0], outputs, set()) else "*"
 
 
-def _only_before(prompt: Prompt, source: Link, outputs: Outputs, seen: set[str]) -> str:
-    if source[0] in seen or source[0] not in prompt:
-        return ""
-    seen.add(source[0])
-    found = {
-        declared(prompt, before, outputs) or _only_before(prompt, before, outputs, seen)
-        for _, before in sources(prompt, source[0])
-    }
-    return found.pop() if len(found) == 1 else ""
-
-
-def no_picture(found: str) -> str:
-    """The type itself, if a value of it is certainly no picture; "" if it may be one."""
-    return "" if PICTURES.intersection(found.split(",")) else found
+def _has_pictures_before(prompt: Prompt, node: str, outputs: Outputs, seen: set[str]) -> bool:
+    """Whether all that is wired to that node, but for numbers and texts, are pictures."""
+    if node in seen or node not in prompt:
+        return False
+    seen.add(node)
+    found = []
+    for _, before in sources(prompt, node):
+        kind = declared(prompt, before, outputs)
+        if kind not in PARAMETERS:
+            is_known = bool(kind) and PICTURES.issuperset(kind.split(","))
+            found.append(
+                is_known or (not kind and _has_pictures_before(prompt, before[0], outputs, seen))
+            )
+    return bool(found) and all(found)
 
 
 def untransferable(
@@ -99,6 +116,25 @@ def untransferable(
     """Which of these values cannot travel, as far as their types tell."""
     kinds = ((source[0], declared(prompt, source, outputs)) for source in wanted)
     return [Untransferable(node, kind) for node, kind in kinds if kind in LIVE]
+
+
+def unheld(
+    prompt: Prompt, wanted: Iterable[Link], outputs: Outputs, types: Collection[str]
+) -> list[Untransferable]:
+    """Which of these values are certainly of kinds that are not among those `types`."""
+    kinds = ((source[0], declared(prompt, source, outputs)) for source in wanted)
+    return [
+        Untransferable(node, kind)
+        for node, kind in kinds
+        if kind and all(_is_unheld(part, types) for part in kind.split(","))
+    ]
+
+
+def _is_unheld(kind: str, types: Collection[str]) -> bool:
+    kind = kind.strip()
+    is_file = kind == _FILE or kind.startswith(f"{_FILE}_")
+    held_as = frozenset({_FILE}) if is_file else HELD_AS.get(kind, frozenset())
+    return bool(held_as) and held_as.isdisjoint(types)
 
 
 def results(prompt: Mapping[str, Mapping[str, object]]) -> list[Link]:

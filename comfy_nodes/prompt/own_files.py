@@ -36,7 +36,7 @@ def loaders(prompt: Prompt, is_file_input: Callable[[str, str], bool]) -> set[st
         if not str(named or "").strip():
             return False
         if class_type in (node_ids.LOAD_IMAGE_URL, node_ids.LOAD_LATENT_URL):
-            return name == "url" and _is_of_this_machine(str(named))
+            return name == "url" and is_of_this_machine(str(named))
         return is_file_input(class_type, name)
 
     return {
@@ -46,7 +46,8 @@ def loaders(prompt: Prompt, is_file_input: Callable[[str, str], bool]) -> set[st
     }
 
 
-def _is_of_this_machine(url: str) -> bool:
+def is_of_this_machine(url: str) -> bool:
+    """Whether that is a URL of the loopback."""
     try:
         return is_loopback_host(urlsplit(url.strip()).hostname or "")
     except ValueError:  # it is none, which its node will say

@@ -6,24 +6,20 @@ with the nearest that there is, so that one look mends a workflow.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from functools import partial
 from typing import Any, Protocol
 
 from zbus.protocol.fields import clip
-from zbus.reasons import MAX_NEAR, Reason, lines
+from zbus.reasons import Reason, lines
 
 from .class_inputs import ClassInput
-from .discreet import is_absolute, without_paths
 from .graph import WRAP, Link, Prompt, class_type_of, inputs_of, link, title
-from .output_types import Outputs, results, untransferable
+from .nearest import Near
+from .output_types import Outputs, results, unheld, untransferable
 
 MAX_REASONS = 64  # of one refusal
-MAX_LOOKED_UP = 20  # refused values of one prompt whose nearest are looked for: it takes time
-MAX_POOL = 1000  # names among which the nearest are looked for
 MAX_USES = 3  # nodes of a missing class that are named
 MAX_VALUE = 120  # characters of a value in a text
 
@@ -47,35 +43,53 @@ class Classes(Outputs, Protocol):
 # --- looking at a prompt ------------------------------------------------------------------------
 
 
-def look(prompt: Prompt, classes: Classes) -> list[Reason]:
+def look(prompt: Prompt, classes: Classes, types: Collection[str] | None = None) -> list[Reason]:
     """Everything that can be seen to be wrong with a prompt.
 
     Args:
         prompt: API format, and only what shall be executed.
         classes: Knows the node classes.
+        types: Which of the containers (see `zbus.values.containers`) who gets its results can hold;
+            None: unknown.
     """
     found = _missing_classes(prompt, classes)
-    near = _Near()
+    near = Near()
     for node_id, node in prompt.items():
         found += _links(prompt, node_id, classes)
         if class_type_of(node) in classes.names():
             found += _values(node_id, node, classes, near)
-    return found + cannot_travel(prompt, results(prompt), classes)
+    found += cannot_travel(prompt, results(prompt), classes)
+    return found if types is None else found + _cannot_be_held(prompt, classes, types)
 
 
 def cannot_travel(prompt: Prompt, wanted: Iterable[Link], outputs: Outputs) -> list[Reason]:
     """What is wanted and lives in one ComfyUI: told before it is computed."""
     return [
-        Reason(
-            "output",
+        _of_output(
+            prompt,
             node,
-            title(node, prompt[node]),
-            class_type_of(prompt[node]),
-            text=f"{_named(node, prompt[node])}: a {kind} lives in one ComfyUI and cannot travel; "
-            "let the nodes that use it run where it is loaded",
+            f"a {kind} lives in one ComfyUI and cannot travel; let the nodes that use it run where "
+            "it is loaded",
         )
         for node, kind in untransferable(prompt, wanted, outputs)
     ]
+
+
+def _cannot_be_held(prompt: Prompt, classes: Classes, types: Collection[str]) -> list[Reason]:
+    return [
+        _of_output(
+            prompt,
+            node,
+            f"a {kind} would come back, and the ComfyUI that asks for it has no such type; update "
+            "that ComfyUI, or let the nodes that use it run here as well",
+        )
+        for node, kind in unheld(prompt, results(prompt), classes, types)
+    ]
+
+
+def _of_output(prompt: Prompt, node: str, said: str) -> Reason:
+    text = f"{_named(node, prompt[node])}: {said}"
+    return Reason("output", node, title(node, prompt[node]), class_type_of(prompt[node]), text=text)
 
 
 def _missing_classes(prompt: Prompt, classes: Classes) -> list[Reason]:
@@ -83,7 +97,7 @@ def _missing_classes(prompt: Prompt, classes: Classes) -> list[Reason]:
     for node_id, node in prompt.items():
         if class_type_of(node) not in classes.names():
             users.setdefault(class_type_of(node), []).append(node_id)
-    near = _Near()
+    near = Near()
     return [
         _missing_class(name, ids, prompt, near.of(name, classes.names()))
         for name, ids in users.items()
@@ -126,7 +140,7 @@ def _links(prompt: Prompt, node_id: str, classes: Classes) -> Iterator[Reason]:
 
 
 def _values(
-    node_id: str, node: Mapping[str, Any], classes: Classes, near: _Near
+    node_id: str, node: Mapping[str, Any], classes: Classes, near: Near
 ) -> Iterator[Reason]:
     class_type, given = class_type_of(node), inputs_of(node)
     for name, declared in classes.inputs(class_type, given).items():
@@ -157,7 +171,7 @@ def _offers(declared: ClassInput, value: Any) -> bool:
 
 
 def _no_choice(
-    node_id: str, node: Mapping[str, Any], name: str, declared: ClassInput, near: _Near
+    node_id: str, node: Mapping[str, Any], name: str, declared: ClassInput, near: Near
 ) -> Reason:
     value, choices = _plain(inputs_of(node).get(name)), declared.choices or []
     found = near.of(value, choices)
@@ -214,72 +228,6 @@ def _shown(value: Any) -> str:
     return clip(text, MAX_VALUE)
 
 
-# --- near names ---------------------------------------------------------------------------------
-
-
-class _Near:
-    """The names nearest to one that is not there; for so many only, since it takes time."""
-
-    def __init__(self) -> None:
-        self._left = MAX_LOOKED_UP
-
-    def of(self, value: Any, choices: Iterable[Any]) -> tuple[str, ...]:
-        """At most MAX_NEAR of the choices; all of them, if they are so few."""
-        names = [choice for choice in choices if isinstance(choice, str)]
-        if self._left <= 0 or not isinstance(value, str):
-            return ()
-        self._left -= 1
-        found = near(value, names) or (names if len(names) <= MAX_NEAR else ())
-        return tuple(name for name in found if not is_absolute(name))
-
-
-def near(value: str, names: Collection[str]) -> tuple[str, ...]:
-    """The names most like a value, at most MAX_NEAR: first those of the same file elsewhere."""
-    pool = list(dict.fromkeys(names))
-    if len(pool) > MAX_POOL:  # at least those that begin alike
-        pool = [name for name in pool if _stem(name)[:2] == _stem(value)[:2]][:MAX_POOL]
-    same = [name for name in pool if _file(name) == _file(value)]
-    by_stem: dict[str, list[str]] = {}
-    for name in pool:
-        by_stem.setdefault(_stem(name), []).append(name)
-    like = difflib.get_close_matches(_stem(value), by_stem, n=MAX_NEAR, cutoff=0.6)
-    ranked = [*same, *(name for stem in like for name in by_stem[stem])]
-    return tuple(dict.fromkeys(ranked))[:MAX_NEAR]
-
-
-def _file(name: str) -> str:
-    return re.split(r"[\\/]", name)[-1].casefold()
-
-
-def _stem(name: str) -> str:
-    return re.sub(r"\.[a-z0-9]{1,12}$", "", _file(name))
-
-
-# --- separators ---------------------------------------------------------------------------------
-
-
-def separators(prompt: Prompt, classes: Classes) -> dict[str, dict[str, Any]]:
-    """The prompt with this system's "/" or "\\" in every choice that is here under the other."""
-    return {node_id: _separated(node, classes) for node_id, node in prompt.items()}
-
-
-def _separated(node: Mapping[str, Any], classes: Classes) -> dict[str, Any]:
-    inputs = dict(inputs_of(node))
-    declared = classes.inputs(class_type_of(node), inputs)
-    for name, value in inputs.items():
-        if not isinstance(value, str) or not re.search(r"[\\/]", value) or name not in declared:
-            continue
-        choices = declared[name].choices or []
-        if value not in choices:
-            same = [c for c in choices if isinstance(c, str) and _slashed(c) == _slashed(value)]
-            inputs[name] = same[0] if same else value
-    return {**node, "inputs": inputs}
-
-
-def _slashed(name: str) -> str:
-    return name.replace("\\", "/")
-
-
 # --- what ComfyUI itself says -------------------------------------------------------------------
 
 _KINDS = {
@@ -302,7 +250,7 @@ def from_host(
     error: Mapping[str, Any] | None,
     node_errors: Mapping[str, Any],
     classes: Classes | None = None,
-    folders: Mapping[str, str] | None = None,
+    hide: Callable[[str], str] = str,
 ) -> list[Reason]:
     """What ComfyUI's validation said, as reasons.
 
@@ -311,10 +259,10 @@ def from_host(
         error: The error of the prompt as a whole.
         node_errors: The errors by node id.
         classes: For the nearest choices; a file that a loader does not find is a missing choice.
-        folders: See `discreet.without_paths`: what a node's own check says may hold them.
+        hide: Takes the paths of this computer out of a text: what a node's own check says may
+            hold them.
     """
-    hide = partial(without_paths, folders=folders or {})
-    looking = _Near()
+    looking = Near()
     found = [
         _from_node(node_id, prompt.get(node_id, {}), said, classes, looking, hide)
         for node_id, node in node_errors.items()
@@ -330,7 +278,7 @@ def _from_node(
     node: Mapping[str, Any],
     said: Mapping[str, Any],
     classes: Classes | None,
-    looking: _Near,
+    looking: Near,
     hide: Callable[[str], str],
 ) -> Reason:
     kind = str(said.get("type"))

@@ -92,7 +92,7 @@ def test_eight_bit_of_a_picture_from_a_file_is_exact(pair, addr, quality):
 
 def test_clipped_values_are_told(pair, addr):
     here, there = own(f"listen:{addr}"), own(addr)
-    made = here.add(node("TestMake", kind="image out of range", seed=4))
+    made = here.add(node("TestMakeImage", kind="image out of range", seed=4))
     sends = here.step("ZBusSend", value=[made, 0], quality="8-bit")
     there.digest(there.step("ZBusReceive", expect="image", timeout=0))
     since = pair.a.events.mark()
@@ -112,7 +112,8 @@ def test_clipped_values_are_told(pair, addr):
 def test_what_cannot_be_sent(pair, addr, kind, quality, words):
     """An error at once where the value alone tells it; the other side's wait ends with it."""
     here, there = own(f"listen:{addr}"), own(addr)
-    made = here.add(node("TestMake", kind=kind, seed=4))
+    maker = "TestMakeImage" if kind.startswith("image") else "TestMake"
+    made = here.add(node(maker, kind=kind, seed=4))
     here.step("ZBusSend", value=[made, 0], quality=quality)
     there.digest(there.step("ZBusReceive", expect="any", timeout=0))
     ids = pair.a.prompt(here.prompt), pair.b.prompt(there.prompt)

@@ -14,13 +14,26 @@ from test_run_on_peers import at_peer, digests, failure, good, texts
 
 def test_what_was_clipped_is_said_in_the_report(pair):
     prompt = {
-        "make": node("TestMake", kind="image out of range", seed=3),
+        "make": node("TestMakeImage", kind="image out of range", seed=3),
         "run": at_peer(("make", 0), pair.b.peer, quality="8-bit"),
         "report": node("PreviewAny", source=["run", 1]),
     }
     (report,) = texts(good(pair.a, prompt), "report")
     assert f"{pair.b.peer}: done in" in report
     assert "; values outside 0..1 were clipped (min -0.298, max 1.3)" in report
+
+
+def test_what_nobody_says_is_a_picture_is_exact_in_8_bit(pair):
+    prompt = {
+        "make": node("TestMake", kind="image out of range", seed=3),
+        "run": at_peer(("make", 0), pair.b.peer, quality="8-bit"),
+        "digest": node("TestDigest", value=["run", 0]),
+        "local": node("TestDigest", value=["make", 0]),
+        "report": node("PreviewAny", source=["run", 1]),
+    }
+    entry = good(pair.a, prompt)
+    assert digests(entry) == digests(entry, "local")
+    assert "; sent bit for bit: the node before does not say" in texts(entry, "report")[0]
 
 
 def test_a_sound_that_decodes_is_exact_in_8_bit(pair):
@@ -89,3 +102,29 @@ def test_a_folder_that_only_the_peer_has_is_not_meant(pair):
     except PromptRefused as refused:  # from 0.30 on ComfyUI looks before it runs
         assert "theirs" in str(refused)
     assert "TestAt ran never of theirs" not in pair.b.log()
+
+
+def of_path(pair, path):
+    return {
+        "load": node("TestLoadPath", video=str(path)),
+        "at": node("TestAt", value=["load", 0], only=pair.b.port),
+        "run": at_peer(("at", 0), pair.b.peer),
+        "digest": node("TestDigest", value=["run", 0]),
+    }
+
+
+def test_a_file_at_a_path_of_this_computer_is_sent_along(pair, tmp_path):
+    (tmp_path / "mine.mp4").write_bytes(b"\x80")
+    prompt = of_path(pair, tmp_path / "mine.mp4")
+    prompt["local"] = node("TestDigest", value=["load", 0])
+    entry = good(pair.a, prompt)
+    assert digests(entry) == digests(entry, "local")
+    assert "TestLoadPath ran mine.mp4" in pair.a.log()
+    assert "TestLoadPath ran mine.mp4" not in pair.b.log()
+
+
+def test_a_path_that_is_not_here_is_the_peers(pair, tmp_path):
+    """Which says without its folders that it is not there either."""
+    said = failure(pair.a, of_path(pair, tmp_path / "theirs.mp4"))["exception_message"]
+    assert f"{pair.b.peer}" in said and "no such file: theirs.mp4" in said, said
+    assert str(tmp_path) not in said

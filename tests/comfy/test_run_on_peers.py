@@ -211,7 +211,7 @@ def test_a_list_comes_back_as_a_list(pair):
 
 def test_8_bit_is_what_8_bits_can_hold(pair):
     prompt = {
-        "make": node("TestMake", kind="image", seed=3),
+        "make": node("TestMakeImage", kind="image", seed=3),
         "eight": node("TestMake", kind="image 8-bit", seed=3),
         "run": at_peer(("make", 0), pair.b.peer, quality="8-bit"),
         "digest": node("TestDigest", value=["run", 0]),

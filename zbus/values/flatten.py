@@ -112,8 +112,9 @@ def flatten(value: object, declared: str = "") -> Flat:
     """Takes a value apart. Imports no torch unless there is a tensor in it.
 
     Args:
-        declared: Its type as its maker declares it, where that is known and has no picture in it
-            (see `rounding`): nothing of it goes as 8 bits then, whatever its shape.
+        declared: Its type as its maker declares it, where that is known and has no picture in it;
+            "*" where its maker may give anything (see `rounding`): nothing of it goes as 8 bits
+            then, whatever its shape, but for the frames of a VIDEO.
 
     Raises:
         NotTransferable: Something in it cannot travel. The text has its type and place, as in
@@ -191,7 +192,7 @@ class _Walk:
             inner = (place, _NESTED, index)
             if not is_tensor(tensor):
                 raise _refused(tensor, inner)
-            self._tensor(tensor, inner, role or rounding.inside("nested tensor"))
+            self._tensor(tensor, inner, rounding.within("nested tensor", role))
 
     def _array(self, array: np.ndarray[Any, Any], place: Place | None) -> None:
         dtype = array.dtype.name
@@ -240,7 +241,7 @@ class _Walk:
         depth = self._enter(len(held.fields), place, depth)
         for name, inner in held.fields.items():
             self.atoms.append(name)
-            self.node(inner, (place, _FIELD, name), depth, role or rounding.inside(held.kind))
+            self.node(inner, (place, _FIELD, name), depth, rounding.within(held.kind, role))
 
     def _key(self, key: Any, place: Place, depth: int) -> None:
         if isinstance(key, str):
@@ -324,7 +325,7 @@ def _form(tensor: Any, place: Place | None, role: str) -> Form:
     dtype, shape = tensor_dtype(tensor), tuple(tensor.shape)
     _check_shape(shape, place)
     what = role
-    if not role and not rounding.looks_like_picture(tensor):
+    if role in rounding.OPEN and not rounding.looks_like_picture(tensor):
         what = f"a {dtype} tensor of shape {list(shape)}"
     nbytes = tensor.numel() * TENSOR_ITEMSIZE[dtype]
     return Form(nbytes, dtype, shape, what, rounding.may_shrink(tensor, role))

@@ -32,6 +32,7 @@ from .flatten import Flat, Leaf, flatten, where
 from .kinds import KINDS, describe, fits
 from .layout import PLAIN, Buffer, Layout, Map, picture
 from .quantise import exactly, paletted, quantise, span
+from .rounding import UNKNOWN
 from .tensors import (
     ARRAY_ITEMSIZE,
     TENSOR_ITEMSIZE,
@@ -69,13 +70,14 @@ WORTH = 1024  # bytes of a tensor, from which "if exact" looks at it
 def check_choice(flat: Flat, eight_bit: bool) -> None:
     """That this value may be sent as 8 bits, where that was chosen.
 
-    A value without a tensor passes: there is nothing to quantise.
+    A value without a tensor passes: there is nothing to quantise. So does one of which nobody says
+    what it is: it stays as it is.
 
     Raises:
         CodecRefused: A tensor of it is no image and no mask.
     """
     for leaf in flat.leaves if eight_bit else ():
-        if leaf.form.what:
+        if leaf.form.what and leaf.form.what != UNKNOWN:
             raise CodecRefused(
                 f"{where(leaf.place)} is {leaf.form.what}, and 8-bit is for images and masks only",
                 remedy="Choose exact, raw, lz4 or zlib.",
@@ -83,7 +85,7 @@ def check_choice(flat: Flat, eight_bit: bool) -> None:
 
 
 def clipped(flat: Flat) -> tuple[str, ...]:
-    """What `pack` with "always" will change, as its notes: known before it is packed.
+    """What `pack` with "always" will change or leave, as its notes: known before it is packed.
 
     Raises:
         CodecRefused: An image holds NaN.
@@ -93,13 +95,21 @@ def clipped(flat: Flat) -> tuple[str, ...]:
         if leaf.form.nbytes and leaf.tag == "t" and not leaf.form.what:
             least, most = span(leaf.source, where(leaf.place))
             low, high = min(low, least), max(high, most)
-    return _notes(low, high)
+    return _notes(low, high, any(map(_is_left, flat.leaves)))
 
 
-def _notes(low: float, high: float) -> tuple[str, ...]:
-    if low >= 0 and high <= 1:
-        return ()
-    return (f"values outside 0..1 were clipped (min {low:.4g}, max {high:.4g})",)
+def _is_left(leaf: Leaf) -> bool:
+    """Whether it looks like a picture that 8 bits were chosen for, and nobody says that it is."""
+    return bool(leaf.form.nbytes) and leaf.form.what == UNKNOWN
+
+
+def _notes(low: float, high: float, some_left: bool) -> tuple[str, ...]:
+    notes = []
+    if low < 0 or high > 1:
+        notes.append(f"values outside 0..1 were clipped (min {low:.4g}, max {high:.4g})")
+    if some_left:
+        notes.append("sent bit for bit: the node before does not say whether it is a picture")
+    return tuple(notes)
 
 
 @dataclass
@@ -150,6 +160,7 @@ class _Packer:
     def __init__(self, eight_bit: EightBit) -> None:
         self._eight_bit = eight_bit
         self._low, self._high = 0.0, 1.0
+        self._some_left = False
         self.described: list[tuple[object, ...]] = []
         self._buffers: list[Buffer] = []
         self._pools: dict[str, list[Any]] = {}
@@ -157,6 +168,7 @@ class _Packer:
 
     def add(self, leaf: Leaf) -> None:
         form = leaf.form
+        self._some_left |= self._eight_bit == "always" and _is_left(leaf)
         shrunk = self._shrunk(leaf) if form.may_shrink and form.nbytes else None
         if shrunk is not None:
             said, q = shrunk
@@ -187,7 +199,7 @@ class _Packer:
         return pools + self._buffers
 
     def notes(self) -> tuple[str, ...]:
-        return _notes(self._low, self._high)
+        return _notes(self._low, self._high, self._some_left)
 
     def _shrunk(self, leaf: Leaf) -> tuple[tuple[object, ...], Any] | None:
         """One byte an element, and how that is said."""

@@ -2,8 +2,8 @@
 
 A float tensor in the shape of a picture may be anything: sound is [B, C, T], points are [N, 2],
 embeddings [B, T, C]. So only what is known to be a picture is: the value itself, where its shape is
-that of an IMAGE or a MASK and its maker declares no other type; the frames of a VIDEO; and lists of
-these. What lies in any other dict, or in a host's own type, stays exact.
+that of an IMAGE or a MASK, unless its maker declares another type or may give anything; the frames
+of a VIDEO; and lists of these. What lies in any other dict, or in a host's own type, stays exact.
 """
 
 from __future__ import annotations
@@ -17,11 +17,20 @@ from .tensors import is_tensor
 
 _AN = "AEIOU"
 FILM = "a video"  # in which there are pictures
+ANY = "*"
+UNKNOWN = "of a type that nobody declares"  # it may be a picture, and nobody says so
+OPEN = ("", UNKNOWN)  # roles of what its shape tells of
 
 
 def declared(kind: str) -> str:
-    """The role of a value whose maker declares that type; "" declares none."""
-    return f"of the type {kind}" if kind else ""
+    """The role of a value whose maker declares that type, or that it may give anything (ANY); ""
+    where there is nobody to declare it."""
+    return UNKNOWN if kind == ANY else f"of the type {kind}" if kind else ""
+
+
+def within(holder: str, role: str) -> str:
+    """The role of what lies in that, which has a role itself."""
+    return inside(holder) if role in OPEN else role
 
 
 def inside(holder: str) -> str:
@@ -42,7 +51,7 @@ def in_film(key: object) -> str:
 def in_dict(value: Mapping[Any, Any], role: str) -> str:
     """The role of the items of a dict that has a role itself: why they are no pictures, "" if they
     may be. Where it is FILM, see `in_film`."""
-    if role or is_marked(value, LIST):
+    if role not in OPEN or is_marked(value, LIST):
         return role
     if is_marked(value, VIDEO):
         return FILM
@@ -52,13 +61,13 @@ def in_dict(value: Mapping[Any, Any], role: str) -> str:
 
 def in_list(value: Sequence[Any], place: Callable[[], str], role: str) -> str:
     """The role of the items of a list or tuple that are no dicts; see `in_dict`."""
-    if role:
+    if role not in OPEN:
         return role
     if describe(value) == "conditioning":
         return CONDITIONING
     look = _Look()
     other = next((index for index, item in enumerate(value) if not look.is_shown(item)), None)
-    return "" if other is None else f"in a list with {place()}[{other}], which is no picture"
+    return role if other is None else f"in a list with {place()}[{other}], which is no picture"
 
 
 class _Look:

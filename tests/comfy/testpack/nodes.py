@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from . import values
@@ -135,6 +137,28 @@ class TestMake:
 
     def run(self, kind: str, seed: int) -> tuple[Any]:
         return (values.make(kind, seed),)
+
+
+@node(returns=("IMAGE",))
+class TestMakeImage(TestMake):
+    """The same, and says that it is a picture."""
+
+
+@node(returns=("IMAGE", "VHS_INFO"))
+class TestLoadPath(Always):
+    """A loader of any path, as VideoHelperSuite has them: one pixel, as grey as the first byte."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"video": ("STRING", {"vhs_path_extensions": ["mp4"]})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, video: str) -> bool | str:
+        return Path(video).is_file() or f"no such file: {video}"
+
+    def run(self, video: str) -> tuple[Any, dict[str, str]]:
+        print(f"TestLoadPath ran {Path(video).name}", flush=True)
+        return torch.full((1, 1, 1, 3), Path(video).read_bytes()[0] / 255), {"from": video}
 
 
 @node(as_list=True)
