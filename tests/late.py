@@ -14,16 +14,12 @@ from typing import Any
 from zbus.engine import workers
 from zbus.engine.loop import Engine
 
-made = False  # whether they do
-
 SELDOM, LONG = 0.03, 0.4
 OFTEN, SHORT = 0.25, 0.03  # seconds, at most
 
 
 def make(seed: int) -> None:
     """From now on, in this process."""
-    global made
-    made = True
     chance = random.Random(seed)
 
     def late(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -22,7 +22,6 @@ from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
-import late
 import numpy as np
 import pytest
 import torch
@@ -131,7 +130,6 @@ class World:
         self._lock = threading.Lock()
         self._stack = contextlib.ExitStack()
         self._ended = threading.Event()
-        self._peace = threading.Event()  # while it is set, nothing is cut
         self.failure: BaseException | None = None
         self._values: list[weakref.ref[Any]] = []
         self.slowest = 0.0  # seconds of a cancel
@@ -203,23 +201,12 @@ class World:
         """Whether some other part of the test has failed."""
         return self._ended.is_set()
 
-    def ends_in_peace(self, job: Job) -> bool:
-        """Whether it ends while no link is cut."""
-        self._peace.set()
-        try:
-            return not wait([job._future], WITHIN).not_done
-        finally:
-            self.count("starved")
-            self._peace.clear()
-
     def _break(self) -> None:
         dice = random.Random(self.seed + 1)
         proxies = (self.plain, *self.owns)
         while not self._ended.wait(dice.uniform(0.02, 0.2)):
             proxy = dice.choice(proxies)
-            if self._peace.is_set():
-                proxy.cut_after = None
-            elif self.loses and dice.random() < 0.2:
+            if self.loses and dice.random() < 0.2:
                 proxy.refuse()
                 self.count("cuts", proxy.cut())
                 self.count("losses")
@@ -471,12 +458,7 @@ class Jobs:
         world.count("job values", 2 * len(values) + 2)
 
     def _wait(self, job: Job, within: float) -> None:
-        if not wait([job._future], within).not_done:
-            return
-        # With threads that come later than a session is waited for, hardly one lasts as long as
-        # a job's request and its results take: it is hung if it does not end when all is quiet.
-        excused = late.made and self._world.loses and within >= WITHIN
-        if not (excused and self._world.ends_in_peace(job)):
+        if wait([job._future], within).not_done:
             self._world.count("hung")
             raise Failed(f"hung: a job for {self._remote.name}: {job.note!r}")
 
