@@ -432,6 +432,17 @@ def test_no_part_takes_along_what_another_one_brings():
 # --- back ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("more", [{"here": "also run here"}, {"peer": "cloud,this computer"}])
+def test_neither_one_that_also_runs_here(more):
+    prompt = handing_on(**{"10": node("SaveImage", images=["9", 0])})
+    given = {"value": ["10", 0], "peer": "b", "here": "no", **more}
+    prompt |= {"11": node("ZBusRun", **given), "12": node("SaveImage", images=["11", 0])}
+    found = admit(prompt)
+    part = job(found.prompt, "11")
+    assert "ZBusTap" not in {n["class_type"] for n in part.prompt.values()}
+    assert part.boundaries == {}
+
+
 def test_a_prompt_that_was_changed_once_may_come_again():
     prompt = picture(
         **{"9": node("PreviewImage", images=["6", 0]), "10": node("Shown", images=["4", 0])}

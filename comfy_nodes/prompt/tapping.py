@@ -17,7 +17,7 @@ from typing import NamedTuple
 from .. import node_ids
 from .branches import Branch, Classes, Needed, Parts, Tapping
 from .cutting import BOUNDARIES, boundary_nodes
-from .elsewhere import elsewhere_runs, parts_of
+from .elsewhere import ONLY, elsewhere_runs, parts_of
 from .graph import Prompt, ancestors, class_type_of, descendants, inputs_of, reach, sources, title
 from .loops import Loop, around, closed_here
 from .passing import HANDED_ON
@@ -131,16 +131,17 @@ def _take(draft: Draft, output: str, taps: Iterable[Tapping], parts: Parts, wait
 
 class _Waits:
     """What runs wait for. None may wait for what it brings itself, or be to send what another one
-    brings.
+    brings: neither one that runs its part here as well.
 
     Args:
-        runs: Those that run their part elsewhere.
+        runs: Those that run their part elsewhere alone.
         here: The nodes at which a part ends.
     """
 
     def __init__(self, prompt: Prompt, runs: Collection[str], here: Collection[str]) -> None:
         self._runs, self._here = runs, here
-        self._before = set(ancestors(prompt, runs))  # and some that a stand-in waits for now
+        # And some that a stand-in waits for now.
+        self._before = set(ancestors(prompt, _senders(prompt)))
         self._after = descendants(prompt, runs).keys()  # in the prompt as it came
         self._is_odd = False  # more has been allowed than can be told by these two
 
@@ -202,6 +203,16 @@ def _is_sound(prompt: Prompt, runs: Collection[str], here: Collection[str]) -> b
     """Whether no run waits for what it brings itself, or is to send what another brings."""
     return not any(
         run in ancestors(prompt, [source for _, (source, _) in sources(prompt, run)])
-        or any(_is_tap(prompt[i]) for i in _before(prompt, run, here))
         for run in runs
+    ) and not any(
+        _is_tap(prompt[i]) for run in _senders(prompt) for i in _before(prompt, run, here)
     )
+
+
+def _senders(prompt: Prompt) -> list[str]:
+    """The runs that may give their part to another ComfyUI."""
+    return [
+        i
+        for i, node in prompt.items()
+        if class_type_of(node) in node_ids.RUNS and inputs_of(node).get("here") != ONLY
+    ]
