@@ -264,6 +264,15 @@ def test_which_paths_are_of_this_computer(host: Any, tmp_path: Path) -> None:
     assert [path for path in here if classes.is_here(path)] == [str(tmp_path), __file__]
 
 
+def test_which_classes_are_of_the_core(host: Any) -> None:
+    told = {"Core": None, "Extra": "comfy_extras.nodes_text", "Pack": "custom_nodes.Some-Pack"}
+    sys.modules["nodes"].NODE_CLASS_MAPPINGS = {
+        name: type(name, (), {"RELATIVE_PYTHON_MODULE": module} if module else {})
+        for name, module in told.items()
+    }
+    assert [name for name in (*told, "Gone") if host.Classes().is_core(name)] == ["Core", "Extra"]
+
+
 def test_what_a_class_declares_is_never_an_exception(host: Any) -> None:
     odd = [None, [], {"hidden": None}, {"hidden": ["PROMPT"]}, {"hidden": {"x": (), "y": None}}]
 

@@ -102,7 +102,7 @@ def _tapped(
                 f'{name} is inside the part of "Run on Peers" and before it at once, so what '
                 "it needs of the part runs here as well"
             )
-        elif taps and branch.is_inside and _saves_there(class_type_of(prompt[output])):
+        elif taps and branch.is_inside and _saves_there(class_type_of(prompt[output]), classes):
             notes.append(
                 f"{name} hands on what it saves, so it runs on the other ComfyUI as well, and "
                 "saves there, too"
@@ -110,9 +110,10 @@ def _tapped(
     return Tapped(draft.prompt, tuple(notes))
 
 
-def _saves_there(class_type: str) -> bool:
+def _saves_there(class_type: str, classes: Classes) -> bool:
     """As far as its name tells. (The report of the run names all that might.)"""
-    return "save" in class_type.lower() and class_type not in HANDED_ON
+    is_led_past = class_type in HANDED_ON and classes.is_core(class_type)
+    return "save" in class_type.lower() and not is_led_past
 
 
 def _take(draft: Draft, output: str, taps: Iterable[Tapping], parts: Parts, waits: _Waits) -> bool:
