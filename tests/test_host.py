@@ -529,3 +529,17 @@ except OSError as error:
     )
     assert 'File "python/json/decoder.py"' in host.without_paths(f'File "{json.decoder.__file__}"')
     assert host.without_paths(f'File "{FOLDER}/jobs/a.py"') == 'File "zbus/comfy_nodes/jobs/a.py"'
+
+
+def test_texts_are_told_whatever_packs_list_and_without_a_home(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Any:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    sys.modules["folder_paths"].folder_names_and_paths = {
+        "LLM": (["/data/my models"],),
+        "other": (["/data/other"], {".pt"}, "more"),
+    }
+    assert host.without_paths("no file /data/my models/a/b.pt") == "no file b.pt"

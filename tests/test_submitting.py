@@ -664,6 +664,23 @@ def test_the_end_of_a_run_is_told_to_all(run):
     run(story)
 
 
+def test_an_end_that_cannot_be_put_into_words_is_told(run):
+    async def story(site):
+        def broken(why):
+            raise ValueError(why)
+
+        site.host.running, site.host.execution, site.host.without_paths = list, object, broken
+        runs, told = site.runs.Runs(), []
+        first = runs.of("first")
+        first.broken = ZBusError("out of order")
+        first.channels[object()] = SimpleNamespace(close=lambda *how: told.append(how))
+        first.at_end.append(told.append)
+        runs.of("next")
+        assert told == [("failed", "its end could not be read; its log may tell"), "failed"]
+
+    run(story)
+
+
 def test_what_breaks_a_wait_cancels_the_jobs(run):
     async def story(site):
         site.add("b", runs)
