@@ -264,6 +264,15 @@ def test_which_paths_are_of_this_computer(host: Any, tmp_path: Path) -> None:
     assert [path for path in here if classes.is_here(path)] == [str(tmp_path), __file__]
 
 
+def test_which_classes_are_of_the_core(host: Any) -> None:
+    told = {"Core": None, "Extra": "comfy_extras.nodes_text", "Pack": "custom_nodes.Some-Pack"}
+    sys.modules["nodes"].NODE_CLASS_MAPPINGS = {
+        name: type(name, (), {"RELATIVE_PYTHON_MODULE": module} if module else {})
+        for name, module in told.items()
+    }
+    assert [name for name in (*told, "Gone") if host.Classes().is_core(name)] == ["Core", "Extra"]
+
+
 def test_what_a_class_declares_is_never_an_exception(host: Any) -> None:
     odd = [None, [], {"hidden": None}, {"hidden": ["PROMPT"]}, {"hidden": {"x": (), "y": None}}]
 
@@ -532,3 +541,17 @@ except OSError as error:
     )
     assert 'File "python/json/decoder.py"' in host.without_paths(f'File "{json.decoder.__file__}"')
     assert host.without_paths(f'File "{FOLDER}/jobs/a.py"') == 'File "zbus/comfy_nodes/jobs/a.py"'
+
+
+def test_texts_are_told_whatever_packs_list_and_without_a_home(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Any:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    sys.modules["folder_paths"].folder_names_and_paths = {
+        "LLM": (["/data/my models"],),
+        "other": (["/data/other"], {".pt"}, "more"),
+    }
+    assert host.without_paths("no file /data/my models/a/b.pt") == "no file b.pt"

@@ -159,7 +159,7 @@ class Site:
         sys.modules[PACKAGE] = package
         self.peer = Peer()
         lists = sys.modules[f"{PACKAGE}.host.lists"] = types.ModuleType(f"{PACKAGE}.host.lists")
-        lists.unwrap = lambda value: [value]  # type: ignore[attr-defined]
+        lists.unwrap = lists.as_come = lambda value: [value]  # type: ignore[attr-defined]
         self.host = package.host = sys.modules[f"{PACKAGE}.host"] = Host(self.peer)
         load = lambda name: importlib.import_module(f"{PACKAGE}.{name}")  # noqa: E731
         self.peers, self.placement = load("page.peers"), load("page.placement")
@@ -566,7 +566,7 @@ def test_a_picture_that_comes_early_is_shown_once_where_it_belongs(run):
             "run", "prompt", "page", {"tap0": ["9", "10"], "tap1": ["11"]}
         )
         await jobs.begin()
-        (job,) = site.peer.jobs
+        (job,) = shown.jobs = site.peer.jobs
         red = torch.zeros(2, 20, 2100, 3)
         red[0, ..., 0] = 1.0
         job.results = {"tap0": red, "tap1": "a text"}
@@ -583,6 +583,24 @@ def test_a_picture_that_comes_early_is_shown_once_where_it_belongs(run):
         job.results = {"tap0": red, "tap1": red}
         shown.changed(job)
         assert len(site.host.previews) == 2, "the node itself shows it"
+
+    run(story)
+
+
+def test_no_picture_comes_early_once_nobody_wants_it(run):
+    async def story(site):
+        site.add("b", runs)
+        site.peer.cancelled = lambda job: None
+        jobs = site.jobs([site.choice("b")])
+        await jobs.begin()
+        (job,) = site.peer.jobs
+        shown = jobs.shown_here
+        shown.client, shown._shown_by = "page", {"tap0": ["9"]}
+        job.results = {"tap0": torch.zeros(1, 8, 8, 3)}
+        jobs.cancel()
+        assert not job.done(), "that takes its time"
+        shown.changed(job)
+        assert site.host.previews == []
 
     run(story)
 
@@ -642,6 +660,23 @@ def test_the_end_of_a_run_is_told_to_all(run):
         first.once.keep(("1", None), "a", give_back=lambda: told.append("given back"))
         runs.of("next")
         assert told == ["closed", "ok", "given back"]
+
+    run(story)
+
+
+def test_an_end_that_cannot_be_put_into_words_is_told(run):
+    async def story(site):
+        def broken(why):
+            raise ValueError(why)
+
+        site.host.running, site.host.execution, site.host.without_paths = list, object, broken
+        runs, told = site.runs.Runs(), []
+        first = runs.of("first")
+        first.broken = ZBusError("out of order")
+        first.channels[object()] = SimpleNamespace(close=lambda *how: told.append(how))
+        first.at_end.append(told.append)
+        runs.of("next")
+        assert told == [("failed", "its end could not be read; its log may tell"), "failed"]
 
     run(story)
 

@@ -33,6 +33,7 @@ TYPES = {
     "SaveImage": ((), {"images": "IMAGE"}),
     "PreviewAny": (("STRING",), {"source": "*"}),
     "Save": ((), {}),
+    "SaveText": (("STRING",), {"text": "STRING"}),
     "ModelSave": ((), {"model": "MODEL"}),
     "Shown": (("IMAGE",), {"images": "IMAGE"}),
     "ShownAndSaved": (("IMAGE",), {"images": "IMAGE"}),
@@ -40,12 +41,15 @@ TYPES = {
     "ZBusSend": (("*", "INT"), {"value": "*"}),
 }
 OUTPUTS = {"PreviewImage", "SaveImage", "PreviewAny", "ModelSave", "Shown", "SamplerShown"}
-OUTPUTS |= {"Save", "ZBusSend", "ShownAndSaved"}
+OUTPUTS |= {"Save", "SaveText", "ZBusSend", "ShownAndSaved"}
 
 
 class Classes:
     def is_output(self, class_type):
         return class_type in OUTPUTS
+
+    def is_core(self, class_type):
+        return True
 
     def returned(self, class_type, slot):
         found = TYPES.get(class_type, ((), {}))[0]
@@ -432,6 +436,17 @@ def test_no_part_takes_along_what_another_one_brings():
 # --- back ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("more", [{"here": "also run here"}, {"peer": "cloud,this computer"}])
+def test_neither_one_that_also_runs_here(more):
+    prompt = handing_on(**{"10": node("SaveImage", images=["9", 0])})
+    given = {"value": ["10", 0], "peer": "b", "here": "no", **more}
+    prompt |= {"11": node("ZBusRun", **given), "12": node("SaveImage", images=["11", 0])}
+    found = admit(prompt)
+    part = job(found.prompt, "11")
+    assert "ZBusTap" not in {n["class_type"] for n in part.prompt.values()}
+    assert part.boundaries == {}
+
+
 def test_a_prompt_that_was_changed_once_may_come_again():
     prompt = picture(
         **{"9": node("PreviewImage", images=["6", 0]), "10": node("Shown", images=["4", 0])}
@@ -573,6 +588,26 @@ def test_another_output_than_what_it_takes_is_not_had_without_it(link):
     prompt["7"]["inputs"]["value"] = link
     classes = [n["class_type"] for n in job(admit(prompt).prompt).prompt.values()]
     assert classes.count("SaveImage") == (link[1] == 1)
+
+
+def test_a_class_of_a_pack_that_has_such_a_name_is_not_led_past(monkeypatch):
+    monkeypatch.setattr(Classes, "is_core", lambda self, class_type: class_type != "SaveText")
+    prompt = picture(
+        **{
+            "9": node("Caption", image=["6", 0]),
+            "10": node("SaveText", text=["9", 0]),  # gives where it has saved that
+            "11": node("CLIPTextEncode", text=["10", 0]),
+        }
+    )
+    prompt["7"]["inputs"]["value"] = ["11", 0]
+    made = admit(prompt)
+    part = cut(made.prompt, ("11", 0), is_core=Classes().is_core).prompt
+    assert class_of(part, "11", "text") == "SaveText"
+    assert any("saves there, too" in note for note in made.notes)
+
+
+def class_of(prompt, i, name):
+    return prompt[prompt[i]["inputs"][name][0]]["class_type"]
 
 
 def test_one_that_saves_there_as_well_says_so():

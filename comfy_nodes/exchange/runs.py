@@ -143,18 +143,18 @@ class Runs:
     def _end(self, run: Run) -> None:
         del self._runs[run.id]
         outcome, why = self._outcome(run)
-        run.close(outcome, why and host.without_paths(why))  # another user reads it
+        run.close(outcome, why)
         call_each(partial(tell, outcome) for tell in run.at_end)
         run.once.end()
 
     def _outcome(self, run: Run) -> tuple[str, str]:
-        if run.broken is not None:
-            return "failed", str(run.broken)
-        if not run.in_queue or not (run.channels or run.at_end):
+        """How it has ended, and why, as another user may read it."""
+        if run.broken is None and not (run.in_queue and (run.channels or run.at_end)):
             return "ok", ""
         try:
-            return host.outcome(run.id)
-        except Exception:  # what the history holds is not ours alone
+            ended = host.outcome(run.id) if run.broken is None else ("failed", str(run.broken))
+            return ended[0], host.without_paths(ended[1]) if ended[1] else ""
+        except Exception:  # what the history and the lists of folders hold is not ours alone
             logger.exception("how prompt %s has ended could not be read", run.id)
             return "failed", "its end could not be read; its log may tell"
 

@@ -89,6 +89,12 @@ class Classes:
     def is_output(self, class_type: str) -> bool:
         return getattr(node_class(class_type), "OUTPUT_NODE", None) is True
 
+    def is_core(self, class_type: str) -> bool:
+        # ComfyUI says so of what it loads from a file: "custom_nodes.NAME", "comfy_extras.NAME".
+        found = node_class(class_type)
+        module = getattr(found, "RELATIVE_PYTHON_MODULE", "nodes")
+        return found is not None and str(module).partition(".")[0] != "custom_nodes"
+
     def loop_boundary(self, class_type: str) -> str:
         if class_type not in self._boundaries:
             try:

@@ -30,11 +30,12 @@ def without_paths(text: str) -> str:
 def _folders() -> dict[str, str]:
     """Where this ComfyUI's files lie, each with what to call it before others."""
     held = folder_paths.folder_names_and_paths.items()
+    # Packs add to it: of what else is in an entry, ComfyUI itself asks for nothing here.
     models = {
-        str(path): kind for kind, (paths, _) in held if kind != "custom_nodes" for path in paths
+        str(path): str(kind) for kind, found in held if kind != "custom_nodes" for path in found[0]
     }
     named = models | {
-        str(Path.home()): "~",
+        os.path.expanduser("~"): "~",  # not Path.home(): a container's user may have none
         str(folder_paths.models_dir): "models",
         str(folder_paths.get_user_directory()): "user",
         str(folder_paths.get_temp_directory()): "temp",

@@ -17,6 +17,11 @@ def wrap(values: list[Any]) -> Any:
 
 def unwrap(value: Any) -> list[Any]:
     """A ComfyUI list output: what `wrap` was given."""
+    return [unpacked(item) for item in as_come(value)]
+
+
+def as_come(value: Any) -> list[Any]:
+    """The same as it travels: a video not made yet, which may fail."""
     if isinstance(value, dict) and len(value) == 1 and isinstance(value.get(LIST), list):
-        return [unpacked(item) for item in value[LIST]]
-    return [unpacked(value)]
+        return list(value[LIST])
+    return [value]

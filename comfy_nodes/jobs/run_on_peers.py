@@ -120,7 +120,8 @@ class RunOnPeers(io.ComfyNode):
             return _expanded(before.value, node.node_id, local)
         classes = host.Classes()
         if share != ONLY and (others or not is_named):
-            piece = cut(graph, wired, attach=own_paths.attached(graph, classes))
+            attach = own_paths.attached(graph, classes)
+            piece = cut(graph, wired, attach=attach, is_core=classes.is_core)
             chosen = await _chosen(",".join(others))
             if any(peers.is_elsewhere(choice.remote) for choice in chosen.choices):
                 told = [*chosen.left_out, *own_paths.left(piece.prompt, classes)]

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from zbus.job import Job
 
 from .. import host
-from ..host.lists import unwrap
+from ..host.lists import as_come
 from .early_pictures import KIND, picture
 
 
@@ -56,14 +56,14 @@ class ShownHere:
 
     def _show_early(self, job: Job) -> None:
         """Pictures that have come while the job goes on, on the nodes that get them at its end."""
-        if self.client is None:
+        if self.client is None or job not in self.jobs:  # nobody wants it any more
             return
         for name in self._shown_by:
-            if name in job.results and (job.id, name) not in self._early:
+            if not job.done() and name in job.results and (job.id, name) not in self._early:
                 self._early.add((job.id, name))
-                made = picture(unwrap(job.results[name]))
+                made = picture(as_come(job.results[name]))
                 for node_id in self._shown_by[name] if made is not None else ():
-                    if not job.done():  # then they show the real one, which stays
+                    if not job.done() and job in self.jobs:  # else the real one stays, or none
                         host.preview_at(KIND, made, node_id, self.prompt_id, self.client)
 
     def move_to(self, node_id: str) -> None:

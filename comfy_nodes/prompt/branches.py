@@ -22,6 +22,9 @@ class Classes(Outputs, Protocol):
     def is_output(self, class_type: str) -> bool:
         """Whether it is an output node."""
 
+    def is_core(self, class_type: str) -> bool:
+        """Whether it is ComfyUI's own, and of no pack."""
+
     def accepted(self, class_type: str, name: str) -> str:
         """The type of that input ("IMAGE", "IMAGE,MASK"...), "" where it cannot be told."""
 

@@ -6,7 +6,7 @@ It is cut at boundaries: nodes that run here, whose values are attached to the j
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from zbus.errors import InputError
@@ -58,13 +58,20 @@ class Part(NamedTuple):
     varies: bool
 
 
-def cut(prompt: Prompt, value: Link, *, attach: Collection[str] = ()) -> Part:
+def cut(
+    prompt: Prompt,
+    value: Link,
+    *,
+    attach: Collection[str] = (),
+    is_core: Callable[[str], bool] = lambda class_type: True,
+) -> Part:
     """Everything that is needed for `value`, up to the boundaries.
 
     Args:
         prompt: The whole prompt.
         value: The link whose value is wanted.
         attach: Ids of nodes to run here in any case: see `own_files.loaders`.
+        is_core: Whether that class is ComfyUI's own: see `passing.HANDED_ON`.
 
     Raises:
         InputError: Nothing is wired there; or a loader cannot run here.
@@ -79,7 +86,8 @@ def cut(prompt: Prompt, value: Link, *, attach: Collection[str] = ()) -> Part:
     if class_type_of(graph[value[0]]) == node_ids.WANTED:
         wanted = dict(sources(graph, value[0]))
     twins = {i for i, node in prompt.items() if is_twin(node)}  # which show and save here
-    wanted = led_past(graph, twins, wanted)
+    core = {i for i in twins if is_core(class_type_of(graph[i]))}
+    wanted = led_past(graph, core, wanted)
     results: dict[Link, str] = {}
     brought = {name: results.setdefault(source, name) for name, source in wanted.items()}
     outputs = [add_result(graph, source, name) for source, name in results.items()]

@@ -8,7 +8,8 @@ from typing import Any
 from .. import node_ids
 from .graph import Graph, Link, Prompt, class_type_of, inputs_of, link, title
 
-# ComfyUI's own, from 0.33 on: each gives the very value of that input, as its first output.
+# ComfyUI's own, from 0.33 on: each gives the very value of that input, as its first output. (In an
+# older one a pack may have a class of such a name, which gives anything.)
 HANDED_ON = {
     **dict.fromkeys(("SaveImage", "PreviewImage", "SaveImageAdvanced"), "images"),
     **dict.fromkeys(("SaveAnimatedPNG", "SaveAnimatedWEBP", "SaveWEBM"), "images"),

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from .. import node_ids
 from .branches import Branch, Classes, Needed, Parts, Tapping
 from .cutting import BOUNDARIES, boundary_nodes
-from .elsewhere import elsewhere_runs, parts_of
+from .elsewhere import ONLY, elsewhere_runs, parts_of
 from .graph import Prompt, ancestors, class_type_of, descendants, inputs_of, reach, sources, title
 from .loops import Loop, around, closed_here
 from .passing import HANDED_ON
@@ -102,7 +102,7 @@ def _tapped(
                 f'{name} is inside the part of "Run on Peers" and before it at once, so what '
                 "it needs of the part runs here as well"
             )
-        elif taps and branch.is_inside and _saves_there(class_type_of(prompt[output])):
+        elif taps and branch.is_inside and _saves_there(class_type_of(prompt[output]), classes):
             notes.append(
                 f"{name} hands on what it saves, so it runs on the other ComfyUI as well, and "
                 "saves there, too"
@@ -110,9 +110,10 @@ def _tapped(
     return Tapped(draft.prompt, tuple(notes))
 
 
-def _saves_there(class_type: str) -> bool:
+def _saves_there(class_type: str, classes: Classes) -> bool:
     """As far as its name tells. (The report of the run names all that might.)"""
-    return "save" in class_type.lower() and class_type not in HANDED_ON
+    is_led_past = class_type in HANDED_ON and classes.is_core(class_type)
+    return "save" in class_type.lower() and not is_led_past
 
 
 def _take(draft: Draft, output: str, taps: Iterable[Tapping], parts: Parts, waits: _Waits) -> bool:
@@ -131,16 +132,17 @@ def _take(draft: Draft, output: str, taps: Iterable[Tapping], parts: Parts, wait
 
 class _Waits:
     """What runs wait for. None may wait for what it brings itself, or be to send what another one
-    brings.
+    brings: neither one that runs its part here as well.
 
     Args:
-        runs: Those that run their part elsewhere.
+        runs: Those that run their part elsewhere alone.
         here: The nodes at which a part ends.
     """
 
     def __init__(self, prompt: Prompt, runs: Collection[str], here: Collection[str]) -> None:
         self._runs, self._here = runs, here
-        self._before = set(ancestors(prompt, runs))  # and some that a stand-in waits for now
+        # And some that a stand-in waits for now.
+        self._before = set(ancestors(prompt, _senders(prompt)))
         self._after = descendants(prompt, runs).keys()  # in the prompt as it came
         self._is_odd = False  # more has been allowed than can be told by these two
 
@@ -202,6 +204,16 @@ def _is_sound(prompt: Prompt, runs: Collection[str], here: Collection[str]) -> b
     """Whether no run waits for what it brings itself, or is to send what another brings."""
     return not any(
         run in ancestors(prompt, [source for _, (source, _) in sources(prompt, run)])
-        or any(_is_tap(prompt[i]) for i in _before(prompt, run, here))
         for run in runs
+    ) and not any(
+        _is_tap(prompt[i]) for run in _senders(prompt) for i in _before(prompt, run, here)
     )
+
+
+def _senders(prompt: Prompt) -> list[str]:
+    """The runs that may give their part to another ComfyUI."""
+    return [
+        i
+        for i, node in prompt.items()
+        if class_type_of(node) in node_ids.RUNS and inputs_of(node).get("here") != ONLY
+    ]
