@@ -662,20 +662,3 @@ def test_what_breaks_a_wait_cancels_the_jobs(run):
         assert site.host.said[-1] == "out of order"
 
     run(story)
-
-
-def test_a_deadline_loses_no_cancellation(run):
-    async def story(site):
-        in_time = importlib.import_module(f"{PACKAGE}.page.in_time").in_time
-        assert await in_time(asyncio.sleep(0, "x"), 60) == "x"
-        with pytest.raises(asyncio.TimeoutError):
-            await in_time(asyncio.sleep(60), 0.001)
-        work = asyncio.get_running_loop().create_future()
-        waits = asyncio.ensure_future(in_time(work, 60))
-        await asyncio.sleep(0)
-        work.set_result("x")  # and at the same moment
-        waits.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waits
-
-    run(story)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from zbus.errors import JobError, JobFailed, NotTransferable, ZBusError
 from zbus.in_a_thread import in_a_thread
+from zbus.in_time import in_time
 from zbus.job import Job, Request
 from zbus.operation import Operation
 from zbus.reasons import lines
@@ -28,7 +29,6 @@ from .. import host
 from ..exchange import waiting
 from ..exchange.runs import RUNS, Run
 from ..page import peers
-from ..page.in_time import in_time
 from ..page.peers import Choice
 from ..page.placement import Placed, freest, idle, key_of
 from ..prompt.cutting import for_position, result_names
