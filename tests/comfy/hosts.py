@@ -21,6 +21,12 @@ def make_or_skip(kind: str, *comfyuis: ComfyUI) -> str:
     return kind
 
 
+def skip_without_folder_loaders(comfyui: ComfyUI) -> None:
+    """For tests of the core's data-set loaders, which take a folder's name."""
+    if not (comfyui.comfyui_dir / "comfy_extras" / "nodes_dataset.py").is_file():
+        pytest.skip("this ComfyUI has no data-set loaders (they came after 0.3.64)")
+
+
 def made_here(tensor: torch.Tensor) -> torch.Tensor:
     """An image or latent as the host's own nodes make it, started as it was for this run."""
     halves = "--fp16-intermediates" in os.environ.get("COMFYUI_ARGS", "")

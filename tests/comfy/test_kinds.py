@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from chains import node
 from comfyui import PromptRefused
+from hosts import skip_without_folder_loaders
 from PIL import Image
 from test_run_on_peers import at_peer, digests, failure, good, texts
 
@@ -84,6 +85,7 @@ def of_folder(pair, name):
 
 
 def test_a_folder_of_pictures_is_this_computers(pair):
+    skip_without_folder_loaders(pair.a)
     folder(pair.a, "set", 10, 20)
     folder(pair.b, "set", 30, 40, 50)
     prompt = of_folder(pair, "set")
@@ -93,6 +95,7 @@ def test_a_folder_of_pictures_is_this_computers(pair):
 
 
 def test_a_folder_that_only_the_peer_has_is_not_meant(pair):
+    skip_without_folder_loaders(pair.a)
     folder(pair.a, "mine", 10)
     folder(pair.b, "theirs", 30)
     prompt = of_folder(pair, "theirs")
