@@ -164,6 +164,7 @@ class Site:
         load = lambda name: importlib.import_module(f"{PACKAGE}.{name}")  # noqa: E731
         self.peers, self.placement = load("page.peers"), load("page.placement")
         self.early = load("jobs.early_pictures")
+        self.planned = load("jobs.planned")
         self.submitting, self.runs = load("jobs.submitting"), load("exchange.runs")
         monkeypatch.setattr(load("jobs.moving"), "LOOK_EVERY", 0.01)
         self.submitting.Share = Watched.of(self.submitting.Share)
@@ -186,7 +187,7 @@ class Site:
     def jobs(self, choices: list[Any], *, on_failure: str = "stop", here: bool = False) -> Any:
         piece = SimpleNamespace(prompt={"1": {"class_type": "X", "inputs": {}}}, outputs=("1",))
         piece.boundaries = {}
-        plan = self.submitting.JobPlan(
+        plan = self.planned.JobPlan(
             piece, "a part", choices, first=int(here), on_failure=on_failure
         )
         return self.submitting.SubmittedJobs(plan, self.runs.Run("prompt"), "run")
