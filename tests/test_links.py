@@ -17,6 +17,7 @@ import pytest
 import torch
 import zmq
 from children import LISTENER, child, until
+from ends import linked
 from proxy import Proxy
 
 from zbus import Operation, Peer, Settings, ZBusError, codecs
@@ -37,6 +38,7 @@ from zbus.errors import (
     TransferRefused,
     VersionMismatch,
 )
+from zbus.net.places import Peering
 from zbus.protocol import handshake, messages
 
 pytestmark = pytest.mark.usefixtures("by_socket")
@@ -383,6 +385,31 @@ def test_cancel_while_waiting_for_the_order(here: Peer, there: Peer, what: str) 
         send = dialled.start_send("next", 6)
         assert listening.receive(6, timeout=10) == "next"
         send.result()
+
+
+@pytest.mark.parametrize("sender", ["dialler", "listener"])
+def test_what_a_link_delivers_is_known_to_its_next_session(sender: str) -> None:
+    """Else the first value of each goes by a codec for a link ten times as fast."""
+    short = Settings(share_memory=False, linger=0.2)
+    with linked(short, short) as ends:
+        ends.proxy.rate = 4e6
+        mine = ends.client if sender == "dialler" else ends.server
+
+        def session() -> Peering:
+            return until(lambda: next(iter(mine._engine.links.peerings), None))
+
+        with ends.client.connect(ends.proxy.address, channel="a") as dialled:
+            with ends.server.listen(ends.listening.address, channel="a") as listening:
+                pair = (dialled, listening) if sender == "dialler" else (listening, dialled)
+                receive = pair[1].start_receive()
+                pair[0].start_send(torch.rand(MIB), quality="raw", timeout=30).result()
+                receive.result()
+                first = session()
+                assert first.pace.found == pytest.approx(4e6, rel=0.5)
+        ends.dialled.close()
+        until(lambda: first not in mine._engine.links.peerings, what="the session is over")
+        with ends.client.connect(ends.proxy.address):
+            assert session().pace.rate == first.pace.found and session().pace.found is None
 
 
 @pytest.mark.parametrize("which", ["send", "receive"])

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from zbus.errors import RemoteProtocolError
 from zbus.protocol.messages import Chunk, Grant
 from zbus.protocol.pace import EXTRA_MAX, MAX_CHUNK, MIN_CHUNK, Pace
+from zbus.protocol.rates import KEPT, MOST, Rates
 from zbus.protocol.transfer import Incoming, Outgoing
 
 MIB = 1 << 20
@@ -165,6 +166,32 @@ def test_a_link_that_waits_for_its_sender_does_not_look_slow() -> None:
         pace.sent(100_000, now)
         pace.delivered(1, now + 0.0003)
     assert pace.rate == rate
+
+
+def test_what_an_earlier_session_found_counts_until_this_one_has_found_more() -> None:
+    pace = Pace(2e6)
+    assert (pace.rate, pace.found) == (2e6, None)
+    assert pace.window == Pace().window, "it begins small all the same"
+    run_link(pace, 1e8, 0.02, 3.0)
+    assert pace.rate == pace.found == pytest.approx(1e8, rel=0.3)
+
+
+def test_a_rate_is_kept_for_its_link_for_a_while() -> None:
+    rates = Rates()
+    rates.keep("slow", 1e6, 100.0)
+    rates.keep("slow", None, 100.0 + KEPT / 2)  # that session was never busy: nothing new
+    assert rates.of("slow", 100.0 + KEPT) == 1e6
+    assert rates.of("slow", 100.1 + KEPT) is None
+    assert rates.of("another", 100.0) is None
+
+
+def test_so_many_links_are_known_and_no_more() -> None:
+    rates = Rates()
+    for number in range(MOST):
+        rates.keep(number, 1e6, 0.0)
+    rates.keep(0, 2e6, 1.0)
+    rates.keep("new", 3e6, 1.0)
+    assert [rates.of(name, 1.0) for name in (0, 1, 2, "new")] == [2e6, None, 1e6, 3e6]
 
 
 def test_nothing_is_known_of_a_link_that_was_never_busy() -> None:

@@ -15,6 +15,8 @@ from ..protocol import dial
 from ..protocol.fields import clip
 from ..protocol.identity import SessionKey
 from ..protocol.messages import Bye, Hello
+from ..protocol.pace import Pace
+from ..protocol.rates import Rates
 from ..protocol.session import Ended, Redial, Session, Silent
 from ..trust import EXCHANGE
 from .admission import NAME_IT, PAIRED_ONLY, Admission
@@ -61,6 +63,7 @@ class Peerings:
         self._owner, self._places, self._dialler, self._own = owner, places, dialler, own
         self._by_connection: dict[Connection, Peering] = {}
         self._by_key: dict[SessionKey, Peering] = {}
+        self._rates = Rates()
 
     def __len__(self) -> int:
         return len(self._by_connection)
@@ -131,6 +134,7 @@ class Peerings:
         )
         key = session_key(connection, place.where, self._own, peer)
         peering = Peering(session, place, key, identity(connection, peer))
+        peering.pace = Pace(self._rates.of(_link(peering), time.monotonic()))
         peering.permissions = self._admission.permitted(connection.key)
         if peer.boot and peer.boot == self._own.boot:
             peering.process = process_start(peer.pid)
@@ -212,6 +216,7 @@ class Peerings:
             return
         peering.place.peerings.remove(peering)
         self._by_key.pop(peering.key, None)
+        self._rates.keep(_link(peering), peering.pace.found, time.monotonic())
         if say:
             try:
                 peering.session.send(Bye(clip(say)))
@@ -327,6 +332,13 @@ class Peerings:
         if peering.session.is_linked:
             return due
         return now + PID_EVERY if due is None else min(due, now + PID_EVERY)
+
+
+def _link(peering: Peering) -> tuple[object, ...]:
+    """What a link is known by, whatever sessions it carries: the way and who is at its end."""
+    place, peer = peering.place, peering.session.peer
+    one = b"" if isinstance(place, DialTarget) else peer.incarnation  # all come in by one listener
+    return place.where, peering.principal or one
 
 
 def _check_new(peer: Hello) -> None:

@@ -24,10 +24,16 @@ STARTUP_TRIPS = 3  # round trips without growth that end the start
 
 
 class Pace:
-    """The window and chunk size of one session, learned from its grants. Bytes are wire bytes."""
+    """The window and chunk size of one session, learned from its grants. Bytes are wire bytes.
 
-    def __init__(self) -> None:
+    Args:
+        earlier: The rate that an earlier session over this link has shown, bytes per second. The
+            window begins small all the same: what was true then may fill a queue now.
+    """
+
+    def __init__(self, earlier: float | None = None) -> None:
         self.in_flight = 0
+        self._earlier = earlier
         self._rates: deque[float] = deque(maxlen=KEEP)
         self._steady: deque[float] = deque(maxlen=KEEP)  # those that the link itself set
         self._full_since: float | None = None
@@ -41,9 +47,14 @@ class Pace:
 
     @property
     def rate(self) -> float | None:
-        """Bytes per second that the link delivers; None if nothing is known. A link that waited
-        for its sender (for a codec), or for a window that only began to grow, has not shown what
-        it can do."""
+        """Bytes per second that the link delivers; None if nothing is known. What an earlier
+        session found counts until this one has found it anew. A link that waited for its sender
+        (for a codec), or for a window that only began to grow, has not shown what it can do."""
+        return self._earlier if self.found is None else self.found
+
+    @property
+    def found(self) -> float | None:
+        """The rate that this session has shown itself."""
         return max(self._steady, default=None)
 
     @property
