@@ -26,7 +26,7 @@ GRAPH = {
 BELONGS = {
     **dict.fromkeys(("errors", "reasons", "printable", "given", "settings"), "basics"),
     **dict.fromkeys(("address", "machine", "callbacks", "operation"), "basics"),
-    **dict.fromkeys(("in_a_thread", "webproxy"), "basics"),
+    **dict.fromkeys(("in_a_thread", "in_time", "webproxy"), "basics"),
     "codecs": "values",
     **dict.fromkeys(
         ("keys", "opening", "private", "principals", "trust", "wrong", "remote"), "trust"

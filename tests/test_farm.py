@@ -127,6 +127,20 @@ def test_what_is_wrong_is_named_by_file_and_key(
     assert text.startswith(f"job.yaml, {key}: ") and words in text
 
 
+def test_a_file_that_is_another_one_is_told_in_words() -> None:
+    Path("README.md").write_text("# zbus\n\nRun: a part: of it\n")
+    with pytest.raises(InputError) as raised:
+        read_config(Path("README.md"))
+    assert str(raised.value) == (
+        "README.md: is no YAML: line 3, column 12. Give the file that says what to do; "
+        "docs/guide.md shows one"
+    )
+    with pytest.raises(InputError) as raised:
+        read_config(Path("nowhere.yaml"))
+    said = str(raised.value)
+    assert "Errno" not in said and "YAML" not in said and said.count("nowhere.yaml") == 1
+
+
 @pytest.mark.parametrize(
     "text", ["[x]", "a: [", "\x00", "!!python/object:os.system {}", "{" * 5000]
 )

@@ -961,6 +961,14 @@ def run(*arguments: str) -> int:
     return cli.run(parser.parse_args(arguments))
 
 
+def test_without_a_verb_it_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run()
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and "VERB is required" not in said
+    assert "what is to be done? One of: invite, accept, list, " in said and "--help" in said
+
+
 COMMAND = """
     import argparse, logging, sys
     from zbus.cli import pair

@@ -16,7 +16,7 @@ from zbus.errors import InvalidAddress, NotPaired, TimedOut, UnknownPeer, Unreac
 from zbus.keys import fingerprint, generate, short, to_text
 from zbus.lan import Announcement
 from zbus.remote import Remote
-from zbus.resolver import Resolver
+from zbus.resolver import BY_ADDRESS, Resolver
 from zbus.trust import EXCHANGE, Peers, Trust
 
 CLOUD, STUDIO, STRANGER = (generate().public for _ in range(3))
@@ -129,6 +129,17 @@ def test_nobody_is_offered_to_itself(trust: Trust) -> None:
     assert resolver.named("Desk-8188") == its, "of two that are called so it means the other"
     assert resolver.named("desk-8188") == desk, "which is told by who dials"
     assert resolver.named("desk-8189") == other
+
+
+def test_an_unknown_name_is_told_what_else_can_be_given_there(trust: Trust) -> None:
+    resolver, plain = Resolver(trust), 'Write it as "host:port"'
+    with pytest.raises(UnknownPeer, match=plain):
+        resolver.named("x")
+    with pytest.raises(UnknownPeer, match=plain):
+        resolver.find("x", BY_ADDRESS)
+    with pytest.raises(UnknownPeer, match="or give the URL of its page") as for_a_job:
+        resolver.find("x")
+    assert plain not in str(for_a_job.value)
 
 
 def test_unknown_names_tell_the_known_ones(trust: Trust) -> None:

@@ -164,6 +164,7 @@ class Site:
         load = lambda name: importlib.import_module(f"{PACKAGE}.{name}")  # noqa: E731
         self.peers, self.placement = load("page.peers"), load("page.placement")
         self.early = load("jobs.early_pictures")
+        self.planned = load("jobs.planned")
         self.submitting, self.runs = load("jobs.submitting"), load("exchange.runs")
         monkeypatch.setattr(load("jobs.moving"), "LOOK_EVERY", 0.01)
         self.submitting.Share = Watched.of(self.submitting.Share)
@@ -186,7 +187,7 @@ class Site:
     def jobs(self, choices: list[Any], *, on_failure: str = "stop", here: bool = False) -> Any:
         piece = SimpleNamespace(prompt={"1": {"class_type": "X", "inputs": {}}}, outputs=("1",))
         piece.boundaries = {}
-        plan = self.submitting.JobPlan(
+        plan = self.planned.JobPlan(
             piece, "a part", choices, first=int(here), on_failure=on_failure
         )
         return self.submitting.SubmittedJobs(plan, self.runs.Run("prompt"), "run")
@@ -695,22 +696,5 @@ def test_what_breaks_a_wait_cancels_the_jobs(run):
             await jobs.collect("who")
         await until(lambda: site.peer.jobs[0].done())
         assert site.host.said[-1] == "out of order"
-
-    run(story)
-
-
-def test_a_deadline_loses_no_cancellation(run):
-    async def story(site):
-        in_time = importlib.import_module(f"{PACKAGE}.page.in_time").in_time
-        assert await in_time(asyncio.sleep(0, "x"), 60) == "x"
-        with pytest.raises(asyncio.TimeoutError):
-            await in_time(asyncio.sleep(60), 0.001)
-        work = asyncio.get_running_loop().create_future()
-        waits = asyncio.ensure_future(in_time(work, 60))
-        await asyncio.sleep(0)
-        work.set_result("x")  # and at the same moment
-        waits.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waits
 
     run(story)

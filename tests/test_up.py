@@ -338,6 +338,12 @@ def test_ports_that_are_taken_are_passed_over(port: int) -> None:
     assert found[0] >= port + 2 and found == sorted(set(found))
 
 
+def test_names_of_other_ports_than_the_first_are_told() -> None:
+    assert list(up._other_names(8189, [8189, 8190])) == []
+    (said,) = up._other_names(8189, [8190, 8192])
+    assert said.startswith("in use: 8189, 8191. ") and "...-8190, ...-8192" in said
+
+
 def test_above_the_last_port_there_is_none() -> None:
     with pytest.raises(InputError, match="ports are free from 65535 up, not 2. Give a lower"):
         places.free_ports(65535, 2)

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .address import Address
+from .in_time import in_time
 from .keys import short
 from .protocol.messages import VERSION
 from .trust import Principal
@@ -201,7 +202,7 @@ class _Member:
         zeroconf = AsyncZeroconf(interfaces=hosts)
         try:
             await self._begin(zeroconf, hosts)
-            # `wait_for` may swallow a cancel, before Python 3.12: hence the flag.
+            # By the flag, too: what lies between here and the network may swallow a cancel.
             while not self._closing.is_set() and lan_hosts(self._host) == hosts:
                 await asyncio.sleep(LOOK)
                 self._look(zeroconf)
@@ -265,7 +266,7 @@ class _Announcing(_Member):
             parsed_addresses=hosts,
         )
         registering = zeroconf.async_register_service(info, allow_name_change=True)
-        await (await asyncio.wait_for(registering, REGISTER))
+        await (await in_time(registering, REGISTER))
         said = info.name.removesuffix(f".{TYPE}")
         logger.info("announced on the LAN as %r at %s, port %d", said, ", ".join(hosts), port)
 

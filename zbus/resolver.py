@@ -25,6 +25,9 @@ from .trust import Principal, Trust
 MAX_HINTS = 3  # addresses that the local network tells of one peer
 LOOK = 1.0  # seconds
 SHOWN = 10  # names that an error tells
+# What else than a name a person can give: where values may go over a plain address, and where not.
+BY_ADDRESS = f"give its address. {EXAMPLE}"
+BY_PAGE = 'give the URL of its page, for example "http://127.0.0.1:8188"'
 PAIR = "Pair the two, once: zbus-pair invite on one of them, zbus-pair accept on the other"
 
 
@@ -66,7 +69,7 @@ class Resolver:
         self._principals = trust.principals()
         self._seen = matched(seen, self._principals)
 
-    def read(self, text: str) -> Address | Remote | Page:
+    def read(self, text: str, way: str = BY_ADDRESS) -> Address | Remote | Page:
         """What a person has written. "host:port" is an Address where nobody known has it.
 
         Raises:
@@ -77,20 +80,23 @@ class Resolver:
         if "://" in text:
             return page(text)
         try:
-            return self.named(text)
+            return self.named(text, way)
         except UnknownPeer:
             if ":" not in text:
                 raise
         address = parse_dial(text)
         return self._at(address) or address
 
-    def find(self, text: str) -> Remote:
+    def find(self, text: str, way: str = BY_PAGE) -> Remote:
         """As `read`, for jobs: a page is asked, which blocks for some seconds at most.
+
+        Args:
+            way: What could be given in place of a name that nobody has, for the text.
 
         Raises:
             ZBusError: There is no such peer; the text says why.
         """
-        meant = self.read(text)
+        meant = self.read(text, way)
         if isinstance(meant, Page):
             return self.of_card(meant, meant.ask())
         if isinstance(meant, Address):
@@ -112,7 +118,7 @@ class Resolver:
         found = (remote for one in self._principals for _, remote in self._of(one))
         return [remote for remote in found if remote.routes()]
 
-    def named(self, name: str) -> Remote:
+    def named(self, name: str, way: str = BY_ADDRESS) -> Remote:
         """The peer of that name; upper and lower case count only where two differ by them.
 
         Raises:
@@ -141,7 +147,7 @@ class Resolver:
         raise UnknownPeer(
             f"no peer named '{wanted}' here; known: {names}",
             remedy="Start that ComfyUI on this machine under your own user, or pair with its "
-            f"machine (zbus-pair invite, zbus-pair accept), or give its address. {EXAMPLE}",
+            f"machine (zbus-pair invite, zbus-pair accept), or {way}",
         )
 
     def _is_own(self, known: _Known) -> bool:

@@ -18,6 +18,7 @@ from zbus import Channel
 from zbus.errors import ZBusError
 from zbus.printable import shown
 from zbus.remote import Remote
+from zbus.resolver import BY_ADDRESS
 
 from .. import host
 from ..page import peers
@@ -130,7 +131,7 @@ class Runs:
     def _ask(self, run: Run, meeting: Meeting, planned: MeetingPlan) -> None:
         """Ask a page who its peer is, while nobody waits for it."""
         try:
-            remote = peers.find(meeting.address)
+            remote = peers.find(meeting.address, BY_ADDRESS)
         except ZBusError as error:
             logger.warning("%s", error)
             run.show(str(error), planned.nodes)
@@ -173,7 +174,7 @@ class Runs:
         elif meeting.kind == "listen":
             channel = peer.listen(meeting.address, channel=meeting.channel, run=told)
         elif meeting.kind == "peer":
-            remote = run.remotes.get(meeting) or peers.find(meeting.address)
+            remote = run.remotes.get(meeting) or peers.find(meeting.address, BY_ADDRESS)
             channel = peer.meet(remote, channel=meeting.channel, run=told)
         else:
             channel = peer.connect(meeting.address, channel=meeting.channel, run=told)

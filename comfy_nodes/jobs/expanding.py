@@ -21,7 +21,8 @@ from ..prompt.elsewhere import THIS
 from ..prompt.graph import Link, title
 from ..prompt.single import only
 from .batching import join, widening
-from .submitting import Share, SubmittedJobs
+from .planned import Share
+from .submitting import SubmittedJobs
 
 INTERNAL = "zbus/internal"
 

@@ -12,11 +12,11 @@ from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from zbus.errors import JobRefused, NotPermitted, ZBusError
+from zbus.in_time import in_time
 from zbus.job import Request
 from zbus.remote import Remote
 
 from .. import host
-from ..page.in_time import in_time
 
 logger = logging.getLogger(__name__)
 

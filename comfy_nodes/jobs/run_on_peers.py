@@ -27,7 +27,8 @@ from ..prompt.graph import Link, link, title
 from ..prompt.single import only
 from ..prompt.wiring import taps_shown_by
 from .expanding import INTERNAL, expand
-from .submitting import ON_FAILURE, JobPlan, SubmittedJobs
+from .planned import ON_FAILURE, JobPlan
+from .submitting import SubmittedJobs
 
 MAX_SEED = 0xFFFFFFFFFFFFFFFF
 

@@ -1,8 +1,8 @@
 """Jobs given to other peers by the nodes of a run: begun, placed anew where one fails, awaited.
 
-A `JobPlan` says what shall run elsewhere and where. `begin` gives its jobs. What a part needs from
-here (boundaries) must be computed first: then `begin` only asks the peers whether the part could
-run there, and `start` gives the jobs once the values are there. `collect` waits for the results.
+`begin` gives the jobs of a `JobPlan`. What a part needs from here (boundaries) must be computed
+first: then `begin` only asks the peers whether the part could run there, and `start` gives the jobs
+once the values are there. `collect` waits for the results.
 """
 
 from __future__ import annotations
@@ -14,145 +14,31 @@ import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError as FutureCancelled
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from zbus.errors import JobError, JobFailed, NotTransferable, ZBusError
+from zbus.errors import JobFailed, NotTransferable, ZBusError
 from zbus.in_a_thread import in_a_thread
+from zbus.in_time import in_time
 from zbus.job import Job, Request
-from zbus.operation import Operation
 from zbus.reasons import lines
-from zbus.remote import Remote
 
 from .. import host
 from ..exchange import waiting
 from ..exchange.runs import RUNS, Run
 from ..page import peers
-from ..page.in_time import in_time
 from ..page.peers import Choice
 from ..page.placement import Placed, freest, idle, key_of
 from ..prompt.cutting import for_position, result_names
-from ..prompt.graph import Graph, Link
+from ..prompt.graph import Link
 from ..prompt.output_types import results
 from ..prompt.preflight import cannot_travel, unique
 from .moving import could_run, take_back
+from .planned import ANOTHER, REST, JobPlan, Share
 from .shown_here import ShownHere
 
 logger = logging.getLogger(__name__)
 
-STOP, ANOTHER, REST = "stop", "try another", "return the rest"
 LOOK_EVERY = 0.25  # seconds: the word of an end comes behind others', which may take long
-ON_FAILURE = [STOP, ANOTHER, REST]
-
-
-class Piece(Protocol):
-    """What is sent: a `cutting.Part` or a `dispatching.Dispatch`."""
-
-    @property
-    def prompt(self) -> Graph: ...
-    @property
-    def outputs(self) -> tuple[str, ...]: ...
-    @property
-    def boundaries(self) -> dict[str, Link]: ...
-
-
-@dataclass(eq=False)
-class JobPlan:
-    """What shall run elsewhere.
-
-    Attributes:
-        piece: What is sent.
-        title: What it is called there.
-        choices: Where, in order.
-        first: The position of the first of them: 1 where this machine takes part itself.
-        group: See `Request`.
-        left_out: Whom "all" does without, and what the others do not have from here, in words.
-        notes: What else its user should know, in words.
-        brought: What comes along with the value: for each name the result that it is.
-        shown_by: For each result that other nodes show, those nodes, as the page knows them.
-    """
-
-    piece: Piece
-    title: str
-    choices: list[Choice]
-    first: int = 0
-    on_failure: str = STOP
-    quality: str = "exact"
-    group: str = ""
-    left_out: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    brought: dict[str, str] = field(default_factory=dict)
-    shown_by: dict[str, list[str]] = field(default_factory=dict)
-
-
-@dataclass(eq=False)
-class Share:
-    """One peer's part in a plan.
-
-    Attributes:
-        position: Its place among all that take part, this machine included.
-        seconds: How long its last job took.
-        failures: What went wrong before, here and at others.
-        left: Where it waited before another one became free.
-        unfit: The keys of those that are free and cannot run it.
-        is_moving: Another job is about to take the place of this one, whatever becomes of this.
-    """
-
-    choice: Choice
-    position: int
-    job: Job | None = None
-    began: float = 0.0
-    seconds: float = 0.0
-    failures: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-    unfit: set[str] = field(default_factory=set)
-    is_moving: bool = False
-
-    @property
-    def remote(self) -> Remote:
-        return self.choice.remote
-
-    @property
-    def who(self) -> str:
-        return self.job.peer if self.job is not None else str(self.remote)
-
-    @property
-    def is_done(self) -> bool:
-        return self.job is not None and self.job.done() and not self.is_moving
-
-    @property
-    def error(self) -> ZBusError | None:
-        """Why its job has failed, if it has; or why there is none."""
-        if self.is_moving:
-            return None
-        return self.job.error() if self.job is not None else self.choice.problem
-
-    @property
-    def may_move(self) -> bool:
-        """Whether its job only waits in a queue, and any other one would do."""
-        job = self.job
-        waits = job is not None and not job.done() and job.progress.state == "queued"
-        return waits and self.choice.is_any
-
-    def result(self, name: str) -> Any:
-        """That output of its job.
-
-        Raises:
-            JobError: It ended without: a node before it blocked what comes after, in silence.
-        """
-        results = self.job.results if self.job is not None else {}
-        if name not in results:
-            raise JobError(
-                "the job has ended there without this result: a node before it blocks it",
-                peer=self.who,
-                remedy="Look at the switches and blockers of the part that runs there",
-            )
-        return results[name]
-
-    def end(self, job: Operation[Any]) -> None:
-        """That job has ended, which may be one of before."""
-        if job is self.job:
-            self.seconds = time.monotonic() - self.began
 
 
 class SubmittedJobs:
@@ -250,7 +136,7 @@ class SubmittedJobs:
         self.is_given, self._values = True, values
         for share in self.shares:
             self._give(share)
-        await self._follow(host.spawn(self._until_all(_is_accepted)))
+        await self._follow(host.spawn(self._until_all(lambda share: share.is_accepted)))
         self._given = host.spawn(self._see_through())
 
     async def collect(self, who: str) -> None:
@@ -347,7 +233,7 @@ class SubmittedJobs:
             await self._failed(share)
         for share in [s for s in self.shares if s.job is None]:
             self._give(share)
-        await self._until_all(_is_accepted)
+        await self._until_all(lambda share: share.is_accepted)
 
     async def _see_through(self) -> None:
         """All that there is to do until each share has its results."""
@@ -441,9 +327,3 @@ async def _news(news: asyncio.Event) -> None:
     with contextlib.suppress(asyncio.TimeoutError):
         await in_time(news.wait(), LOOK_EVERY)
     news.clear()
-
-
-def _is_accepted(share: Share) -> bool:
-    """Also if a node has failed there since: who collects is told that."""
-    accepted = share.job is not None and share.job.accepted
-    return accepted or isinstance(share.error, JobFailed)

@@ -19,7 +19,8 @@ from ..exchange.waiting import WHO, interruptible
 from ..host.lists import unwrap
 from ..jobs.batching import join, widening
 from ..jobs.expanding import expand
-from ..jobs.submitting import JobPlan, SubmittedJobs
+from ..jobs.planned import JobPlan
+from ..jobs.submitting import SubmittedJobs
 from ..page import peers
 from ..prompt import own_paths
 from ..prompt.dispatching import Dispatch, clean_url, dispatch, first_result

@@ -21,6 +21,7 @@ from yarl import URL
 
 from zbus import __version__, webproxy
 from zbus.errors import FetchError, InvalidAddress, Unreachable, ZBusError
+from zbus.in_time import in_time
 from zbus.operation import size_text
 from zbus.protocol.fields import clip
 
@@ -89,7 +90,7 @@ class _Exchange:
     async def run(self, limit: int | None) -> bytes:
         """The answer's body of at most `limit` bytes; None does not read it."""
         try:
-            return await asyncio.wait_for(self._follow(limit), self._times.whole)
+            return await in_time(self._follow(limit), self._times.whole)
         except asyncio.TimeoutError:
             said = f"it was not done within {self._times.whole:g} s"
             raise self._unreachable(said) from None
@@ -144,7 +145,7 @@ class _Exchange:
         elif is_proxied:
             names.farthest = Nearness.OUTSIDE  # if this computer does not know the name
             with contextlib.suppress(OSError):
-                await asyncio.wait_for(names.resolve(host), self._times.connect)
+                await in_time(names.resolve(host), self._times.connect)
 
     def _session(self, names: Resolver) -> aiohttp.ClientSession:
         # One a request, since what may be reached depends on who has sent us there.

@@ -23,6 +23,7 @@ from aiohttp import web
 
 from zbus.errors import InputError, PairingFailed, ZBusError
 from zbus.in_a_thread import in_a_thread
+from zbus.in_time import in_time
 from zbus.nudging import nudge
 from zbus.pairing.accepting import accept
 from zbus.pairing.invitation import LIFETIME
@@ -259,7 +260,7 @@ async def _body(request: web.Request) -> Any:
         InputError: There is none, it is too large, or does not come.
     """
     try:
-        data = await asyncio.wait_for(_read(request), BODY_TIME)
+        data = await in_time(_read(request), BODY_TIME)
         return json.loads(data)
     except asyncio.TimeoutError:
         raise InputError("the rest of the request did not come") from None

@@ -11,7 +11,7 @@ from zbus.address import several
 from zbus.errors import UnknownPeer, ZBusError
 from zbus.in_a_thread import in_a_thread
 from zbus.remote import Remote
-from zbus.resolver import Resolver
+from zbus.resolver import BY_PAGE, Resolver
 
 from .. import host
 from .lan_presence import LAN_PRESENCE
@@ -35,13 +35,14 @@ def known() -> list[Remote]:
     return [*look.local(), *look.paired()]
 
 
-def find(text: str) -> Remote:
+def find(text: str, way: str = BY_PAGE) -> Remote:
     """The one peer of that name, "host:port" or URL. A URL blocks, for seconds at most.
+    `way` is what else could be given, for the text.
 
     Raises:
         ZBusError: There is no such peer; the text says why.
     """
-    return resolver().find(text)
+    return resolver().find(text, way)
 
 
 def is_elsewhere(remote: Remote) -> bool:

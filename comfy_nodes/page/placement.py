@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from zbus.errors import ZBusError
+from zbus.in_time import in_time
 from zbus.remote import Remote
 
 from .. import host
-from .in_time import in_time
 
 ANSWER = 3.0  # seconds for a peer to say how busy it is
 TCP_ANSWER = (

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from zbus.address import parse_dial
+from zbus.in_time import in_time
 from zbus.net import websocket
 from zbus.net.websocket import CLOSE_TIME, MAX_MESSAGE, NOT_LISTENING, relay
 
@@ -72,7 +73,7 @@ class Door:
 async def _serve(ws: web.WebSocketResponse, address: str) -> None:
     try:
         # Not by the time-out of `receive`, which each ping begins anew.
-        first = await asyncio.wait_for(ws.receive(), FIRST_TIME)
+        first = await in_time(ws.receive(), FIRST_TIME)
     except asyncio.TimeoutError:
         first = None
     if first is None or first.type is not WSMsgType.BINARY or first.data[:1] != SIGNATURE:

@@ -11,16 +11,14 @@ from typing import Any, NamedTuple, Protocol
 
 from .. import node_ids
 from . import own_paths, tapping
+from .classes import Names
 from .elsewhere import stand_in
 from .graph import Prompt, class_type_of, consumers, title
 from .loops import LoopClasses, held_back, loops_of
 
 
-class Classes(tapping.Classes, LoopClasses, own_paths.Classes, Protocol):
+class Classes(Names, tapping.Classes, LoopClasses, own_paths.Classes, Protocol):
     """What the host knows of node classes."""
-
-    def names(self) -> Collection[str]:
-        """The classes that there are."""
 
 
 class Admitted(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
+from .classes import Readers
 from .graph import Link, Prompt, class_type_of, consumers, reach, sources, title
 from .output_types import Outputs, declared
 
@@ -16,17 +17,11 @@ TRAVELS |= {"MESH", "VOXEL", "SPLAT", "FILE_3D", "SVG", "CURVE", "RANGE"}
 OWN = frozenset({"MODEL", "GUIDER", "SAMPLER", "NOISE"})
 
 
-class Classes(Outputs, Protocol):
+class Classes(Outputs, Readers, Protocol):
     """What the host knows of node classes."""
-
-    def is_output(self, class_type: str) -> bool:
-        """Whether it is an output node."""
 
     def is_core(self, class_type: str) -> bool:
         """Whether it is ComfyUI's own, and of no pack."""
-
-    def accepted(self, class_type: str, name: str) -> str:
-        """The type of that input ("IMAGE", "IMAGE,MASK"...), "" where it cannot be told."""
 
 
 class Needed(Exception):

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator
 from typing import Any, Protocol
 
 from .branches import TRAVELS
+from .classes import Readers
 from .discreet import is_absolute
 from .graph import Prompt, class_type_of, constant, inputs_of, link, title
 from .own_files import is_of_this_machine, loaders
@@ -27,7 +28,7 @@ MAX_PATH = 4096  # characters; what is longer is a text
 MAX_SHOWN = 120
 
 
-class Classes(Protocol):
+class Classes(Readers, Protocol):
     """What the host knows of node classes, and of this computer's files."""
 
     def is_file_input(self, class_type: str, name: str) -> bool:
@@ -36,14 +37,8 @@ class Classes(Protocol):
     def is_path_input(self, class_type: str, name: str) -> bool:
         """Whether that input is declared to be a path, or a URL."""
 
-    def accepted(self, class_type: str, name: str) -> str:
-        """The type of that input, "" where it cannot be told."""
-
     def outputs(self, class_type: str) -> Collection[str]:
         """The types of all that it gives; none where it cannot be told."""
-
-    def is_output(self, class_type: str) -> bool:
-        """Whether it is an output node."""
 
     def is_here(self, path: str) -> bool:
         """Whether there is something on this computer at that path from the root."""

@@ -15,6 +15,7 @@ from zbus.protocol.fields import clip
 from zbus.reasons import Reason, lines
 
 from .class_inputs import ClassInput
+from .classes import Inputs, Names
 from .graph import WRAP, Link, Prompt, class_type_of, inputs_of, link, title
 from .nearest import Near
 from .output_types import Outputs, results, unheld, untransferable
@@ -24,14 +25,8 @@ MAX_USES = 3  # nodes of a missing class that are named
 MAX_VALUE = 120  # characters of a value in a text
 
 
-class Classes(Outputs, Protocol):
+class Classes(Names, Inputs, Outputs, Protocol):
     """What the host knows of node classes."""
-
-    def names(self) -> Collection[str]:
-        """The classes that there are."""
-
-    def inputs(self, class_type: str, given: Mapping[str, Any]) -> Mapping[str, ClassInput]:
-        """What it declares for a node with these inputs; empty where it cannot be told."""
 
     def slots(self, class_type: str) -> int | None:
         """How many outputs it has; None where it cannot be told."""

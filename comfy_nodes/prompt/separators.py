@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
-from .class_inputs import ClassInput
+from .classes import Inputs
 from .graph import Graph, Prompt, class_type_of, inputs_of
 
 
-class Classes(Protocol):
-    """What the host knows of node classes."""
-
-    def inputs(self, class_type: str, given: Mapping[str, Any]) -> Mapping[str, ClassInput]:
-        """What it declares for a node with these inputs; empty where it cannot be told."""
-
-
-def separators(prompt: Prompt, classes: Classes) -> Graph:
+def separators(prompt: Prompt, classes: Inputs) -> Graph:
     """The prompt with this system's "/" or "\\" in every choice that is here under the other."""
     return {node_id: _separated(node, classes) for node_id, node in prompt.items()}
 
 
-def _separated(node: Mapping[str, Any], classes: Classes) -> dict[str, Any]:
+def _separated(node: Mapping[str, Any], classes: Inputs) -> dict[str, Any]:
     inputs = dict(inputs_of(node))
     declared = classes.inputs(class_type_of(node), inputs)
     for name, value in inputs.items():

@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..errors import BadToken, InputError, ZBusError
@@ -40,7 +40,8 @@ ON_OFF = ("on", "off")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What `run` takes."""
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    verbs = parser.add_subparsers(metavar="VERB")
+    parser.set_defaults(verb=lambda _: parser.error(_which(verbs.choices)))
 
     def verb(name: str, work: Callable[[argparse.Namespace], None], help: str) -> Any:
         made = verbs.add_parser(name, help=help, description=help)
@@ -117,6 +118,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     added.add_argument("flag", choices=ON_OFF)
     added = verb("lan", _lan, "listen in the local network, for paired peers alone")
     added.add_argument("host", metavar="on|off|HOST")
+
+
+def _which(verbs: Iterable[str]) -> str:
+    return f"what is to be done? One of: {', '.join(verbs)}. Each is told by zbus-pair --help"
 
 
 def run(given: argparse.Namespace) -> int:

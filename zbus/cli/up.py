@@ -23,7 +23,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -47,6 +47,7 @@ LOOK_EVERY = 0.25  # seconds, while one starts
 IDLE = 1.0  # seconds: on Windows a Ctrl-C is seen between two waits only
 WITHOUT_ZBUS = 5.0  # seconds from an open page to a peer, which is there before the page
 ENDING = keeper.GRACE + keeper.KILL_TIME + 5.0
+SHOWN = 5  # ports in a text
 HEADINGS = ("name", "port", "device", "memory")
 ENDINGS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # not every system has all
 
@@ -77,6 +78,8 @@ def run(given: argparse.Namespace) -> int:
     except (ZBusError, OSError) as error:
         complain(str(error))
         return 2
+    for line in _other_names(given.port, [worker.port for worker in workers]):
+        complain(line)
     with Peer("zbus-up") as peer:
         return Keeping(workers, peer, given).run()
 
@@ -108,6 +111,18 @@ def prepared(given: argparse.Namespace) -> list[Worker]:
             ) from error
         workers.append(worker)
     return workers
+
+
+def _other_names(first: int, ports: Sequence[int]) -> Iterator[str]:
+    """Workflows name ComfyUIs by their ports: another port than the last time is told."""
+    taken = [str(port) for port in range(first, ports[-1]) if port not in ports]
+    if taken:
+        names = ", ".join(f"...-{port}" for port in ports)
+        yield (
+            f"in use: {', '.join(taken[:SHOWN])}{', ...' if len(taken) > SHOWN else ''}. A name "
+            f"goes by the port, so the names are {names}. For those of before end what has these "
+            "ports, wait until it has ended, and start again"
+        )
 
 
 def _variables(device: Device) -> dict[str, str]:

@@ -27,6 +27,7 @@ from ..errors import (
     NotZBus,
     Unreachable,
 )
+from ..in_time import in_time
 from ..protocol.fields import clip
 
 if TYPE_CHECKING:  # where aiohttp is not installed, all but the lane works
@@ -277,7 +278,7 @@ async def _end(tasks: set[asyncio.Task[None]]) -> None:
 async def _close(ws: Any) -> None:
     end = ws.get_extra_info("socket")  # afterwards it is not told any more
     try:
-        await asyncio.wait_for(ws.close(), CLOSE_TIME)
+        await in_time(ws.close(), CLOSE_TIME)
     except (asyncio.TimeoutError, OSError):
         # What is not taken yet never will be: without this the socket would wait for it.
         with contextlib.suppress(AttributeError, OSError):

@@ -8,6 +8,8 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from ...in_time import in_time
+
 MAX_TRIES = 2  # workers that a job may fail on
 MAX_LOST = 3  # times that a worker may be lost over one job, which may be what ends it
 MAX_IN_A_ROW = 3  # jobs that may fail on one worker, one after the other
@@ -63,7 +65,7 @@ class Board:
     async def changed(self, seconds: float) -> None:
         """Wait for news of any kind, so long at most."""
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), seconds)
+            await in_time(self._changed.wait(), seconds)
 
     async def take(self, worker: str) -> Task | None:
         """The next job for that worker; waits while there may be one. None: it can go home."""

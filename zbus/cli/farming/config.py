@@ -41,16 +41,28 @@ def read_config(path: Path) -> Config:
 
     try:
         told = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except OSError as error:
         raise InputError(
-            f"cannot be read: {error}",
+            f"cannot be read: {error.strerror or error}",
             peer=str(path),
-            remedy="It is YAML: docs/guide.md shows one",
+            remedy="Give the file that says what to do: --conf FILE",
+        ) from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(
+            f"is no YAML{_where(error)}",
+            peer=str(path),
+            remedy="Give the file that says what to do; docs/guide.md shows one",
         ) from error
     try:
         return _checked(told, path.parent)
     except InputError as error:
         raise error.at(peer=str(path)) from error
+
+
+def _where(error: Exception) -> str:
+    """The place of a fault in words: PyYAML's own are for who knows how it reads."""
+    mark = getattr(error, "problem_mark", None)
+    return "" if mark is None else f": line {mark.line + 1}, column {mark.column + 1}"
 
 
 def _checked(told: object, folder: Path) -> Config:
