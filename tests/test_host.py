@@ -359,6 +359,18 @@ def test_a_type_is_looked_up_once_however_often_it_comes(
     assert table.here() == {"MESH"}
 
 
+def test_types_are_looked_up_while_other_threads_import(host: Any, monkeypatch: Any) -> None:
+    class Growing(dict[str, Any]):
+        def items(self) -> Any:
+            for n, item in enumerate(super().items()):
+                self[f"imported {n}"] = None
+                yield item
+
+    module = sys.modules[f"{PACKAGE}.host.containers"]
+    monkeypatch.setattr(module, "sys", types.SimpleNamespace(modules=Growing(sys.modules)))
+    assert module.HostTypes().here() == frozenset()
+
+
 def test_the_types_of_outputs_are_held_as_kinds_of_the_table(host: Any) -> None:
     types = sys.modules[f"{PACKAGE}.prompt.output_types"]
     held_as = {kind for kinds in types.HELD_AS.values() for kind in kinds} | {"FILE_3D"}

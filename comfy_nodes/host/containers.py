@@ -194,8 +194,11 @@ class HostTypes:
         for wanted in found.modules if found is not None else ():
             # Only what ComfyUI itself has loaded, and as often as it has: of the files in
             # comfy_extras a second import would make classes that its nodes do not know.
-            for name, module in list(sys.modules.items()):
-                if found is not None and _is_module(name, wanted) and hasattr(module, found.name):
+            tail = wanted.rpartition(".")[2]
+            # A copy in one go: a list of its items lets other threads run, and they may import.
+            for name, module in sys.modules.copy().items():
+                is_it = name.endswith(tail) and _is_module(name, wanted)
+                if is_it and found is not None and hasattr(module, found.name):
                     return getattr(module, found.name)
         return None
 

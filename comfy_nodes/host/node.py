@@ -80,7 +80,7 @@ def how_far(prompt_id: str, outputs: Collection[str]) -> Execution | None:
     dynamic = registry.dynprompt
     prompt = {node_id: dynamic.get_node(node_id) for node_id in dynamic.all_node_ids()}
     added = {i: parent for i in prompt if (parent := dynamic.get_parent_node_id(i)) is not None}
-    states = list(registry.nodes.items())
+    states = registry.nodes.copy().items()
     finished = {node_id for node_id, state in states if state["state"].value == "finished"}
     return Execution(prompt, outputs or _output_nodes(prompt), added, finished)
 
@@ -102,7 +102,7 @@ def doing() -> list[tuple[str, Mapping[str, Any], float, float]]:
     """What is being executed: (node id, node, value, maximum) of each node that has begun."""
     registry = get_progress_state()
     found = []
-    for node_id, state in list(registry.nodes.items()):
+    for node_id, state in registry.nodes.copy().items():
         if state["state"].value == "running" and registry.dynprompt.has_node(node_id):
             node = registry.dynprompt.get_node(node_id)
             found.append((node_id, node, state["value"], state["max"]))
