@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 import subprocess
 import sys
@@ -518,6 +519,28 @@ def test_parts_on_one_device_leave_it_as_one():
         packed = pack(flat, "never")
     assert copies.made == 1
     assert same([tensor.detach().resolve_neg() for tensor in alike], deliver(packed))
+
+
+def test_what_changes_its_size_on_the_way_is_refused_here():
+    def retype(value):
+        value[1].data = torch.rand(4, dtype=torch.float64)
+
+    def swap(value):  # as many bytes as before, cut elsewhere
+        value[0].resize_(4)
+        value[1].resize_(3)
+
+    changes = {
+        "value[0]": [swap, lambda value: value[0].resize_(9), lambda value: value[0].resize_(1, 3)],
+        "value[1]": [retype],
+        "value[2]": [lambda value: value[2].extend(b"more")],
+    }
+    for place, ways in changes.items():
+        for change in ways:
+            value = [torch.rand(3), torch.rand(4), bytearray(2000)]
+            flat = flatten(value)
+            change(value)
+            with pytest.raises(NotTransferable, match=re.escape(f"{place} has changed its size")):
+                pack(flat, "never")
 
 
 @pytest.mark.parametrize("lengths", [(3,), (3, 3), (3, 4)])
