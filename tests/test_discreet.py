@@ -121,3 +121,11 @@ def test_a_refusal_tells_no_paths_of_the_other_user() -> None:
     whole = {"type": "x", "message": "failed", "details": "at /home/bob smith/x.py"}
     (reason,) = preflight.from_host(prompt, whole, {}, Classes(), hide)
     assert reason.text == "failed: at x.py"
+
+
+@pytest.mark.parametrize("separator", ["/", "\\"])
+def test_a_text_of_nothing_but_separators_is_no_work(separator: str) -> None:
+    # A node's words are as long as it likes: where each separator leads to a look at all that
+    # follow, this would take many minutes.
+    assert len(hide(separator * 300_000 + " at /home/bob smith/x.py")) < 300_020
+    assert hide("at ///home//bob smith//x.py") == "at x.py"

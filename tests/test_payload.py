@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 import subprocess
 import sys
@@ -489,6 +490,91 @@ def test_small_tensors_of_every_make():
     two = got.pop("two").tensors
     assert same(value.pop("two").tensors, two)
     assert same({k: v.detach().resolve_conj().resolve_neg() for k, v in value.items()}, got)
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 2), (1, 4, 4, 6)])
+def test_an_element_taken_out_of_a_row_travels(shape):
+    last = torch.rand(shape)[..., :: shape[-1]]
+    one = last[tuple(slice(0, 1) for _ in shape)]
+    assert one.stride(-1) != 1 and one.is_contiguous()
+    plain = one.clone(memory_format=torch.contiguous_format)
+    assert same(plain, trip(one, "if exact"))
+    assert same([plain], trip([one], "if exact"))
+    assert same([plain, plain], trip([one, one], "if exact"))
+
+
+def test_parts_on_one_device_leave_it_as_one():
+    class Copies(torch.overrides.TorchFunctionMode):
+        made = 0
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            self.made += func is torch.Tensor.cpu
+            return func(*args, **(kwargs or {}))
+
+    mirror = torch.tensor([1 + 2j, 3 - 4j]).conj()
+    alike = [torch.nn.Parameter(torch.rand(2)), torch.rand(2), mirror.imag, torch.rand(2)]
+    flat = flatten(alike)
+    # A part that is copied from there by itself lies elsewhere than those that it is joined with.
+    with Copies() as copies:
+        packed = pack(flat, "never")
+    assert copies.made == 1
+    assert same([tensor.detach().resolve_neg() for tensor in alike], deliver(packed))
+
+
+def test_what_changes_its_size_on_the_way_is_refused_here():
+    def retype(value):
+        value[1].data = torch.rand(4, dtype=torch.float64)
+
+    def swap(value):  # as many bytes as before, cut elsewhere
+        value[0].resize_(4)
+        value[1].resize_(3)
+
+    changes = {
+        "value[0]": [swap, lambda value: value[0].resize_(9), lambda value: value[0].resize_(1, 3)],
+        "value[1]": [retype],
+        "value[2]": [lambda value: value[2].extend(b"more")],
+    }
+    for place, ways in changes.items():
+        for change in ways:
+            value = [torch.rand(3), torch.rand(4), bytearray(2000)]
+            flat = flatten(value)
+            change(value)
+            with pytest.raises(NotTransferable, match=re.escape(f"{place} has changed its size")):
+                pack(flat, "never")
+
+
+@pytest.mark.parametrize("lengths", [(3,), (3, 3), (3, 4)])
+def test_one_may_learn_with_what_has_come(lengths):
+    for got in trip([torch.ones(n) for n in lengths]):
+        weight = torch.full((len(got),), 2.0, requires_grad=True)
+        got.mul_(weight)
+        got.sum().backward()
+        assert weight.grad.tolist() == [1.0] * len(got)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        tuple(range(2**62, 2**62 + 50_000)),
+        list(range(2**62, 2**62 + 50_000)),
+        tuple(n + 0.5 for n in range(50_000)),
+        [torch.zeros(1, dtype=torch.int8) for _ in range(5000)],
+        [torch.zeros(1, dtype=torch.int8)] + [torch.zeros(0) for _ in range(5000)],
+        [np.zeros(1) for _ in range(5000)],
+    ],
+    ids=lambda value: f"{type(value).__name__} of {type(value[-1]).__name__}",
+)
+def test_what_it_takes_is_told_before(value):
+    packed = pack(flatten(value), "never")
+    tracemalloc.start()
+    unpacker = Unpacker(packed.spec)
+    for view, buffer in zip(unpacker.allocate(), packed.buffers, strict=True):
+        view[:] = buffer.view
+    got = unpacker.value()
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(got) == len(value)
+    assert taken < unpacker.memory + 256 * 1024
 
 
 def test_ten_thousand_parts_are_one_buffer_and_one_description():

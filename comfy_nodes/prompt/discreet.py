@@ -50,7 +50,9 @@ def _pattern(folder: str) -> re.Pattern[str] | None:
     if len(parts) < (2 if is_windows else 1):
         return None
     between = r"[\\/]+" if is_windows else "/+"
-    start = "" if is_windows and not folder.startswith("\\\\") else between
+    # From the first of several separators, or a long run of them would be read from each anew.
+    first = rf"(?<![\\/]){between}" if is_windows else f"(?<!/){between}"
+    start = "" if is_windows and not folder.startswith("\\\\") else first
     written = start + between.join(map(re.escape, parts))
     return re.compile(rf"{written}(?![\w-])", re.IGNORECASE if is_windows else 0)
 

@@ -41,6 +41,7 @@ from .tensors import (
     joined,
     plain,
     tensor_bytes,
+    tensor_dtype,
 )
 from .unpack import Unpacker
 
@@ -143,7 +144,7 @@ def pack(flat: Flat, eight_bit: EightBit) -> Packed:
 
     Raises:
         CodecRefused: "always", and an image holds NaN.
-        NotTransferable: The spec would be too long.
+        NotTransferable: The spec would be too long, or something has another size by now.
     """
     packer = _Packer(eight_bit)
     for leaf in flat.leaves:
@@ -167,6 +168,7 @@ class _Packer:
         self._forms: dict[tuple[str, tuple[int, ...]], tuple[object, ...]] = {}
 
     def add(self, leaf: Leaf) -> None:
+        _check_unchanged(leaf)
         form = leaf.form
         self._some_left |= self._eight_bit == "always" and _is_left(leaf)
         shrunk = self._shrunk(leaf) if form.may_shrink and form.nbytes else None
@@ -217,6 +219,20 @@ class _Packer:
             return form.atoms("q"), exact
         few = paletted(leaf.source)
         return None if few is None else ((*form.atoms("p"), bytes(tensor_bytes(few.table))), few.q)
+
+
+def _check_unchanged(leaf: Leaf) -> None:
+    # In one buffer with others it would shift them, and the receiver would never know.
+    source, form = leaf.source, leaf.form
+    if leaf.tag == "t":
+        is_same = source.shape == form.shape and tensor_dtype(source) == form.dtype
+    else:
+        is_same = bool(form.dtype) or len(source) == form.nbytes
+    if not is_same:
+        raise NotTransferable(
+            f"{where(leaf.place)} has changed its size while it was being sent",
+            remedy="Find the node that goes on changing what it has handed on.",
+        )
 
 
 def _buffer(leaf: Leaf) -> Buffer:

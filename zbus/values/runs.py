@@ -14,8 +14,9 @@ import numpy as np
 LEAST = 16  # numbers from which a buffer is shorter than naming each, and sooner read
 DTYPES = ("bool", "float64", "int8", "int16", "int32", "int64")
 
-# What a number takes on the receiving side, beside its buffer: an object, and a pointer to it.
-OBJECT = 40
+# What a number takes on the receiving side, beside its buffer: an object (48 bytes where it is an
+# int beyond 60 bits), and while a tuple is made of a list two pointers to it.
+OBJECT = 64
 
 
 def packed(values: Sequence[Any]) -> np.ndarray[Any, Any] | None:

@@ -231,8 +231,13 @@ def check_tensor(tensor: torch.Tensor, place: Callable[[], str]) -> None:
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
     """The same values in CPU memory: no gradient, no lazy conjugate, no subclass. May share."""
+    return settled(tensor).cpu()
+
+
+def settled(tensor: torch.Tensor) -> torch.Tensor:
+    """The same where it lies."""
     base: torch.Tensor = tensor.detach().as_subclass(torch_module().Tensor)
-    return base.resolve_conj().resolve_neg().cpu()
+    return base.resolve_conj().resolve_neg()
 
 
 def joined(tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -246,8 +251,8 @@ def joined(tensors: list[torch.Tensor]) -> torch.Tensor:
     with torch.no_grad():
         for at, tensor in enumerate(tensors):
             if type(tensor) is not torch.Tensor or tensor.is_neg() or tensor.is_conj():
-                tensors[at] = plain(tensor)
-            elif is_scattered:
+                tensors[at] = tensor = settled(tensor)
+            if is_scattered:  # else they stay together, and leave their device as one
                 tensors[at] = tensor.cpu()
         if bits is not None:
             tensors = [tensor.view(bits) for tensor in tensors]
@@ -265,13 +270,12 @@ def parted(
     torch, dtype = torch_module(), whole.dtype
     is_usual = tensor_dtype(whole) in _USUAL
     bits = whole if is_usual else whole.view(getattr(torch, _INTEGER[dtype.itemsize]))
-    same = len(set(shapes)) == 1
-    with torch.no_grad():
-        if same:
-            parts = torch.unbind_copy(bits.view(len(shapes), *shapes[0]))
-        else:
-            flat = torch.split_with_sizes_copy(bits, lengths)
-            parts = [part.view(shape) for part, shape in zip(flat, shapes, strict=True)]
+    # Not under no_grad: nothing here has a gradient, and what is viewed there can never have one.
+    if len(set(shapes)) == 1:
+        parts = torch.unbind_copy(bits.view(len(shapes), *shapes[0]))
+    else:
+        flat = torch.split_with_sizes_copy(bits, lengths)
+        parts = [part.view(shape) for part, shape in zip(flat, shapes, strict=True)]
     return parts if is_usual else [part.view(dtype) for part in parts]
 
 
@@ -280,7 +284,10 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     torch = torch_module()
     same = _INTEGER.get(tensor.element_size())
     bits = tensor.view(getattr(torch, same)) if same else tensor
-    return memory_of(bits.contiguous().reshape(-1).view(torch.uint8).numpy())
+    flat = bits.contiguous().reshape(-1)
+    if flat.stride(-1) != 1:  # of a single element any is contiguous, and its bytes are no view
+        flat = flat.as_strided(flat.shape, (1,))
+    return memory_of(flat.view(torch.uint8).numpy())
 
 
 def array_bytes(array: np.ndarray[Any, Any]) -> memoryview:

@@ -48,6 +48,10 @@ from .tensors import (
 if TYPE_CHECKING:
     import torch
 
+# What a tensor, an array or a text takes beside its own bytes, where there are more than a few: a
+# tensor of one byte is one of torch's objects, one of Python's, and its views while it is filled.
+_OBJECT, _FEW = 2560, 64
+
 _GROUPS: dict[str, Callable[[list[Any]], object]] = {"[": list, "(": tuple, "n": nested}
 
 
@@ -56,7 +60,8 @@ class Unpacker:
 
     Attributes:
         total: The bytes of all buffers.
-        memory: The bytes that :meth:`allocate` takes and :meth:`value` takes on top of it.
+        memory: The bytes that :meth:`allocate` takes and :meth:`value` takes on top of it, to
+            within a few hundred KiB.
         layouts: (length, layout) of each buffer, in order; none is empty.
         needs_torch: Whether :meth:`allocate` imports torch, if nothing has yet.
 
@@ -73,7 +78,8 @@ class Unpacker:
         self._allocated = False
         self.layouts = [(leaf.length, leaf.layout) for leaf in self._leaves if leaf.length]
         self.total = sum(length for length, _ in self.layouts)
-        self.memory = sum(leaf.memory for leaf in self._leaves)
+        made = len(reader.leaves) + sum(map(len, reader.pools.values()))
+        self.memory = sum(leaf.memory for leaf in self._leaves) + max(0, made - _FEW) * _OBJECT
         self.needs_torch = any(
             isinstance(leaf, (_Tensor, _Quantised, _Pool)) for leaf in self._leaves
         )
@@ -192,6 +198,9 @@ class _Pool(_Leaf):
     def memory(self) -> int:  # type: ignore[override]
         return self.length * 2
 
+    def __len__(self) -> int:
+        return len(self._shapes)
+
     def add(self, shape: tuple[int, ...], elements: int) -> _Pooled:
         """Another tensor in it."""
         self._shapes.append(shape)
@@ -300,7 +309,8 @@ class _Run(_Leaf):
         numbers = np.empty(0, self._dtype) if self._numbers is None else self._numbers
         if self._dtype == np.bool_ and len(numbers):
             _check_bools(memory_of(numbers))
-        return self._kind(numbers.tolist())
+        built: list[Any] = numbers.tolist()
+        return built if self._kind is list else self._kind(built)
 
 
 @dataclass(frozen=True)
