@@ -309,7 +309,12 @@ NOT_MATCHING = (
     (JUMPER, plan("send text 0", "send text 1"), plan("receive text 0"), "2 operations here and 1"),
     (JUMPER, plan("receive text 0"), plan("send text 0", "send text 1"), "1 operations here and 2"),
     ("main", plan("send any 0"), plan("receive any 1"), "order 0"),
-    ("main", plan("receive image 0"), plan("send text 0"), "order 0 is receive image here"),
+    (
+        "main",
+        plan("receive image 0"),
+        plan("send text 0"),
+        "order 0 is receive image here and send text there: image is expected, text is sent",
+    ),
 )
 
 

@@ -122,7 +122,7 @@ def test_both_sides_client(here: Peer, addr: str) -> None:
     with here.connect(addr) as channel:
         operation = channel.start_receive()
         note = noted(operation, "nobody listens on")
-    assert "press Run on the other side" in note and "both sides are Client" in note
+    assert "press Run on the other side" in note and "with listen: before its peer" in note
 
 
 def test_a_server_that_comes_late(here: Peer, there: Peer, addr: str) -> None:
@@ -239,7 +239,9 @@ def test_a_listener_that_was_restarted(here: Peer, monkeypatch: pytest.MonkeyPat
                 new.line("listening")
                 failed = error(operation, within=10)
             assert isinstance(failed, PeerRestarted)
-            assert "was restarted" in str(failed) and "Run both workflows again" in str(failed)
+            assert "was restarted" in str(
+                failed
+            ) and "Run again (with Send and Receive: both" in str(failed)
 
 
 def test_a_process_that_ends_with_everything_open(here: Peer) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import socket
+import ssl
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from webproxy import make_certificate
 
 from zbus import discovery
 from zbus.address import Address
@@ -427,3 +431,24 @@ def test_a_busy_page_is_waited_for() -> None:
         with pytest.raises(TimedOut, match=r"no answer in 0\.7 s") as raised:
             asked.ask(timeout=0.7)
     assert "very busy" in raised.value.remedy
+
+
+def test_a_page_with_a_certificate_of_its_own_says_what_to_do_about_it(tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, certificate.with_suffix(".key"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]
+        server.socket = tls.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
+        serving = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        serving.start()
+        try:
+            with pytest.raises(Unreachable) as refused:
+                page(f"https://127.0.0.1:{server.server_port}").ask(20)
+        finally:
+            server.shutdown()
+            serving.join()
+    assert "its certificate is not trusted here" in str(refused.value)
+    assert "SSL_CERT_FILE" in refused.value.remedy

@@ -12,6 +12,7 @@ import http.client
 import json
 import re
 import socket
+import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -21,7 +22,15 @@ from typing import Any
 
 from . import webproxy
 from .address import Address, is_loopback_host, parse_dial, parse_page
-from .errors import FetchError, InputError, TimedOut, UnknownPeer, Unreachable, ZBusError
+from .errors import (
+    CERTIFICATE,
+    FetchError,
+    InputError,
+    TimedOut,
+    UnknownPeer,
+    Unreachable,
+    ZBusError,
+)
 from .in_a_thread import begun
 from .keys import from_text
 from .printable import shown
@@ -179,6 +188,9 @@ class Page:
         why: Any = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(why, TimeoutError):
             return why  # of one step: `ask` says the same of it as of the whole
+        if isinstance(why, ssl.SSLCertVerificationError):
+            said = f"its certificate is not trusted here: {shown(why.verify_message, 100)}"
+            return Unreachable(said, peer=str(self), remedy=CERTIFICATE)
         refused = isinstance(why, ConnectionRefusedError)
         words = shown(str(getattr(why, "strerror", None) or why).lower(), 200)
         return Unreachable(

@@ -64,6 +64,11 @@ from .reasons import Reason
 MAX_QUOTED = 300  # characters of a foreign error's text
 REPORT = "The log of this ComfyUI says more; please report it with that"
 OUT_OF_MEMORY = "Free memory on this side, or send less at once"
+CERTIFICATE = (
+    "If the certificate is your own, name its file in the environment variable SSL_CERT_FILE; "
+    "or use an SSH tunnel"
+)
+RUN_AGAIN = "run again (with Send and Receive: both workflows)"  # a part has one workflow
 
 
 class ZBusError(Exception):

@@ -159,7 +159,7 @@ def test_both_client(pair, addr):
     since = [c.events.mark() for c in pair]
     ids = pair.a.prompt(here.end()), pair.b.prompt(there.end())
     for comfyui, waits, mark in zip(pair, nodes, since, strict=True):
-        comfyui.events.wait_text("if both sides are Client, set one to Server", waits, 3, mark)
+        comfyui.events.wait_text("one of the two has to listen: as Server", waits, 3, mark)
     for comfyui, prompt_id in zip(pair, ids, strict=True):
         comfyui.interrupt()
         assert comfyui.outcome(comfyui.wait(prompt_id, 5)) == "interrupted"

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..errors import InternalError, PeerGone, RemoteProtocolError, ZBusError
+from ..errors import RUN_AGAIN, InternalError, PeerGone, RemoteProtocolError, ZBusError
 from ..protocol import dial
 from ..protocol.fields import clip
 from ..protocol.identity import SessionKey
@@ -228,9 +228,8 @@ class Links:
         self.handlers[type(message)](peering, message, body)
 
     def _bye(self, peering: Peering, message: Bye, _: Body | None) -> None:
-        error = PeerGone(
-            f"said goodbye: {message.why}", peer=peering.name, remedy="Run both workflows again"
-        )
+        remedy = RUN_AGAIN[0].upper() + RUN_AGAIN[1:]
+        error = PeerGone(f"said goodbye: {message.why}", peer=peering.name, remedy=remedy)
         self._peerings.end(peering, error, linger=0)  # it waits for this side to hang up
 
     def _rejected(self, _: Peering, message: Reject, __: Body | None) -> None:

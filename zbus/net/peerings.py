@@ -9,7 +9,14 @@ from __future__ import annotations
 import logging
 import time
 
-from ..errors import LinkLost, PeerGone, PeerRestarted, RemoteProtocolError, ZBusError
+from ..errors import (
+    RUN_AGAIN,
+    LinkLost,
+    PeerGone,
+    PeerRestarted,
+    RemoteProtocolError,
+    ZBusError,
+)
 from ..machine import process_start
 from ..protocol import dial
 from ..protocol.fields import clip
@@ -308,7 +315,7 @@ class Peerings:
             error = PeerGone(
                 f"its process (pid {peer.pid}) has ended",
                 peer=peering.name,
-                remedy="Start that ComfyUI again, then run both workflows",
+                remedy=f"Start that ComfyUI again, then {RUN_AGAIN}",
             )
             self.end(peering, error)
 
@@ -322,7 +329,7 @@ class Peerings:
         error = LinkLost(
             f"the link was lost, and for {now - since:.0f} s {why}",
             peer=peering.name,
-            remedy="Look at the tunnel, and whether that ComfyUI still runs; then run both again",
+            remedy=f"Look at the tunnel, and whether that ComfyUI still runs; then {RUN_AGAIN}",
         )
         self.end(peering, error)
 
@@ -348,7 +355,7 @@ def _check_new(peer: Hello) -> None:
 
 def not_resumed(known: Hello, peer: Hello) -> ZBusError:
     """Why a session of that peer does not go on."""
-    remedy = "Run both workflows again"
+    remedy = RUN_AGAIN[0].upper() + RUN_AGAIN[1:]
     if known.incarnation != peer.incarnation:
         return PeerRestarted(
             "was restarted; what was under way is gone", peer=known.name, remedy=remedy

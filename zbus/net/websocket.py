@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import webproxy
 from ..errors import (
+    CERTIFICATE,
     ConnectError,
     InvalidAddress,
     NameNotResolved,
@@ -60,10 +61,6 @@ UPGRADE = (
     'the headers "Upgrade" and "Connection")'
 )
 LOGIN = "Write the login into the address: https://user:password@host/"
-CERTIFICATE = (
-    "If the certificate is your own, name its file in the environment variable SSL_CERT_FILE; "
-    "or use an SSH tunnel"
-)
 LATER = "It is tried again; if it stays, look for peers that redial all the time"
 
 

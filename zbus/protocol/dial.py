@@ -526,7 +526,7 @@ class Dial:
 
 NOBODY_LISTENS = (
     "press Run on the other side: nobody listens on {} yet "
-    "(if both sides are Client, set one to Server)"
+    "(one of the two has to listen: as Server, or with listen: before its peer)"
 )
 
 

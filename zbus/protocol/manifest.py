@@ -49,7 +49,8 @@ def _compare_sequence(ours: Manifest, theirs: Manifest) -> str | None:
         if not (mine[3] and other[3]):
             return None  # from here on the sequence is not known
         if not fits(mine[:2], other[:2]):
-            return f"operation {place} of the chain is {_name(mine)} here and {_name(other)} there"
+            pair = f"{_name(mine)} here and {_name(other)} there{_types(mine, other)}"
+            return f"operation {place} of the chain is {pair}"
     if len(ours) == len(theirs) or not all(op[3] for op in (*ours, *theirs)):
         return None
     longer, side, short = (
@@ -73,8 +74,17 @@ def _compare_orders(ours: Manifest, theirs: Manifest) -> str | None:
         if not partners:
             return f"{_name(mine)} {side} (order {mine[2]}) has no partner {short}"
         if not any(fits(mine[:2], op[:2]) for op in partners):
-            return f"order {mine[2]} is {_name(mine)} {side} and {_name(partners[0])} {short}"
+            pair = f"{_name(mine)} {side} and {_name(partners[0])} {short}"
+            return f"order {mine[2]} is {pair}{_types(mine, partners[0])}"
     return None
+
+
+def _types(mine: Planned, other: Planned) -> str:
+    """What does not fit, where it is a send and a receive: their types."""
+    if _OPPOSITE[mine[0]] != other[0]:
+        return ""
+    sent, expected = (mine, other) if mine[0] == "send" else (other, mine)
+    return f": {expected[1]} is expected, {sent[1]} is sent"
 
 
 def _name(op: Planned) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from ..errors import LinkLost, PeerGone, RemoteProtocolError, ZBusError
+from ..errors import RUN_AGAIN, LinkLost, PeerGone, RemoteProtocolError, ZBusError
 from .messages import Ack, Hello, Message, Ping, Pong, encode
 
 MAX_UNACKED = 1024  # messages
@@ -263,7 +263,7 @@ class Session:
         error = LinkLost(
             f"the link was lost and not back within {self.reconnect_wait:.0f} s",
             peer=self.peer.name,
-            remedy="Look at the network or the tunnel, then run both workflows again",
+            remedy=f"Look at the network or the tunnel, then {RUN_AGAIN}",
         )
         self.end(error)
         return [Ended(error)]
