@@ -6,6 +6,7 @@ import ast
 import asyncio
 import importlib.util
 import json
+import logging
 import sys
 import types
 from collections.abc import Iterator
@@ -107,7 +108,10 @@ def extension(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     assert spec is not None and spec.loader is not None
     sys.modules[package] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    logger = logging.getLogger("zbus")  # whose lines it names, in all tests that follow
+    handlers, propagates = [*logger.handlers], logger.propagate
     yield module
+    logger.handlers[:], logger.propagate = handlers, propagates
     for loaded in set(sys.modules) - before:
         if loaded.partition(".")[0] in {package, *INTERNALS, *API}:
             del sys.modules[loaded]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import logging
 import runpy
 import sys
 import threading
@@ -521,6 +522,7 @@ def test_a_traceback_tells_no_paths_of_this_computer(host: Any, tmp_path: Path) 
     source = f"""
 import json
 import logging
+import logging
 def work():
     open({str(models / "x y.safetensors")!r})
 try:
@@ -555,3 +557,33 @@ def test_texts_are_told_whatever_packs_list_and_without_a_home(
         "other": (["/data/other"], {".pt"}, "more"),
     }
     assert host.without_paths("no file /data/my models/a/b.pt") == "no file b.pt"
+
+
+# --- what people see
+
+
+def test_a_line_in_the_log_says_whose_it_is(host: Any, caplog: pytest.LogCaptureFixture) -> None:
+    root = "zbus_log_under_test"
+    host.name_lines(root)
+    host.name_lines(root)  # as on a second loading
+    below = logging.getLogger(f"{root}.net.addresses")
+    with caplog.at_level(logging.INFO):
+        below.info("own listener on %s", "127.0.0.1:18188")
+        below.warning("zbus could not start")
+        below.debug("not asked for")
+    told = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert told == [
+        ("INFO", "zbus: own listener on 127.0.0.1:18188"),
+        ("WARNING", "zbus could not start"),
+    ]
+
+
+def test_a_text_on_a_node_has_its_lines_as_html_and_as_markdown(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = mock.Mock()
+    monkeypatch.setattr(sys.modules[f"{PACKAGE}.host.showing"], "the_server", lambda: server)
+    host.show_at("desk: done in 1.00 s\n<b>: failed", "5", "page")
+    server.send_progress_text.assert_called_once_with(
+        "desk: done in 1.00 s  \n\u2039b\u203a: failed", "5", "page"
+    )

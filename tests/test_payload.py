@@ -792,6 +792,12 @@ def test_bad_specs_are_the_peers_fault(spec):
         Unpacker(spec)
 
 
+@pytest.mark.parametrize("key", [np.int64(3), np.float64(0.5), np.str_("a"), np.bool_(True)])
+def test_a_key_that_numpy_has_made_is_the_plain_one(key):
+    (got,) = trip({key: 1})
+    assert got == key and type(got) is type(key.item())
+
+
 def test_colliding_keys_are_refused_at_once():
     keys = [part for n in range(20_000) for part in ("i", ((2**61 - 1) * n).to_bytes(16, "little"))]
     spec = [part for at in range(0, len(keys), 2) for part in (*keys[at : at + 2], None)]
