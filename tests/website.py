@@ -61,8 +61,14 @@ class Site:
     def __enter__(self) -> Site:
         return self
 
+    async def _close(self) -> None:
+        await self._runner.cleanup()
+        # What it has cancelled still closes its connections: a closed loop would leave it hanging.
+        if left := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(left, timeout=PATIENCE / 2)
+
     def __exit__(self, *_: object) -> None:
-        self.call(self._runner.cleanup())
+        self.call(self._close())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(PATIENCE)
         self.loop.close()
