@@ -222,9 +222,6 @@ class Outflow(Flow[Sending]):
         outgoing = self.delivery.outgoing
         assert outgoing is not None
         size = len(plain)
-        if offset + size > self._hashed:
-            self._hasher.update(plain[self._hashed - offset :])
-            self._hashed = offset + size
         is_encoded = encoded is not None and len(encoded) < size
         body = encoded if is_encoded else plain
         header = encode(Chunk(self.delivery.id, offset, size, is_encoded))
@@ -232,6 +229,9 @@ class Outflow(Flow[Sending]):
         if connection is None or not self._lanes.transport.send(connection, header, body):
             return  # the link is gone: `unlinked` follows
         outgoing.sent(offset, size, len(body), now)
+        if offset + size > self._hashed:  # after it is sent: ZeroMQ's thread goes on meanwhile
+            self._hasher.update(plain[self._hashed - offset :])
+            self._hashed = offset + size
 
     def _finish(self, digest: bytes) -> None:
         if not self._is_finished:
