@@ -18,8 +18,8 @@ from pathlib import Path
 from .. import __version__
 from ..printable import printable
 from .benching import report
-from .benching.measuring import Measured, Plan, measure
-from .benching.processes import Pairs
+from .benching.kinds import Measured, Plan, measure
+from .benching.processes import ROOT, Pairs
 from .benching.rows import ROWS, chosen
 from .benching.ways import WAYS
 from .endings import interrupt_once, signals
@@ -27,6 +27,7 @@ from .endings import interrupt_once, signals
 NAME = "bench"
 HELP = "measure zbus beside what one would take instead"
 ROUNDS, QUICK_ROUNDS = 9, 5
+PHOTO = ROOT / "tests" / "data" / "rocket.jpg"  # in a clone
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +38,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="list the rows, and measure nothing")
     parser.add_argument("--quick", action="store_true", help="a part of it, in under a minute")
     parser.add_argument("-n", metavar="ROUNDS", type=_count, help=f"rounds ({ROUNDS})")
+    parser.add_argument(
+        "--photo", metavar="FILE", type=Path, default=PHOTO, help="a picture of your own"
+    )
+    parser.add_argument(
+        "--comfyui",
+        metavar="URL",
+        nargs=2,
+        help="two ComfyUIs with zbus, for the rows of jobs: that gives them, and that runs them",
+    )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures there")
     parser.add_argument(
         "--guard", action="store_true", help="fail where a ratio is far from what it was"
@@ -55,7 +65,9 @@ def run(given: argparse.Namespace) -> int:
             printable(f"zbus-bench: {error}. There are:\n{_listed()}", sys.stderr), file=sys.stderr
         )
         return 2
-    plan = Plan(given.n or (QUICK_ROUNDS if given.quick else ROUNDS), given.quick)
+    rounds = given.n or (QUICK_ROUNDS if given.quick else ROUNDS)
+    photo = given.photo if given.photo.is_file() else None
+    plan = Plan(rounds, given.quick, photo, tuple(given.comfyui) if given.comfyui else None)
     about, began = report.machine(), time.monotonic()
     _say(
         f"zbus {__version__}, Python {about['python']}, {about['system']}, {about['cores']} cores; "

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Process:
     """One side, by what is asked of it."""
 
     def __init__(self, way: str, role: str, folder: Path) -> None:
-        self.name = f"{WAYS[way].label}, {role}"
+        self.name = f"{WAYS[way].label}, {role}" if role else WAYS[way].label
         self._log = folder / f"{way}-{role}.log"
         own = {"ZBUS_HOME": str(folder / "home"), "PYTHONUNBUFFERED": "1"}
         own |= {"GLOO_SOCKET_IFNAME": LOOPBACK, "TP_SOCKET_IFNAME": LOOPBACK}
@@ -131,8 +132,8 @@ class Pair:
         for process in self._all:
             if why := process.answer(within=START).get("absent"):
                 raise Absent(why)
-        told = self.sender.ask("open")
-        if not self.known.alone:
+        told = {} if self.known.links else self.sender.ask("open")
+        if not self.known.alone and not self.known.links:
             self.sender.tell("meet", told=self.receiver.ask("join", told=told))
             self.sender.answer()
         if self.known.together:
@@ -155,6 +156,17 @@ class Pair:
 
     def wake(self) -> None:
         self._stand(False)
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Meanwhile a thread on each side computes in Python."""
+        for process in self._all:
+            process.ask("busy", on=True)
+        try:
+            yield
+        finally:
+            for process in self._all:
+                process.ask("busy", on=False)
 
     def prepare(self, value: str) -> None:
         self.wake()

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from .figures import Figure, ratio, written
-from .measuring import Measured
+from .kinds import Measured
 from .rows import Goal
 
 WIDTH = 100
@@ -62,6 +62,12 @@ def _is_limit(label: str) -> bool:
     return label.startswith("memcpy")
 
 
+def _is_compared(measured: Measured) -> bool:
+    """Whether the other figures are yardsticks."""
+    goals = measured.row.goals
+    return not goals or any(goal.against for goal in goals)
+
+
 def lines(measured: Measured) -> list[str]:
     """A row of the table: zbus, the yardsticks, the ratio to each."""
     row, made = measured.row, [f"{measured.row.title}  [{measured.row.name}]"]
@@ -70,7 +76,7 @@ def lines(measured: Measured) -> list[str]:
         low, high = (written(value, row.unit) for value in figure.quartiles)
         cells = f"  {label:<{NAME}}{written(figure.median, row.unit):>{VALUE}}"
         cells += f"  {f'({low} to {high})':<{SPREAD}}"
-        if zbus is not None and label != "zbus":
+        if zbus is not None and label != "zbus" and _is_compared(measured):
             cells += f"  zbus {ratio(zbus, figure):6.2f} x"
             cells += "  (a limit)" if _is_limit(label) else "  (the best)" * (label == fastest)
         made.append(cells.rstrip())

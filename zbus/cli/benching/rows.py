@@ -41,6 +41,7 @@ class Row:
         unit: See `figures.UNITS`.
         count: Values in one go; their mean is one sample.
         quick: It is part of a quick run.
+        group: Rows of one are one line of the picture: the sizes of their values against the rate.
         rounds: How many there are at most.
     """
 
@@ -54,6 +55,7 @@ class Row:
     count: int = 1
     quick: bool = True
     rounds: int = 1000
+    group: str = ""
 
     def of(self, quick: bool) -> tuple[Entry, ...]:
         return tuple(entry for entry in self.entries if not (quick and entry.full))
@@ -169,6 +171,208 @@ ROWS = (
         "conditioning:1000",
         PARTS,
         (Goal("TensorPipe", 1.5, 16.0),),
+    ),
+    *(
+        Row(
+            f"growth-{kind}",
+            f"growth from 100 to 10,000 {parts}, 1 is linear",
+            kind,
+            (E("zbus-lane"),),
+            (Goal("", 1.2, 3.0),),
+            kind="growth",
+            unit="x",
+        )
+        for kind, parts in (("ints", "ints"), ("tensors", "tensors"), ("conditioning", "entries"))
+    ),
+    Row(
+        "2g-socket",
+        "2 GiB, socket",
+        "floats:2G",
+        (E("zbus-socket"), E("zmq"), E("tensorpipe-tcp")),
+        (Goal("best", 1.1),),
+        quick=False,
+        rounds=7,
+    ),
+    Row(
+        "2g-host",
+        "2 GiB, same host",
+        "floats:2G",
+        (E("zbus-lane"), E("memcpy"), E("tensorpipe")),
+        (Goal("memcpy", 2.0),),
+        quick=False,
+        rounds=7,
+    ),
+    Row(
+        "2g-memory",
+        "memory beyond the tensor, 2 GiB by the socket",
+        "floats:2G",
+        (E("zbus-socket"), E("zmq")),
+        (Goal("", 16 << 20),),
+        kind="memory",
+        unit="B",
+        quick=False,
+        rounds=3,
+    ),
+    Row(
+        "2g-memory-host",
+        "memory beyond the tensor, 2 GiB, same host",
+        "floats:2G",
+        (E("zbus-lane"),),
+        (Goal("", 16 << 20),),
+        kind="memory",
+        unit="B",
+        quick=False,
+        rounds=3,
+    ),
+    Row(
+        "ping",
+        "ping p99 beside 2 GiB, plain",
+        "floats:2G",
+        (E("zbus-socket"),),
+        (Goal("", 0.003),),
+        kind="ping",
+        quick=False,
+        rounds=7,
+    ),
+    Row(
+        "ping-curve",
+        "ping p99 beside 2 GiB, CURVE",
+        "floats:2G",
+        (E("zbus-curve"),),
+        (Goal("", 0.006),),
+        kind="ping",
+        quick=False,
+        rounds=7,
+    ),
+    *(
+        Row(
+            f"deaf-{name}",
+            f"I/O thread deaf, {title}",
+            value,
+            (E(way),),
+            (Goal("", 0.010),),
+            kind="deaf",
+            quick=False,
+            rounds=7,
+        )
+        for name, title, value, way in (
+            ("ints", "list of 60,000 ints", "ints:60000", "zbus-lane"),
+            ("tensors", "10,000 tensors", "tensors:10000", "zbus-lane"),
+            ("conditioning", "conditioning of 10,000", "conditioning:10000", "zbus-lane"),
+            ("2g", "2 GiB by the socket", "floats:2G", "zbus-socket"),
+            ("2g-host", "2 GiB, same host", "floats:2G", "zbus-lane"),
+        )
+    ),
+    *(
+        Row(
+            f"photo-{rate}",
+            f"exact, photograph, first of a link of {rate:,} Mbit/s",
+            str(rate),
+            (
+                E("away-zbus"),
+                E("webp"),
+                E("webp-small"),
+                E("png"),
+                E("floats"),
+            ),
+            (Goal("best", 1.1),),
+            kind="slow",
+            quick=False,
+        )
+        for rate in (10, 100, 1000, 10000)
+    ),
+    Row(
+        "photo-tunnel",
+        "exact, photograph, 10 Mbit/s tunnel back to this machine",
+        "10",
+        (E("here-zbus"), E("webp"), E("png")),
+        (Goal("best", 1.1),),
+        kind="slow",
+        quick=False,
+    ),
+    Row(
+        "many",
+        "16 senders into one, 12 MiB each, socket",
+        "floats:12M",
+        (E("many-zbus"), E("many-socket"), E("many-gloo")),
+        (Goal("raw socket", 1.5),),
+        kind="many",
+        count=16,
+        quick=False,
+    ),
+    Row(
+        "many-host",
+        "16 senders into one, 12 MiB each, same host",
+        "floats:12M",
+        (E("many-lane"), E("many-socket")),
+        (Goal("raw socket", 1.5),),
+        kind="many",
+        count=16,
+        quick=False,
+    ),
+    Row(
+        "busy-192m",
+        "192 MiB, socket, a busy Python thread on each side",
+        "floats:192M",
+        (E("zbus-socket"), E("zmq"), E("socket", full=True)),
+        (Goal("ZeroMQ chunks", 1.3, 3.5),),
+        kind="busy",
+    ),
+    Row(
+        "busy-1k",
+        "1 KiB, socket, a busy Python thread on each side",
+        "text:1024",
+        (E("zbus-socket"), E("pickle")),
+        (Goal("ZeroMQ + pickle", 1.3, 4.0),),
+        kind="busy",
+        count=5,
+    ),
+    Row(
+        "first",
+        "first 16 MiB of a new link, same host",
+        "floats:16M",
+        (E("new-zbus"), E("new-tensorpipe"), E("new-socket", "fresh"), E("new-zmq", "fresh")),
+        (Goal("best", 1.2),),
+        kind="first",
+        quick=False,
+    ),
+    Row(
+        "cuts",
+        "sent again for each of 50 cuts within 192 MiB",
+        "floats:192M",
+        (E("here-zbus"),),
+        kind="cuts",
+        unit="B",
+        quick=False,
+    ),
+    Row(
+        "idle",
+        "part of a core, nothing sent",
+        "dict",
+        (E("zbus-socket"), E("tensorpipe")),
+        (Goal("", 1.0),),
+        kind="idle",
+        unit="%",
+        quick=False,
+        rounds=3,
+    ),
+    Row(
+        "job",
+        "job of a trivial workflow: longer than here by",
+        "1x64",
+        (),
+        (Goal("", 0.006),),
+        kind="job",
+        quick=False,
+    ),
+    Row(
+        "job-8",
+        "job of 8 images 1024x1024: longer than here by",
+        "8x1024",
+        (),
+        (Goal("", 0.040),),
+        kind="job",
+        quick=False,
     ),
 )
 

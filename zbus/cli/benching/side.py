@@ -22,11 +22,10 @@ from typing import Any, TextIO
 
 from ...values.tensors import torch_module
 from . import values, ways
-from .ways.way import Way
+from .ways.way import LIMIT, Way
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
-PING_EVERY = 0.002  # seconds
-LOOK_EVERY = 0.002
+EVERY = 0.002  # seconds between samples
 
 
 class Side:
@@ -34,14 +33,15 @@ class Side:
 
     def __init__(self, name: str, folder: Path, say: Callable[[dict[str, Any]], None]) -> None:
         self._name, self._folder, self._say = name, folder, say
-        self._way: Way | None = None
+        self._way: Any = None
         self._kept: list[Any] = []
         self._busy: threading.Event | None = None
         self._with_torch = False
 
     @property
-    def way(self) -> Way:
-        assert self._way is not None
+    def way(self) -> Any:
+        """A `ways.way.Way`; some can do more."""
+        assert isinstance(self._way, Way)
         return self._way
 
     # --- the link
@@ -55,10 +55,10 @@ class Side:
         return {}
 
     def op_open(self) -> dict[str, Any]:
-        return self.way.open()
+        return dict(self.way.open())
 
     def op_join(self, told: dict[str, Any]) -> dict[str, Any]:
-        return self.way.join(told)
+        return dict(self.way.join(told))
 
     def op_meet(self, told: dict[str, Any]) -> dict[str, Any]:
         self.way.meet(told)
@@ -112,7 +112,38 @@ class Side:
         gc.collect()
         return {}
 
+    def op_call(self, method: str, given: dict[str, Any]) -> Any:
+        """What this way alone can do."""
+        return getattr(self.way, f"do_{method}")(**given)
+
     # --- beside them
+
+    def op_watch(self, what: str) -> dict[str, Any]:
+        """Have a thread take samples: "pings" (seconds), "turns" (seconds that the I/O thread takes
+        to answer), "memory" (bytes that this process holds)."""
+        self._watch = Watch(getattr(self, f"_{what}")())
+        return {}
+
+    def op_seen(self) -> list[float]:
+        """What it has seen since."""
+        return self._watch.end()
+
+    def _pings(self) -> Callable[[], float]:
+        probe = self.way.probe()
+        return lambda: float(probe.ping(LIMIT))
+
+    def _turns(self) -> Callable[[], float]:
+        counters = self.way.peer.counters
+
+        def turn() -> float:
+            began = time.perf_counter()
+            counters()
+            return time.perf_counter() - began
+
+        return turn
+
+    def _memory(self) -> Callable[[], float]:
+        return resident
 
     def op_busy(self, on: bool) -> dict[str, Any]:
         """A thread that computes in Python, and holds the GIL as any does."""
@@ -126,9 +157,36 @@ class Side:
 
     def op_usage(self) -> dict[str, Any]:
         """Seconds of processor time so far, and the bytes of memory that it holds."""
-        used = time.process_time()
+        return {"cpu": time.process_time(), "resident": resident()}
+
+
+class Watch:
+    """A thread that takes a sample every 2 ms."""
+
+    def __init__(self, look: Callable[[], float]) -> None:
+        self._look, self._ended = look, threading.Event()
+        self._seen: list[float] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._ended.wait(EVERY):
+            self._seen.append(self._look())
+
+    def end(self) -> list[float]:
+        """What was seen: once at least."""
+        self._ended.set()
+        self._thread.join(LIMIT)
+        return self._seen or [self._look()]
+
+
+def resident() -> float:
+    """Bytes of memory that this process holds; 0 where the system does not tell in /proc."""
+    try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return {"cpu": used, "resident": pages * os.sysconf("SC_PAGE_SIZE")}
+    except OSError:
+        return 0.0
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))
 
 
 def _has_torch() -> bool:

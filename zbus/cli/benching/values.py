@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import xxhash
+from PIL import Image
 
 from ...values.tensors import torch_module
 
 SIZES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+NOISE = 16 << 20  # floats
 CHECKED = 64 << 20  # bytes at each end of a large array: more would take longer than the transfers
 
 
@@ -24,7 +26,8 @@ def make(name: str, with_torch: bool) -> Any:
     """The value of that name. Arrays are tensors where `with_torch`.
 
     "floats:16M" noise, float32; "dict" a small one; "ints:N" a list; "tensors:N" of 64 bytes, in a
-    dict; "conditioning:N" entries as ComfyUI has them, with small tensors; "text:N" characters.
+    dict; "conditioning:N" entries as ComfyUI has them, with small tensors; "text:N" characters;
+    "photo:FILE" as LoadImage gives it: [1, height, width, 3], float32, each k/255.
     """
     kind, _, number = name.partition(":")
     random = np.random.default_rng(7)
@@ -34,7 +37,10 @@ def make(name: str, with_torch: bool) -> Any:
         return torch_module().from_numpy(made) if with_torch else made
 
     if kind == "floats":
-        return array(size_of(name) // 4)
+        return _noise(size_of(name) // 4, random, with_torch)
+    if kind == "photo":
+        made = loaded(number)
+        return torch_module().from_numpy(made) if with_torch else made
     if kind == "dict":
         return {"seed": 42, "name": "a glass bottle", "strength": 0.75, "on": True}
     count = int(number)
@@ -50,6 +56,21 @@ def make(name: str, with_torch: bool) -> Any:
             for i in range(count)
         ]
     raise ValueError(f"there is no value {name}")
+
+
+def _noise(count: int, random: np.random.Generator, with_torch: bool) -> Any:
+    """As much noise as no codec can gain from, and again: making it must not take longer than what
+    is measured."""
+    piece = random.random(min(count, NOISE), np.float32)
+    if with_torch:
+        return torch_module().from_numpy(piece).repeat(-(-count // len(piece)))[:count]
+    return np.tile(piece, -(-count // len(piece)))[:count]
+
+
+def loaded(file: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """A picture as LoadImage gives it."""
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))[None].astype(np.float32) / 255.0
 
 
 def plain(value: Any) -> memoryview:

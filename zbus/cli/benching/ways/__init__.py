@@ -21,6 +21,7 @@ class Known(NamedTuple):
         spins: It keeps a core busy when nothing is sent: its processes stand still meanwhile.
         alone: The sender alone does it.
         together: Both sides open it at once (`begin`).
+        links: Its rows give it one new link after the other: it begins with none.
     """
 
     label: str
@@ -31,6 +32,7 @@ class Known(NamedTuple):
     spins: bool = False
     alone: bool = False
     together: bool = False
+    links: bool = False
 
 
 WAYS = {
@@ -54,6 +56,24 @@ WAYS = {
     "memcpy": Known("memcpy", "memories", "Copy", "again", alone=True),
     "memcpy-fresh": Known("memcpy, fresh", "memories", "Copy", "fresh", alone=True),
     "memcpy-huge": Known("memcpy, huge", "memories", "Copy", "huge", alone=True),
+    "new-zbus": Known("zbus", "bus", "Bus", "lane", links=True),
+    "new-socket": Known("raw socket", "sockets", "Socket", links=True),
+    "new-zmq": Known("ZeroMQ chunks", "zeromq", "Chunks", links=True),
+    "new-tensorpipe": Known(
+        "TensorPipe", "tensorpipe", "TensorPipe", "any", ("torch",), spins=True, links=True
+    ),
+    "away-zbus": Known("zbus", "bus", "Bus", "away", links=True),
+    "here-zbus": Known("zbus", "bus", "Bus", "socket", links=True),
+    "webp": Known("lossless WebP", "pictures", "Picture", "webp", links=True),
+    "webp-small": Known("WebP, smaller", "pictures", "Picture", "webp-small", links=True),
+    "png": Known("PNG", "pictures", "Picture", "png", links=True),
+    "floats": Known("raw floats", "pictures", "Picture", "floats", links=True),
+    "throttle": Known("throttle", "throttle", "Throttle", alone=True),
+    "many": Known("many", "crowds", "Crowd", links=True),
+    "many-zbus": Known("zbus", "crowds", "Buses", "socket"),
+    "many-lane": Known("zbus", "crowds", "Buses", "lane"),
+    "many-socket": Known("raw socket", "crowds", "Sockets"),
+    "many-gloo": Known("gloo", "crowds", "Gloos", needs=("torch",)),
     "websocket": Known("aiohttp", "websockets", "WebSocket", needs=("aiohttp",)),
 }
 
@@ -81,7 +101,7 @@ def missing(name: str) -> str:
         return _lacks(door_is_missing())
     if name == "shared" and not sys.platform.startswith("linux"):
         return "is made for Linux here"
-    if name in ("gloo", "tensorpipe", "tensorpipe-tcp"):
+    if name.endswith(("gloo", "tensorpipe", "tensorpipe-tcp")):
         return _torch_lacks(name)
     return ""
 
@@ -94,7 +114,7 @@ def _torch_lacks(name: str) -> str:
     distributed = importlib.import_module("torch.distributed")
     if not distributed.is_available():
         return "this torch was built without torch.distributed"
-    if name == "gloo":
+    if name.endswith("gloo"):
         return "" if distributed.is_gloo_available() else "this torch was built without gloo"
     rpc = importlib.import_module("torch.distributed.rpc")
     there = rpc.is_available() and hasattr(rpc, "TensorPipeRpcBackendOptions")

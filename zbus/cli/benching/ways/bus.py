@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import zbus
 
+from .... import peer as peer_module
 from ....peer import Peer, Probe
 from ....remote import Remote
 from ....run import Channel
@@ -20,25 +23,35 @@ DOOR = Path(zbus.__file__).resolve().parent.parent / "comfy_nodes" / "page" / "w
 
 
 class Bus(Way):
-    """`kind` is "socket", "lane" (the same-host lane), "curve", or "web" (the page's door)."""
+    """`kind` is "socket", "lane" (the same-host lane), "curve", "web" (the page's door), or "away":
+    as a socket, between peers that say they are on two machines."""
 
     with_torch = True
     channel: Channel
 
     def __init__(self, kind: str, folder: Path) -> None:
         super().__init__(kind, folder)
-        self.peer = Peer(f"bench {kind}", settings=Settings(share_memory=kind == "lane"))
+        if kind == "away":
+            # There is but one machine here: each side believes that it is on one of its own.
+            setattr(peer_module, "boot_id", lambda: f"{os.getpid():032x}")  # noqa: B010
+
+    def _make(self) -> None:
+        settings = Settings(share_memory=self.kind == "lane")
+        self.peer = Peer(f"bench {self.kind}", settings=settings)
 
     def open(self) -> dict[str, Any]:
+        self._make()
         if self.kind in ("curve", "web"):
             return {"address": self.peer.serve(None), "instance": self.peer.own.instance.hex()}
         self.channel = self.peer.listen("127.0.0.1:0")
-        return {"address": self.channel.address}
+        return {"address": self.channel.address, "port": int(self.channel.address.split(":")[1])}
 
     def join(self, told: dict[str, Any]) -> dict[str, Any]:
         self._told = told
+        self._make()
         if self.kind not in ("curve", "web"):
-            self.channel = self.peer.connect(told["address"])
+            at = f"{told['host']}:{told['port']}" if "host" in told else told["address"]
+            self.channel = self.peer.connect(at)
             return {}
         own = self.peer.serve(None)
         answer = {"address": "", "instance": self.peer.own.instance.hex()}
@@ -51,6 +64,12 @@ class Bus(Way):
     def meet(self, told: dict[str, Any]) -> None:
         if self.kind in ("curve", "web"):
             self.channel = self.peer.meet(Remote(**told))
+
+    def do_accept(self) -> dict[str, Any]:
+        limit = time.monotonic() + LIMIT
+        while not self.channel.peer and time.monotonic() < limit:
+            time.sleep(0.002)
+        return {}
 
     def probe(self) -> Probe:
         """From the receiver to the sender, on the link that carries the values."""

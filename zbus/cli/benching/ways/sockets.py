@@ -34,7 +34,7 @@ class Socket(Way):
         return {"port": self._server.getsockname()[1]}
 
     def join(self, told: dict[str, Any]) -> dict[str, Any]:
-        link = socket.create_connection(("127.0.0.1", told["port"]), LIMIT)
+        link = socket.create_connection((told.get("host", "127.0.0.1"), told["port"]), LIMIT)
         self._begin(link)
         if self.kind == "tls":
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -67,11 +67,15 @@ class Socket(Way):
             raise ConnectionError("the other side has gone")
 
     def receive(self, memory: str) -> Any:
+        into = self._take(memory)
+        self._link.sendall(b"\1")
+        return into
+
+    def _take(self, memory: str) -> memoryview:
         head = bytearray(SIZE.size)
         self._fill(memoryview(head))
         into = self._buffers.take(SIZE.unpack(head)[0], memory)
         self._fill(into)
-        self._link.sendall(b"\1")
         return into
 
     def _fill(self, into: memoryview) -> None:

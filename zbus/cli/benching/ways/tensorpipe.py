@@ -20,8 +20,12 @@ class TensorPipe(Way):
 
     with_torch = True
 
+    _links = 0
+
     def open(self) -> dict[str, Any]:
-        return {"file": str(self.folder / f"tensorpipe-{self.kind}")}
+        self._links += 1
+        self._file = str(self.folder / f"tensorpipe-{self.kind}-{self._links}")
+        return {"file": self._file}
 
     def join(self, told: dict[str, Any]) -> dict[str, Any]:
         self._file = told["file"]
@@ -46,6 +50,18 @@ class TensorPipe(Way):
         )
         init: Any = rpc.init_rpc  # has no types
         init(f"side{rank}", rank=rank, world_size=2, rpc_backend_options=options)
+
+    def do_dial(self, **told: Any) -> dict[str, Any]:
+        self.join(told)
+        self.begin(1)
+        return {}
+
+    def do_accept(self) -> dict[str, Any]:
+        self.begin(0)
+        return {}
+
+    def close(self) -> None:
+        self._rpc.shutdown()
 
     def send(self) -> None:
         self._rpc.rpc_sync("side1", take, args=(self.value,))

@@ -54,6 +54,26 @@ class Way:
         """Receive it. `memory` is one of `buffers.MEMORIES`."""
         raise NotImplementedError
 
+    # --- by name, for the rows that need more of some ways: what is `do_` can be called
+
+    def do_listen(self) -> dict[str, Any]:
+        """In the sender: a new link, the old one is gone."""
+        return self.open()
+
+    def do_dial(self, **told: Any) -> dict[str, Any]:
+        """In the receiver, with what `do_listen` told: where it is to dial."""
+        return self.join(told)
+
+    def do_accept(self) -> dict[str, Any]:
+        """In the sender, at the same time: returns when the link stands."""
+        self.meet({})
+        return {}
+
+    def do_hang_up(self) -> dict[str, Any]:
+        """In both."""
+        self.close()
+        return {}
+
     def clear(self) -> None:
         """Give up what is kept of values."""
         self.value = None

@@ -21,6 +21,8 @@ class Chunks(Way):
     def __init__(self, kind: str, folder: Path) -> None:
         super().__init__(kind, folder)
         self._buffers = Buffers()
+
+    def _make(self) -> None:
         self._socket: Any = zmq.Context.instance().socket(zmq.PAIR)
         self._socket.setsockopt(zmq.LINGER, 0)
         for option in (zmq.SNDHWM, zmq.RCVHWM):
@@ -29,6 +31,7 @@ class Chunks(Way):
             self._socket.setsockopt(option, int(LIMIT * 1000))
 
     def open(self) -> dict[str, Any]:
+        self._make()
         told: dict[str, Any] = {}
         if self.kind == "curve":
             public, secret = zmq.curve_keypair()
@@ -39,10 +42,20 @@ class Chunks(Way):
         return told
 
     def join(self, told: dict[str, Any]) -> dict[str, Any]:
+        self._make()
         if self.kind == "curve":
             self._socket.curve_publickey, self._socket.curve_secretkey = zmq.curve_keypair()
             self._socket.curve_serverkey = told["key"].encode()
         self._socket.connect(f"tcp://127.0.0.1:{told['port']}")
+        return {}
+
+    def do_dial(self, **told: Any) -> dict[str, Any]:
+        self.join(told)
+        self._socket.send(b"here")
+        return {}
+
+    def do_accept(self) -> dict[str, Any]:
+        self._socket.recv()
         return {}
 
     def prepare(self, value: Any) -> None:
