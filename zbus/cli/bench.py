@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..printable import printable
-from .benching import report
+from .benching import plot, report
 from .benching.kinds import Measured, Plan, measure
 from .benching.processes import ROOT, Pairs
 from .benching.rows import ROWS, chosen
@@ -49,6 +49,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures there")
     parser.add_argument(
+        "--plot", metavar="FILE.png", type=Path, help="draw sizes against rates there"
+    )
+    parser.add_argument(
         "--guard", action="store_true", help="fail where a ratio is far from what it was"
     )
 
@@ -76,7 +79,9 @@ def run(given: argparse.Namespace) -> int:
     found: list[Measured] = []
     with signals(interrupt_once), Pairs() as pairs:
         for row in rows:
+            at = time.monotonic()
             found.append(measure(row, pairs, plan))
+            found[-1].took = time.monotonic() - at
             _say("\n" + "\n".join(report.lines(found[-1])))
         absent = {WAYS[way].label: why for way, why in pairs.absent.items()}
     _say("")
@@ -84,8 +89,14 @@ def run(given: argparse.Namespace) -> int:
         _say(f"Absent: {label}: {why}")
     _say(f"{time.monotonic() - began:.0f} s in all")
     _say(report.missed(found))
-    if given.json:
-        given.json.write_text(json.dumps(report.as_json(found, absent), indent=1), "utf-8")
+    try:
+        if given.json:
+            given.json.write_text(json.dumps(report.as_json(found, absent), indent=1), "utf-8")
+        if given.plot:
+            plot.draw(found).save(given.plot)
+    except (OSError, ValueError) as error:
+        print(printable(f"zbus-bench: {error}", sys.stderr), file=sys.stderr)
+        return 1
     return _guarded(found) if given.guard else 0
 
 

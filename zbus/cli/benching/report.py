@@ -34,7 +34,7 @@ class Verdict(NamedTuple):
 
 def best(measured: Measured) -> str:
     """The label of the yardstick with the least; "" where there is none."""
-    others = [label for label in measured.figures if label != "zbus" and not _is_limit(label)]
+    others = [label for label in measured.figures if label != "zbus" and not is_limit(label)]
     return min(others, key=lambda label: measured.figures[label].median, default="")
 
 
@@ -57,7 +57,7 @@ def _zbus(measured: Measured) -> Figure | None:
     return measured.figures.get("zbus")
 
 
-def _is_limit(label: str) -> bool:
+def is_limit(label: str) -> bool:
     """What nobody could send by."""
     return label.startswith("memcpy")
 
@@ -78,7 +78,7 @@ def lines(measured: Measured) -> list[str]:
         cells += f"  {f'({low} to {high})':<{SPREAD}}"
         if zbus is not None and label != "zbus" and _is_compared(measured):
             cells += f"  zbus {ratio(zbus, figure):6.2f} x"
-            cells += "  (a limit)" if _is_limit(label) else "  (the best)" * (label == fastest)
+            cells += "  (a limit)" if is_limit(label) else "  (the best)" * (label == fastest)
         made.append(cells.rstrip())
     made += [f"  {note}"[:WIDTH] for note in measured.notes]
     if measured.skipped:
@@ -140,4 +140,5 @@ def _row(measured: Measured) -> dict[str, Any]:
         ],
         "notes": measured.notes,
         "skipped": measured.skipped,
+        "took": measured.took,
     }

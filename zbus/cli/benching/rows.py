@@ -66,11 +66,18 @@ SOCKET = (
     E("zbus-socket"),
     E("zmq"),
     E("socket"),
-    E("gloo"),
+    E("gloo", full=True),
     E("tensorpipe-tcp", full=True),
 )
-HOST = (E("zbus-lane"), E("tensorpipe"), E("shared"), E("socket", full=True), E("memcpy"))
-PARTS = (E("zbus-lane"), E("tensorpipe"), E("pickle"))
+HOST = (
+    E("zbus-lane"),
+    E("tensorpipe"),
+    E("shared"),
+    E("socket", full=True),
+    E("memcpy", full=True),
+)
+SMALL = (E("zbus-lane"), E("tensorpipe"), E("pickle"))
+PARTS = (E("zbus-lane"), E("tensorpipe"), E("pickle", full=True))
 
 ROWS = (
     Row(
@@ -79,6 +86,7 @@ ROWS = (
         "floats:192M",
         SOCKET,
         (Goal("ZeroMQ chunks", 1.1, 2.5), Goal("gloo", 1.0), Goal("raw socket", 1.0, 2.5)),
+        group="socket",
     ),
     Row(
         "192m-socket-fresh",
@@ -92,6 +100,7 @@ ROWS = (
             E("zmq", "huge", "ZeroMQ, huge pages", full=True),
         ),
         (Goal("raw socket, huge pages", 1.2, 3.0),),
+        quick=False,
     ),
     Row(
         "192m-host",
@@ -99,6 +108,7 @@ ROWS = (
         "floats:192M",
         HOST,
         (Goal("shared memory", 0.9, 2.0),),
+        group="same host",
     ),
     Row(
         "192m-host-fresh",
@@ -112,12 +122,13 @@ ROWS = (
             E("shared", "fresh"),
         ),
         (Goal("memcpy, huge pages", 2.0, 6.0),),
+        quick=False,
     ),
     Row(
         "192m-curve",
         "192 MiB, CURVE",
         "floats:192M",
-        (E("zbus-curve"), E("zmq-curve"), E("tls")),
+        (E("zbus-curve"), E("zmq-curve"), E("tls", full=True)),
         (Goal("CURVE chunks", 1.1, 2.0),),
     ),
     Row(
@@ -126,18 +137,40 @@ ROWS = (
         "floats:192M",
         (E("zbus-web"), E("websocket")),
         (Goal("aiohttp", 1.3, 3.5),),
+        quick=False,
     ),
-    Row("16m-socket", "16 MiB, socket", "floats:16M", SOCKET, (Goal("best", 1.2),)),
-    Row("16m-host", "16 MiB, same host", "floats:16M", HOST, (Goal("TensorPipe", 1.2, 6.0),)),
+    Row("16m-socket", "16 MiB, socket", "floats:16M", SOCKET, (Goal("best", 1.2),), group="socket"),
     Row(
-        "1m-socket", "1 MiB, socket", "floats:1M", SOCKET, (Goal("raw socket", 1.5, 8.0),), count=5
+        "16m-host",
+        "16 MiB, same host",
+        "floats:16M",
+        HOST,
+        (Goal("TensorPipe", 1.2, 6.0),),
+        group="same host",
     ),
-    Row("1m-host", "1 MiB, same host", "floats:1M", HOST, (Goal("raw socket", 1.5),), count=5),
+    Row(
+        "1m-socket",
+        "1 MiB, socket",
+        "floats:1M",
+        SOCKET,
+        (Goal("raw socket", 1.5, 8.0),),
+        count=5,
+        group="socket",
+    ),
+    Row(
+        "1m-host",
+        "1 MiB, same host",
+        "floats:1M",
+        HOST,
+        (Goal("raw socket", 1.5),),
+        count=5,
+        group="same host",
+    ),
     Row(
         "dict",
         "small dict, values a second",
         "dict",
-        PARTS,
+        SMALL,
         (Goal("ZeroMQ + pickle", 1.5, 5.0),),
         unit="/s",
         count=200,
@@ -146,7 +179,7 @@ ROWS = (
         "dict-p50",
         "small dict, p50",
         "dict",
-        PARTS,
+        SMALL,
         (Goal("ZeroMQ + pickle", 1.5, 5.0),),
         kind="middle",
         count=200,
@@ -182,7 +215,11 @@ ROWS = (
             kind="growth",
             unit="x",
         )
-        for kind, parts in (("ints", "ints"), ("tensors", "tensors"), ("conditioning", "entries"))
+        for kind, parts in (
+            ("ints", "ints"),
+            ("tensors", "tensors"),
+            ("conditioning", "parts of a conditioning"),
+        )
     ),
     Row(
         "2g-socket",
@@ -192,6 +229,7 @@ ROWS = (
         (Goal("best", 1.1),),
         quick=False,
         rounds=7,
+        group="socket",
     ),
     Row(
         "2g-host",
@@ -201,6 +239,7 @@ ROWS = (
         (Goal("memcpy", 2.0),),
         quick=False,
         rounds=7,
+        group="same host",
     ),
     Row(
         "2g-memory",
@@ -258,7 +297,7 @@ ROWS = (
         for name, title, value, way in (
             ("ints", "list of 60,000 ints", "ints:60000", "zbus-lane"),
             ("tensors", "10,000 tensors", "tensors:10000", "zbus-lane"),
-            ("conditioning", "conditioning of 10,000", "conditioning:10000", "zbus-lane"),
+            ("conditioning", "conditioning of 5,000", "conditioning:5000", "zbus-lane"),
             ("2g", "2 GiB by the socket", "floats:2G", "zbus-socket"),
             ("2g-host", "2 GiB, same host", "floats:2G", "zbus-lane"),
         )
@@ -317,6 +356,7 @@ ROWS = (
         (E("zbus-socket"), E("zmq"), E("socket", full=True)),
         (Goal("ZeroMQ chunks", 1.3, 3.5),),
         kind="busy",
+        quick=False,
     ),
     Row(
         "busy-1k",
@@ -349,7 +389,7 @@ ROWS = (
         "idle",
         "part of a core, nothing sent",
         "dict",
-        (E("zbus-socket"), E("tensorpipe")),
+        (E("zbus-socket"), E("waking"), E("tensorpipe")),
         (Goal("", 1.0),),
         kind="idle",
         unit="%",

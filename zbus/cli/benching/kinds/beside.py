@@ -27,6 +27,7 @@ def ping(row: Row, pairs: Pairs, plan: Plan) -> Measured:
         pair.prepare(row.value)
         pair.pass_on(row.value)
         for _ in range(plan.of(row)):
+            pair.receiver.ask("drop")
             pair.receiver.ask("watch", what="pings")
             time.sleep(IDLE_PINGS)
             taken["idle"].append(percentile(pair.receiver.ask("seen"), 0.99))
@@ -49,6 +50,7 @@ def deaf(row: Row, pairs: Pairs, plan: Plan) -> Measured:
         pair.pass_on(row.value)
         taken: dict[str, list[float]] = {"zbus": [], "sender": [], "receiver": []}
         for _ in range(plan.of(row)):
+            pair.receiver.ask("drop")
             for side in (pair.sender, pair.receiver):
                 side.ask("watch", what="turns")
             pair.pass_on(row.value)
@@ -111,7 +113,7 @@ def idle(row: Row, pairs: Pairs, plan: Plan) -> Measured:
 
 
 def _used(pair: Pair) -> float:
-    sides = (pair.sender, pair.receiver)
+    sides = {pair.sender, pair.receiver}
     before = [float(side.ask("usage")["cpu"]) for side in sides]
     time.sleep(IDLE)
     after = [float(side.ask("usage")["cpu"]) for side in sides]

@@ -26,6 +26,7 @@ class Measured:
     figures: dict[str, Figure] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     skipped: str = ""  # why there is nothing
+    took: float = 0.0  # seconds
 
     def take(self, samples: dict[str, list[float]]) -> None:
         """The figures of what was sampled, in the order of their first samples."""

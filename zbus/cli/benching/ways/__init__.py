@@ -68,6 +68,7 @@ WAYS = {
     "webp-small": Known("WebP, smaller", "pictures", "Picture", "webp-small", links=True),
     "png": Known("PNG", "pictures", "Picture", "png", links=True),
     "floats": Known("raw floats", "pictures", "Picture", "floats", links=True),
+    "waking": Known("a thread, twice a second", "waking", "Waking", alone=True),
     "throttle": Known("throttle", "throttle", "Throttle", alone=True),
     "many": Known("many", "crowds", "Crowd", links=True),
     "many-zbus": Known("zbus", "crowds", "Buses", "socket"),

@@ -26,6 +26,7 @@ class Way:
 
     with_torch = False
     expected = ""
+    value: Any = None
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.kind, self.folder = kind, folder
