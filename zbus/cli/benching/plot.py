@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -38,8 +39,8 @@ def lines_of(all_measured: Iterable[Measured]) -> list[Line]:
     for measured in all_measured:
         row, size = measured.row, size_of(measured.row.value)
         for label, figure in measured.figures.items() if row.group and size else ():
-            name = label if is_limit(label) else f"{label}, {row.group}"
-            found.setdefault(name, {})[size] = size / max(figure.median, 1e-9)
+            name = f"{label}, {row.group}" if label == "zbus" else label
+            found.setdefault(name, {}).setdefault(size, size / max(figure.median, 1e-9))
     lines = [Line(label, tuple(sorted(points.items()))) for label, points in found.items()]
     return sorted(lines, key=lambda line: (line.is_limit, not line.label.startswith("zbus")))
 
@@ -64,7 +65,7 @@ def draw(all_measured: Iterable[Measured]) -> Image.Image:
         colour = next(zbus, ZBUS[0]) if ours else INK if line.is_limit else next(others)
         places = [(across(size), up(rate)) for size, rate in line.points]
         width = 4 if ours else 2
-        for begin, end in zip(places, places[1:], strict=False):
+        for begin, end in itertools.pairwise(places):
             _stroke(pen, begin, end, colour, width, line.is_limit)
         for x, y in places:
             pen.ellipse((x - width - 1, y - width - 1, x + width + 1, y + width + 1), fill=colour)
