@@ -1,4 +1,4 @@
-"""zbus-bench: its figures, its choice of rows, what it prints and draws; and a row from end to end."""
+"""zbus-bench: its figures, its choice of rows, what it prints and draws; a row from end to end."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Process:
         try:
             self._process.stdin.write(json.dumps({"op": op, **given}).encode() + b"\n")
             self._process.stdin.flush()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # it has ended, or was ended
             raise WayFailed(f"{self.name}: has ended: {self._last()}") from error
 
     def answer(self, key: str = "done", within: float = STEP) -> Any:
