@@ -169,6 +169,16 @@ def test_the_json_has_everything() -> None:
     assert row["goals"] == [{"against": "raw socket", "most": 1e9, "found": 2.0, "met": True}]
 
 
+def test_the_table_for_the_docs_has_a_line_for_each_row() -> None:
+    row = Row("r", "64 KiB", "dict", (), (Goal("gloo", 1.5), Goal("", 2.0)))
+    made = [measured(row, zbus=figure(1.6), gloo=figure(0.8))]
+    made += [Measured(SMALL, skipped="there is no memory")]
+    assert report.markdown(made).splitlines()[2:] == [
+        "| 64 KiB | 1.60 s | gloo 800 ms (2.00) | missed: 1.5 x gloo; 2.00 s |",
+        "| 64 KiB by the socket | - | there is no memory | - |",
+    ]
+
+
 def test_the_picture_can_be_read(tmp_path: Path) -> None:
     rows = [measured(zbus=figure(0.1), memcpy=figure(0.01), gloo=figure(0.2))]
     larger = Row("larger", "", "floats:1M", (), group="socket")

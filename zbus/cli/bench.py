@@ -49,6 +49,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures there")
     parser.add_argument(
+        "--markdown", metavar="FILE", type=Path, help="write the table of docs/performance.md"
+    )
+    parser.add_argument(
         "--plot", metavar="FILE.png", type=Path, help="draw sizes against rates there"
     )
     parser.add_argument(
@@ -92,6 +95,8 @@ def run(given: argparse.Namespace) -> int:
     try:
         if given.json:
             given.json.write_text(json.dumps(report.as_json(found, absent), indent=1), "utf-8")
+        if given.markdown:
+            given.markdown.write_text(report.markdown(found), "utf-8")
         if given.plot:
             plot.draw(found).save(given.plot)
     except (OSError, ValueError) as error:

@@ -96,6 +96,32 @@ def _told(verdict: Verdict, unit: str) -> str:
     return f"goal {mark}: {written(verdict.found, unit)}, at most {written(goal.most, unit)}"
 
 
+def markdown(all_measured: Iterable[Measured]) -> str:
+    """The table of docs/performance.md."""
+    made = ["| what | zbus | beside it | goal |", "|---|---:|---|---|"]
+    for measured in all_measured:
+        row, zbus = measured.row, _zbus(measured)
+        others = [
+            f"{label} {written(figure.median, row.unit)}"
+            + (f" ({ratio(zbus, figure):.2f})" if zbus and _is_compared(measured) else "")
+            for label, figure in measured.figures.items()
+            if label != "zbus"
+        ]
+        goals = [
+            f"{'' if verdict.is_met else 'missed: '}{_bound(verdict, row.unit)}"
+            for verdict in verdicts(measured)
+        ]
+        shown = written(zbus.median, row.unit) if zbus else "-"
+        beside = ", ".join(others) or measured.skipped or "-"
+        made.append(f"| {row.title} | {shown} | {beside} | {'; '.join(goals) or '-'} |")
+    return "\n".join(made) + "\n"
+
+
+def _bound(verdict: Verdict, unit: str) -> str:
+    goal = verdict.goal
+    return f"{goal.most:g} x {goal.against}" if goal.against else f"{written(goal.most, unit)}"
+
+
 def missed(all_measured: Iterable[Measured]) -> str:
     """The last words: the rows that miss a goal, each with the goal that it misses by most."""
     names = []

@@ -73,6 +73,7 @@ HOST = (
     E("zbus-lane"),
     E("tensorpipe"),
     E("shared"),
+    E("iceoryx", full=True),
     E("socket", full=True),
     E("memcpy", full=True),
 )

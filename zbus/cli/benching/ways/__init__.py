@@ -53,6 +53,7 @@ WAYS = {
         "TensorPipe (TCP)", "tensorpipe", "TensorPipe", "tcp", ("torch",), spins=True, together=True
     ),
     "shared": Known("shared memory", "memories", "Shared"),
+    "iceoryx": Known("iceoryx2", "iceoryx", "Iceoryx", needs=("iceoryx2",)),
     "memcpy": Known("memcpy", "memories", "Copy", "again", alone=True),
     "memcpy-fresh": Known("memcpy, fresh", "memories", "Copy", "fresh", alone=True),
     "memcpy-huge": Known("memcpy, huge", "memories", "Copy", "huge", alone=True),
