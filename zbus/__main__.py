@@ -83,5 +83,10 @@ def farm() -> int:
     return main(["farm", *sys.argv[1:]])
 
 
+def bench() -> int:
+    """The command ``zbus-bench``."""
+    return main(["bench", *sys.argv[1:]])
+
+
 if __name__ == "__main__":
     sys.exit(main())

@@ -74,7 +74,7 @@ HOST = (
     E("tensorpipe"),
     E("shared"),
     E("iceoryx", full=True),
-    E("socket", full=True),
+    E("socket"),
     E("memcpy", full=True),
 )
 SMALL = (E("zbus-lane"), E("tensorpipe"), E("pickle"))
