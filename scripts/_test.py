@@ -18,6 +18,8 @@ USAGE = """usage: scripts/test [--fast] [--no-lint] [--stress] [--late=N] [pytes
   --fast      leave out the tests that need real ComfyUI processes
   --no-lint   leave out ruff and mypy
   --stress    what takes long, and nothing else (ZBUS_STRESS_SEED=N repeats a stress)
+  --bench     nothing but this: zbus beside what one would take instead (zbus-bench --quick); fails
+              where a ratio to a yardstick is far from what it was. Wants the machine for itself
   --late=N    zbus's threads come late, at random (seed N): who counts on being fast fails
 
 The whole suite runs in two processes, one of which has all the tests on ComfyUIs; with --fast in
@@ -41,16 +43,23 @@ def main(arguments: list[str]) -> int:
     fast, lint = "--fast" in arguments, "--no-lint" not in arguments
     passed_on = [a for a in arguments if a not in ("--fast", "--no-lint")]
     try:
-        env = _setup.prepare(with_comfyui=not fast)
+        env = _setup.prepare(with_comfyui=not fast and "--bench" not in arguments)
     except SetupError as error:
         say(f"set-up failed: {error}")
         return 2
+    if "--bench" in arguments:
+        return _bench(env, [a for a in passed_on if a != "--bench"])
     failed = _lint(env) if lint else []
     status = _pytest(env, fast, passed_on)
     if failed:
         # After pytest's closing lines, or a red lint would scroll away unseen.
         say(f"FAILED: {', '.join(failed)} (see above, before the tests)")
     return status or (1 if failed else 0)
+
+
+def _bench(env: Env, arguments: Sequence[str]) -> int:
+    """Compare ratios, never times."""
+    return _step(env, ["zbus", "bench", "--quick", "--guard", *arguments])
 
 
 def _lint(env: Env) -> list[str]:
@@ -94,7 +103,7 @@ def _step(env: Env, command: Sequence[str]) -> int:
         env=env.variables(),
         stdin=subprocess.DEVNULL,
     )
-    if command[0] != "pytest":
+    if command[0] in ("ruff", "mypy"):
         say(f"{command[0]}: {'FAILED' if status else 'clean'}, {time.monotonic() - started:.0f} s")
     return status
 

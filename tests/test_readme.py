@@ -15,7 +15,7 @@ import pytest
 from website import door
 
 from zbus import lan
-from zbus.cli import farm, pair, ping, up
+from zbus.cli import bench, farm, pair, ping, up
 from zbus.cli import link as linking
 from zbus.net import cutting, greeting, links, peerings
 from zbus.pairing import invitation, inviting
@@ -37,7 +37,7 @@ ENGLISH_ALONE = (
     "docs/security.md",
 )
 DOCUMENTS = (*(name for pair in PAIRS for name in pair), *ENGLISH_ALONE)
-COMMANDS = {f"zbus-{command.NAME}": command for command in (farm, linking, pair, ping, up)}
+COMMANDS = {f"zbus-{command.NAME}": command for command in (bench, farm, linking, pair, ping, up)}
 
 FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
 LINK = re.compile(r"\]\(([^)\s]+)\)")

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Sequence
 
 from . import __version__
+from .cli import bench as _bench
 from .cli import farm as _farm
 from .cli import link as _link
 from .cli import pair as _pair
@@ -15,7 +16,7 @@ from .cli import ping as _ping
 from .cli import up as _up
 
 # Each has NAME, HELP, arguments(parser) and run(given).
-COMMANDS = (_ping, _pair, _link, _up, _farm)
+COMMANDS = (_ping, _pair, _link, _up, _farm, _bench)
 
 
 class _Fitting(argparse.HelpFormatter):
@@ -80,6 +81,11 @@ def up() -> int:
 def farm() -> int:
     """The command ``zbus-farm``."""
     return main(["farm", *sys.argv[1:]])
+
+
+def bench() -> int:
+    """The command ``zbus-bench``."""
+    return main(["bench", *sys.argv[1:]])
 
 
 if __name__ == "__main__":
