@@ -69,8 +69,9 @@ def test_whatever_the_pieces_are_that_come(masked: bool, data: Any) -> None:
 
 
 def test_a_stream_that_comes_byte_by_byte() -> None:
-    stream = frame(BINARY, bytes(range(200)), True) + control(PING, b"?", True)
-    assert taken(stream, True, list(range(len(stream)))) == (bytes(range(200)), [Control(PING, b"?")])
+    data, ping = bytes(range(200)), Control(PING, b"?")
+    stream = frame(BINARY, data, True) + control(PING, b"?", True)
+    assert taken(stream, True, list(range(len(stream)))) == (data, [ping])
 
 
 @pytest.mark.parametrize("begin", range(9))

@@ -144,14 +144,22 @@ class WebSocketEnd(_End):
     Args:
         transport: On which nothing has come yet but the handshake.
         is_client: Whether this side has asked for it.
+        on_first: Called as soon as there is a message, before any of it is passed on.
 
     Attributes:
         ended: Done as soon as either connection has ended, or is to end.
         close_code: Why the other side has closed it, in its words; None until it has.
     """
 
-    def __init__(self, transport: asyncio.Transport, *, is_client: bool) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        *,
+        is_client: bool,
+        on_first: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__()
+        self._on_first = on_first
         self.is_client = is_client
         self.close_code: int | None = None
         loop = asyncio.get_running_loop()
@@ -210,13 +218,14 @@ class WebSocketEnd(_End):
     def _payload(self, part: memoryview) -> None:
         if self.ended.done():
             return
+        if not self.heard.done():
+            self.heard.set_result(None)
+            self._on_first()
         if self.other is not None:
             self.other.write(part)
         else:
             self._early += part
             self._transport.pause_reading()
-        if not self.heard.done():
-            self.heard.set_result(None)
 
     def _controlled(self, frame: Control) -> None:
         if frame.opcode == PING:

@@ -168,12 +168,10 @@ class Lane:
             except (aiohttp.ClientError, OSError, asyncio.TimeoutError, _Redirected) as error:
                 self.problem = _explained(error, self._page)
                 return
-            ws = WebSocketEnd(_transport.get(), is_client=True)
-            ws.heard.add_done_callback(self._answered)
+            ws = WebSocketEnd(_transport.get(), is_client=True, on_first=self._answered)
 
             def leaving() -> None:
                 if not ws.heard.done():
-                    ws.heard.remove_done_callback(self._answered)
                     self.problem = _unanswered(ws.close_code, self._page)
 
             loop = asyncio.get_running_loop()
@@ -183,7 +181,7 @@ class Lane:
             finally:
                 await made.close()
 
-    def _answered(self, _: object) -> None:
+    def _answered(self) -> None:
         self.problem = None
 
 
