@@ -466,13 +466,19 @@ def test_a_frame_that_says_it_is_huge_is_not_gathered(begin: bytes) -> None:
         until(lambda: site.tasks() <= 1)
 
 
-def test_a_plain_request_is_no_websocket() -> None:
-    async def get(url: str) -> int:
-        async with aiohttp.ClientSession() as session, session.get(url) as response:
+def test_a_plain_request_is_no_websocket_and_the_next_one_is_answered() -> None:
+    async def get(url: str) -> list[int]:
+        connections = aiohttp.TCPConnector(limit=1)
+        async with aiohttp.ClientSession(connector=connections) as session:
+            return [(await _status(session, url)) for _ in range(3)]
+
+    async def _status(session: aiohttp.ClientSession, url: str) -> int:
+        async with session.get(url, timeout=aiohttp.ClientTimeout(PATIENCE)) as response:
+            await response.read()
             return response.status
 
     with Far(echo) as far, Site(door.Door(lambda: far.address).handle) as site:
-        assert asyncio.run(get(site.url + door.PATH)) == 400
+        assert asyncio.run(get(site.url + door.PATH)) == [400] * 3
 
 
 def test_only_so_many_are_open_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,8 +54,7 @@ class Door:
         try:
             ws = web.WebSocketResponse(compress=False)
             assert request.transport is not None
-            request.transport.pause_reading()  # nothing comes to aiohttp that is for the relay
-            await ws.prepare(request)
+            await _shake_hands(ws, request, request.transport)
             await _serve(WebSocketEnd(request.transport, is_client=False), address)
             return ws
         finally:
@@ -69,6 +68,17 @@ class Door:
             return False
         self._tokens -= 1
         return True
+
+
+async def _shake_hands(
+    ws: web.WebSocketResponse, request: web.Request, transport: asyncio.Transport
+) -> None:
+    transport.pause_reading()  # what comes after that is for the relay, and not for aiohttp
+    try:
+        await ws.prepare(request)
+    except BaseException:  # it wants no WebSocket, and may ask for something else
+        transport.resume_reading()
+        raise
 
 
 async def _serve(ws: WebSocketEnd, address: str) -> None:
