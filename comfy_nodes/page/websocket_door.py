@@ -53,9 +53,11 @@ class Door:
         self._open += 1
         try:
             ws = web.WebSocketResponse(compress=False)
-            assert request.transport is not None
-            await _shake_hands(ws, request, request.transport)
-            await _serve(WebSocketEnd(request.transport, is_client=False), address)
+            transport = request.transport
+            if transport is None:  # gone already
+                return ws
+            await _shake_hands(ws, request, transport)
+            await _serve(WebSocketEnd(transport, is_client=False), address)
             return ws
         finally:
             self._open -= 1

@@ -16,6 +16,8 @@ from asyncio import FIRST_COMPLETED
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from ..errors import RemoteProtocolError
 from .ws_frames import (
     BINARY,
@@ -52,7 +54,8 @@ class _End(asyncio.BufferedProtocol):
         self.is_full = False  # not all that was written is with the system yet
         self.is_gone = asyncio.get_running_loop().create_future()
         self._transport: Any = None
-        self._memory = memoryview(bytearray(_ALIGNED + PIECE + LARGEST_HEADER))
+        # Not a bytearray, which is zeroed: of those that only shake hands no page is touched.
+        self._memory = np.empty(_ALIGNED + PIECE + LARGEST_HEADER, np.uint8).data
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
@@ -175,6 +178,8 @@ class WebSocketEnd(_End):
         transport.set_protocol(self)
         _give_up_after(transport, DEAF_TIME)
         transport.resume_reading()
+        if transport.is_closing():  # it may have told so to the one before
+            self.end()
 
     async def first(self, seconds: float) -> bytes:
         """The first bytes, or none if there are none by then. They go to the link all the same."""
