@@ -369,6 +369,24 @@ def test_a_type_is_looked_up_once_however_often_it_comes(
     assert table.here() == {"MESH"}
 
 
+def test_what_this_comfyui_does_not_have_is_not_looked_for_in_each_module(
+    host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each job tells which kinds there are, on the server's loop."""
+    module = sys.modules[f"{PACKAGE}.host.containers"]
+    for name in ("/ComfyUI/comfy_extras/nodes_hunyuan3d", "/ComfyUI/comfy_extras/nodes_images"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    table, looks = module.HostTypes(), mock.Mock(side_effect=module._is_module)
+    monkeypatch.setattr(module, "_is_module", looks)
+    assert table.here() == frozenset()
+    assert looks.call_count > 0
+    looks.reset_mock()
+    assert table.here() == frozenset()
+    assert looks.call_count == 0
+    sys.modules["/ComfyUI/comfy_extras/nodes_images"].SVG = type("SVG", (), {})
+    assert table.here() == {"SVG"}, "a class that a module gets later is found"
+
+
 def test_types_are_looked_up_while_other_threads_import(host: Any, monkeypatch: Any) -> None:
     class Growing(dict[str, Any]):
         def items(self) -> Any:

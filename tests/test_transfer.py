@@ -129,6 +129,19 @@ def test_the_window_fits_the_link(rate: float, trip: float) -> None:
     assert MIN_CHUNK <= pace.chunk <= MAX_CHUNK
 
 
+def test_behind_a_cipher_a_ping_waits_for_few_bytes() -> None:
+    rate, trip = 1e9, 0.0002
+    plain, encrypted = Pace(), Pace(encrypted=True)
+    for pace in (plain, encrypted):
+        run_link(pace, rate, trip, 1.0)
+        assert pace.rate == pytest.approx(rate, rel=0.3)
+    assert encrypted.window <= 3 * MIB < plain.window
+    assert encrypted.window >= 4 * encrypted.chunk, "each of its stages has something to do"
+    slow = Pace(encrypted=True)
+    run_link(slow, 4e7, 0.05, 5.0)
+    assert slow.rate == pytest.approx(4e7, rel=0.3), "and a long way is filled all the same"
+
+
 def test_the_burst_of_a_buffer_is_no_rate() -> None:
     """What takes the first bytes at once, and then gives 2 MB/s, would keep a cancel waiting."""
     pace, now = Pace(), 0.0

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from zbus.keys import generate
+from zbus.net import transport
 from zbus.net.frames import Closed, Connected, Connection, Event, Received
 from zbus.net.transport import Transport
 
@@ -85,6 +86,23 @@ def test_the_last_words_of_a_dialler_are_heard_by_who_was_busy(
     dialling.close()
     events = polled(listening, is_closed)
     assert words(events) == WORDS
+
+
+def test_who_says_much_is_heard_for_a_moment_and_answered_before_the_rest(
+    two: tuple[Transport, Transport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "DRAIN_TIME", 0.0)  # no message is taken in less
+    listening, dialling = two
+    to_listener, _ = linked(listening, dialling, curve=False)
+    for word in WORDS:
+        assert dialling.send(to_listener, word)
+    heard: list[bytes] = []
+    deadline = time.monotonic() + PATIENCE
+    while heard != WORDS:
+        assert time.monotonic() < deadline, heard
+        events = words(list(listening.poll(0.05)))
+        assert len(events) <= 1
+        heard += events
 
 
 def test_a_connection_is_dialled_once(two: tuple[Transport, Transport]) -> None:

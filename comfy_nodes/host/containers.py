@@ -126,6 +126,7 @@ def _make_vision(cls: Any, fields: dict[str, Any]) -> Any:
     return made
 
 
+EXTRAS = "comfy_extras."  # ComfyUI loads these files by path
 _UTIL, _INPUT = "comfy_api.latest._util", "comfy_api.latest._input"
 _GEOMETRY = (f"{_UTIL}.geometry_types", "comfy_extras.nodes_hunyuan3d")
 _IMAGES = (f"{_UTIL}.image_types", "comfy_extras.nodes_images")
@@ -156,6 +157,7 @@ class HostTypes:
     def __init__(self) -> None:
         # One spec may name a type 65536 times, and thousands of modules lie before its own.
         self._found: dict[str, tuple[Any, Collection[str]]] = {}
+        self._extras: dict[str, list[str]] = {}  # what modules of comfy_extras are called
 
     def taken(self, value: object) -> Container | None:
         for kind in _NAMED.get(type(value).__name__, ()):
@@ -192,15 +194,27 @@ class HostTypes:
         """This ComfyUI's; None where it has none."""
         found = TYPES.get(kind)
         for wanted in found.modules if found is not None else ():
-            # Only what ComfyUI itself has loaded, and as often as it has: of the files in
-            # comfy_extras a second import would make classes that its nodes do not know.
-            tail = wanted.rpartition(".")[2]
-            # A copy in one go: a list of its items lets other threads run, and they may import.
-            for name, module in sys.modules.copy().items():
-                is_it = name.endswith(tail) and _is_module(name, wanted)
-                if is_it and found is not None and hasattr(module, found.name):
+            for name in self._names(wanted):
+                module = sys.modules.get(name)
+                if found is not None and hasattr(module, found.name):
                     return getattr(module, found.name)
         return None
+
+    def _names(self, wanted: str) -> Collection[str]:
+        """What that module is called here. Only what ComfyUI itself has loaded, and as often as it
+        has: of the files in comfy_extras a second import would make classes that its nodes do not
+        know."""
+        if not wanted.startswith(EXTRAS):
+            return (wanted,)
+        if wanted not in self._extras:
+            tail = wanted.rpartition(".")[2]
+            # A copy in one go: a list of it lets other threads run, and they may import.
+            loaded = sys.modules.copy()
+            names = [n for n in loaded if n.endswith(tail) and _is_module(n, wanted)]
+            if not names:  # perhaps later
+                return ()
+            self._extras[wanted] = names
+        return self._extras[wanted]
 
 
 HOST_TYPES = HostTypes()
@@ -210,5 +224,5 @@ def _is_module(name: str, wanted: str) -> bool:
     """ComfyUI loads the files of comfy_extras by path, and names their modules by that."""
     if name == wanted:
         return True
-    is_extra = wanted.startswith("comfy_extras.") and name.endswith(wanted.partition(".")[2])
+    is_extra = wanted.startswith(EXTRAS) and name.endswith(wanted.partition(".")[2])
     return is_extra and re.split(r"[\\/.]", name)[-2:] == wanted.split(".")

@@ -56,8 +56,9 @@ def is_url(text: str) -> bool:
 
 
 async def resolve(text: str) -> Remote:
-    """As `find`, for coroutines."""
-    return await in_a_thread(lambda: find(text))
+    """As `find`, for the coroutines of nodes. A name is read in a few small files, in less time
+    than a thread takes to begin."""
+    return await in_a_thread(lambda: find(text)) if is_url(text) else find(text)
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,8 @@ class Peerings:
         )
         key = session_key(connection, place.where, self._own, peer)
         peering = Peering(session, place, key, identity(connection, peer))
-        peering.pace = Pace(self._rates.of(_link(peering), time.monotonic()))
+        earlier = self._rates.of(_link(peering), time.monotonic())
+        peering.pace = Pace(earlier, encrypted=bool(peering.principal))
         peering.permissions = self._admission.permitted(connection.key)
         if peer.boot and peer.boot == self._own.boot:
             peering.process = process_start(peer.pid)

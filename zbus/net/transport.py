@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 LAST_WORDS = 2.0  # seconds for what a connection said before it ended, under a flood of others
 DRAIN = 64  # messages taken from one socket before the others have their turn
+DRAIN_TIME = 0.002  # seconds after which they have it, too, and what was heard is answered
 # Milliseconds until a DEALER would dial again; it is closed long before. Not -1: ZeroMQ then drops,
 # with the connection, what it has received and nobody has read yet.
 NEVER = 2**30
@@ -344,7 +345,10 @@ class Transport:
 
     def _read(self, source: zmq.Socket[bytes]) -> Generator[Event, None, bool]:
         """Some of a socket's input; returns whether that was all of it."""
-        for _ in range(DRAIN):
+        until = time.monotonic() + DRAIN_TIME
+        for taken in range(DRAIN):
+            if taken and time.monotonic() >= until:
+                break
             owner = self._sources.get(source)
             if owner is None:
                 return True

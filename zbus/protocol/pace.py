@@ -15,6 +15,8 @@ MAX_CHUNK = 1024 * 1024
 CHUNK_TIME = 0.025  # a chunk is at most this many seconds of the rate
 EXTRA_TIME = 0.050  # the window is the rate times (round trip + this)...
 EXTRA_MAX = 12 * 1024 * 1024  # ...but beyond the round trip at most this many bytes
+# Ciphers need no more under way, and are slow enough for it to be a wait that people see.
+ENCRYPTED_EXTRA, ENCRYPTED_CHUNK = 2 * 1024 * 1024, 512 * 1024
 SHORTEST = 0.010  # seconds: what passes in less may be the burst of a buffer, and no rate
 START_RATE = 0.5e6  # bytes/s, until something is known: the first chunks must not take long
 KEEP = 24  # rate samples that count
@@ -29,10 +31,13 @@ class Pace:
     Args:
         earlier: The rate that an earlier session over this link has shown, bytes per second. The
             window begins small all the same: what was true then may fill a queue now.
+        encrypted: Whether the link encrypts what goes over it.
     """
 
-    def __init__(self, earlier: float | None = None) -> None:
+    def __init__(self, earlier: float | None = None, *, encrypted: bool = False) -> None:
         self.in_flight = 0
+        self._extra = ENCRYPTED_EXTRA if encrypted else EXTRA_MAX
+        self._largest = ENCRYPTED_CHUNK if encrypted else MAX_CHUNK
         self._earlier = earlier
         self._rates: deque[float] = deque(maxlen=KEEP)
         self._steady: deque[float] = deque(maxlen=KEEP)  # those that the link itself set
@@ -65,14 +70,14 @@ class Pace:
     def chunk(self) -> int:
         """The plain bytes that one chunk should have."""
         size = int(self._estimate * CHUNK_TIME)
-        return max(MIN_CHUNK, min(MAX_CHUNK, size & ~0x3FFF))
+        return max(MIN_CHUNK, min(self._largest, size & ~0x3FFF))
 
     @property
     def window(self) -> int:
         """The wire bytes that may be under way."""
         rate = self._estimate
         trip = (self._trip or 0.0) * (STARTUP_GAIN if self._is_starting else 1.0)
-        return max(2 * self.chunk, int(rate * trip + min(rate * EXTRA_TIME, EXTRA_MAX)))
+        return max(2 * self.chunk, int(rate * trip + min(rate * EXTRA_TIME, self._extra)))
 
     @property
     def room(self) -> bool:
