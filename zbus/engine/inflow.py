@@ -35,7 +35,8 @@ from ..values.layout import Layout
 from ..values.streams import ValueSink
 from .flow import Flow, Lanes
 from .outflow import HEAVY, MANY
-from .shm_lane import Unreadable
+from .shm_lane import SOON, Unreadable
+from .workers import outcome
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Sink(Protocol):
 
     memory: int  # bytes that it takes, once its spec is read
     parts: int  # of which it is built
+    converted: int  # bytes that are worked on then, and are not the value's own memory
     needs_torch: bool
 
     def view(self, offset: int, size: int) -> memoryview | None:
@@ -298,7 +300,10 @@ class Inflow(Flow[Receiving]):
                 self._taker.moved(delivery.total)
                 self.do(delivery.read())
 
-        self._lanes.workers.run(work, done)
+        if delivery.total <= SOON:
+            done(outcome(work))
+        else:
+            self._lanes.workers.run(work, done)
 
     def _has_read(self, received: int) -> None:
         if self.delivery.state is ReceiveState.READING:
@@ -321,7 +326,7 @@ class Inflow(Flow[Receiving]):
             self._value = value
             self.do(self.delivery.built())
 
-        is_light = self.delivery.total < HEAVY and self._sink.parts < MANY
+        is_light = self._sink.converted < HEAVY and self._sink.parts < MANY
         self._work(self._sink.value, then, at_once=is_light)
 
     def _stored(self) -> None:

@@ -27,6 +27,7 @@ from .wrapping import LinkFacts, Wrapped, wrap
 logger = logging.getLogger(__name__)
 
 HEAVY = 1 << 20  # bytes from which packing and building go to the worker pool
+LENT_HEAVY = 8 << 20  # where it is lent, and most of it is not looked at
 MANY = 1000  # parts from which they do
 ENCODES_AHEAD = 8  # chunks of one transfer in the pool at once
 TURN = 8 << 20  # bytes that one turn sends before it looks at its input again
@@ -104,8 +105,9 @@ class Outflow(Flow[Sending]):
     def pack(self, flat: Flat, quality: str) -> None:
         """Send that value: it is packed, offered, and goes when the peer grants."""
         link = LinkFacts.of(self.peering)
-        is_light = flat.nbytes < HEAVY and flat.parts < MANY and not flat.on_device
         lends = self.peering.shares and self.peering.is_near
+        heavy = LENT_HEAVY if lends else HEAVY
+        is_light = flat.nbytes < heavy and flat.parts < MANY and not flat.on_device
 
         def work() -> Wrapped:
             wrapped = wrap(flat, quality, link)

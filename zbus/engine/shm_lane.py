@@ -45,6 +45,7 @@ LEAST = 1 << 20  # bytes: what is smaller is there as soon in a chunk
 STEP = 4 << 20  # bytes of one read, after which somebody looks whether it is still wanted,
 TELL = 32 << 20  # and between two words on how far it is
 LINE, LINES = 64, 4096  # bytes of a line, and about how many of them are a sample
+SOON = 4 << 20  # bytes that are read sooner than another thread is at work
 READERS = 4  # threads that read one value: one alone does not get what the memory gives
 
 
@@ -142,7 +143,8 @@ class ShmLane:
             raise Unreadable("not as long as was offered", for_good=False)
         views = _views(loan, target)
         try:
-            share(_Reading(peer.pid, loan, views, is_wanted, on_progress), READERS)
+            reading = _Reading(peer.pid, loan, views, is_wanted, on_progress)
+            share(reading, min(READERS, reading.steps))
             word = memoryview(bytearray(len(loan.token)))
             memory.read(peer.pid, [(loan.lease, len(word))], [word])
         except OSError as error:
@@ -190,6 +192,7 @@ class _Reading:
     ) -> None:
         self._pid, self._is_wanted, self._on_progress = pid, is_wanted, on_progress
         self._left = deque(_steps(loan.pieces, views))
+        self.steps = len(self._left)
         self._total = sum(map(len, views))
         self._lock = threading.Lock()
         self._done = self._told = 0
