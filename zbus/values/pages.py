@@ -26,12 +26,13 @@ Memory = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def allocate(nbytes: int) -> Memory | None:
-    """So many bytes of fresh memory, in huge pages; None where those are not faster.
+    """So many bytes of fresh memory, in huge pages; None where those are not faster, and for less
+    than one of them.
 
     Raises:
         MemoryError: The system does not give that much.
     """
-    return _mapped(nbytes, huge=True) if are_faster() else None
+    return _mapped(nbytes, huge=True) if nbytes >= HUGE and are_faster() else None
 
 
 @cache

@@ -23,7 +23,7 @@ from . import pages
 if TYPE_CHECKING:
     import torch
 
-LARGE = 4 << 20  # bytes; smaller ones are not worth it
+LARGE = 1 << 20  # bytes; smaller ones are not worth it
 MOST = 512 << 20  # bytes kept, all together
 KEPT = 60.0  # seconds
 SWEEP_EVERY = 5.0
