@@ -156,7 +156,8 @@ def test_what_was_added_later_is_said_only_where_it_says_something(kind: type[m.
     known = len(fields(kind)) - 1  # and kind and sequence number
     assert len(msgpack.unpackb(m.encode(plain, 1))) == 2 + known
     assert len(msgpack.unpackb(m.encode(lent, 1))) == 2 + known + 1
-    for header in ([*msgpack.unpackb(m.encode(plain, 1)), None], msgpack.unpackb(m.encode(lent, 1))):
+    without, with_loan = (msgpack.unpackb(m.encode(each, 1)) for each in (plain, lent))
+    for header in ([*without, None], with_loan):
         assert m.decode(msgpack.packb(header), has_body=False)[1] in (plain, lent)
         for wrong in (header[: 1 + known], [*header, None]):
             with pytest.raises(RemoteProtocolError, match="number of fields"):

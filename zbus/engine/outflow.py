@@ -111,10 +111,9 @@ class Outflow(Flow[Sending]):
 
         def work() -> Wrapped:
             wrapped = wrap(flat, quality, link)
-            if lends and _may_be_lent(wrapped):
-                self._lent = self._lanes.shm.lend(
-                    self.peering, self.delivery.id, wrapped.source.pieces
-                )
+            pieces = _lendable(wrapped) if lends else ()
+            if pieces:
+                self._lent = self._lanes.shm.lend(self.peering, self.delivery.id, pieces)
             return wrapped
 
         self._work(work, self._packed, at_once=is_light)
@@ -283,8 +282,9 @@ class Outflow(Flow[Sending]):
     }
 
 
-def _may_be_lent(wrapped: Wrapped) -> bool:
-    """Whether a peer that is near had better read it where it lies."""
-    told = wrapped.told
-    is_plain = told["codec"] == "raw" and not told["head"] and not told["inline"]
-    return is_plain and wrapped.source is not None and told["total"] >= LEAST
+def _lendable(wrapped: Wrapped) -> Sequence[memoryview]:
+    """Its pieces, where a peer that is near had better read them where they lie."""
+    source = wrapped.source
+    if source is None or wrapped.codec != "raw" or wrapped.told["head"] or source.total < LEAST:
+        return ()
+    return source.pieces

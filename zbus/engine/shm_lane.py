@@ -38,6 +38,7 @@ from ..net import memory
 from ..net.places import Peering
 from ..protocol.messages import MAX_PIECES, Hello, Loan, ShmNear
 from ..trust import Trust
+from ..values.tensors import memory_of
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +218,7 @@ _Step = tuple[list[tuple[int, int]], list[memoryview]]
 
 
 def _steps(pieces: Sequence[tuple[int, int]], views: Sequence[memoryview]) -> list[_Step]:
-    """The pieces and where they go, in groups of STEP bytes: large pieces cut, small ones joined."""
+    """The pieces and where they go, in groups of STEP bytes: large ones cut, small ones joined."""
     steps: list[_Step] = [([], [])]
     room = STEP
     for (address, length), view in zip(pieces, views, strict=True):
@@ -245,5 +246,5 @@ def sample(views: Sequence[memoryview]) -> bytes:
         data = np.frombuffer(view, np.uint8)
         count = (len(view) - LINE) // every + 1
         lines = np.lib.stride_tricks.as_strided(data, (count, LINE), (every, 1), writeable=False)
-        hasher.update(np.ascontiguousarray(lines))
+        hasher.update(memory_of(np.ascontiguousarray(lines)))
     return hasher.digest()

@@ -71,9 +71,10 @@ def read(pid: int, pieces: Sequence[tuple[int, int]], into: Sequence[memoryview]
     """
     libc, left = _libc(), [(address, view) for (address, _), view in zip(pieces, into, strict=True)]
     while left:
-        mine = (_Range * len(left))(*((address_of(view), len(view)) for _, view in left))
-        theirs = (_Range * len(left))(*((address, len(view)) for address, view in left))
-        got = libc.process_vm_readv(pid, mine, len(left), theirs, len(left), 0)
+        mine = [_Range(address_of(view), len(view)) for _, view in left]
+        theirs = [_Range(address, len(view)) for address, view in left]
+        ranges = _Range * len(left)
+        got = libc.process_vm_readv(pid, ranges(*mine), len(left), ranges(*theirs), len(left), 0)
         if got <= 0:
             number = ctypes.get_errno() if got < 0 else errno.EFAULT
             raise OSError(number, os.strerror(number))

@@ -27,8 +27,8 @@ happened and does what comes back, in order. Nothing else knows how far a value 
 A connection that breaks is none of these: the session is mended or it ends. What was granted and
 what had come is said anew on the next connection, by `Outgoing` and `Incoming` (`transfer`).
 
-LENT is what was offered with a loan: the peer may read it where it lies. A `Receiving` whose spec is
-long has it first (HEAD), in chunks.
+LENT is what was offered with a loan: the peer may read it where it lies. A `Receiving` whose spec
+is long has it first (HEAD), in chunks.
 
 Late words are no faults: between the end of one side and the news of it the other goes on. So an
 ended delivery takes every event and does nothing.

@@ -311,7 +311,7 @@ class Offer(Message):
     head: int = _is(number(0, MAX_HEAD))
     inline: bool = _is(flag)
     digest: str = _is(text(20), DIGEST)  # its kind; FINISH carries it
-    loan: Loan | None = _is(optional(_loan), None, later=True)
+    loan: Loan | None = _is(optional(_loan), None, later=True)  # noqa: RUF009
 
 
 @dataclass(frozen=True)
@@ -434,7 +434,7 @@ class JobOffer(Message):
     head: int = _is(number(0, MAX_HEAD))
     inline: bool = _is(flag)
     digest: str = _is(text(20), DIGEST)
-    loan: Loan | None = _is(optional(_loan), None, later=True)
+    loan: Loan | None = _is(optional(_loan), None, later=True)  # noqa: RUF009
 
 
 @dataclass(frozen=True)
