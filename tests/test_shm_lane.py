@@ -27,7 +27,7 @@ from zbus.engine.shm_lane import ShmLane, Unreadable
 from zbus.errors import PeerGone, RemoteProtocolError
 from zbus.net import memory
 from zbus.protocol.delivery import ReceiveState
-from zbus.protocol.messages import MAX_PIECES, Chunk, Loan, Offer, ShmDecline, ShmNear
+from zbus.protocol.messages import MAX_INLINE, MAX_PIECES, Chunk, Loan, Offer, ShmDecline, ShmNear
 from zbus.trust import Trust
 from zbus.values.tensors import tensor_bytes
 
@@ -201,15 +201,15 @@ def test_memory_is_free_when_the_value_is(lane: str) -> None:
 @pytest.mark.parametrize(
     ("value", "quality"),
     [
-        (noise(shm_lane.LEAST // 2), "raw"),
+        (noise(MAX_INLINE), "raw"),
         (noise(), "lz4"),
         ([torch.full((16384,), float(i)) for i in range(MAX_PIECES + 1)], "raw"),
     ],
-    ids=["small", "a codec by name", "too many pieces"],
+    ids=["inside its offer", "a codec by name", "too many pieces"],
 )
 def test_what_is_not_for_it_takes_the_socket(ends: Ends, value: Any, quality: str) -> None:
     got, wire = passed(ends, value, quality)
-    assert same(got, value) and wire > 100_000
+    assert same(got, value) and wire > MAX_INLINE
     assert shares(ends) == [True, True]
 
 
@@ -443,7 +443,7 @@ def test_only_what_this_user_says_is_read(
     ends: Ends, pair: tuple[Any, Any], tmp_path: Path
 ) -> None:
     to_server, to_client = pair
-    data = memoryview(bytearray(os.urandom(shm_lane.LEAST)))
+    data = memoryview(bytearray(os.urandom(MIB)))
     into = Into(len(data))
     sender, reader = ends.client._engine.shm_lane, ends.server._engine.shm_lane
     stranger = ShmLane(ends.client.own, Trust(tmp_path))
@@ -492,7 +492,7 @@ def test_an_address_is_told_in_one_session_only(ends: Ends, pair: tuple[Any, Any
 def test_what_is_let_go_of_is_never_good(pair: tuple[Any, Any], ends: Ends) -> None:
     """Its bytes may all be as they were: who let go of them may have done anything meanwhile."""
     to_server, to_client = pair
-    data = memoryview(bytearray(os.urandom(shm_lane.LEAST)))
+    data = memoryview(bytearray(os.urandom(MIB)))
     lease, loan = ends.client._engine.shm_lane.lend(to_server, 5, [data])
     here, into = ends.server._engine.shm_lane, Into(len(data))
 
@@ -536,7 +536,7 @@ def test_another_process_that_has_got_its_number_is_not_taken_for_it(
 ) -> None:
     """One that has died, and another with its pid, whose memory can be read at those addresses."""
     to_server, to_client = pair
-    data = memoryview(bytearray(os.urandom(shm_lane.LEAST)))
+    data = memoryview(bytearray(os.urandom(MIB)))
     _, loan = ends.client._engine.shm_lane.lend(to_server, 5, [data])
     here, into = ends.server._engine.shm_lane, Into(len(data))
 

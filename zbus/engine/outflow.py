@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 import xxhash
 
+from .. import codecs
 from ..codecs import CODECS, Codec
 from ..errors import ZBusError
 from ..net.places import Peering
@@ -21,13 +22,12 @@ from ..protocol.messages import Chunk, Finish, Grant, Loan, encode
 from ..values.layout import Layout
 from ..values.payload import Flat
 from .flow import Flow, Lanes
-from .shm_lane import LEAST, Lease
+from .shm_lane import SOON, Lease
 from .wrapping import LinkFacts, Wrapped, wrap
 
 logger = logging.getLogger(__name__)
 
 HEAVY = 1 << 20  # bytes from which packing and building go to the worker pool
-LENT_HEAVY = 8 << 20  # where it is lent, and most of it is not looked at
 MANY = 1000  # parts from which they do
 ENCODES_AHEAD = 8  # chunks of one transfer in the pool at once
 TURN = 8 << 20  # bytes that one turn sends before it looks at its input again
@@ -106,7 +106,8 @@ class Outflow(Flow[Sending]):
         """Send that value: it is packed, offered, and goes when the peer grants."""
         link = LinkFacts.of(self.peering)
         lends = self.peering.shares and self.peering.is_near
-        heavy = LENT_HEAVY if lends else HEAVY
+        is_as_it_is = codecs.pack_mode(quality, link.rate, link.is_local) == "never"
+        heavy = SOON if lends and is_as_it_is else HEAVY
         is_light = flat.nbytes < heavy and flat.parts < MANY and not flat.on_device
 
         def work() -> Wrapped:
@@ -285,6 +286,6 @@ class Outflow(Flow[Sending]):
 def _lendable(wrapped: Wrapped) -> Sequence[memoryview]:
     """Its pieces, where a peer that is near had better read them where they lie."""
     source = wrapped.source
-    if source is None or wrapped.codec != "raw" or wrapped.told["head"] or source.total < LEAST:
+    if source is None or wrapped.codec != "raw" or wrapped.told["head"]:
         return ()
     return source.pieces

@@ -42,11 +42,10 @@ from ..values.tensors import memory_of
 
 logger = logging.getLogger(__name__)
 
-LEAST = 1 << 20  # bytes: what is smaller is there as soon in a chunk
 STEP = 4 << 20  # bytes of one read, after which somebody looks whether it is still wanted,
 TELL = 32 << 20  # and between two words on how far it is
 LINE, LINES = 64, 4096  # bytes of a line, and about how many of them are a sample
-SOON = 4 << 20  # bytes that are read sooner than another thread is at work
+SOON = 4 << 20  # bytes that are read, and lent, sooner than another thread is at work
 READERS = 4  # threads that read one value: one alone does not get what the memory gives
 
 
