@@ -37,6 +37,8 @@ DRAIN = 64  # messages taken from one socket before the others have their turn
 # with the connection, what it has received and nobody has read yet.
 NEVER = 2**30
 CONNECT_TIME = 10.0  # seconds
+# As plain numbers: what pyzmq's enums take to be put together is worth a message's checks.
+_NOW, _MORE, _IN = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE), int(zmq.POLLIN)
 
 _EVENTS = (
     zmq.EVENT_ACCEPTED
@@ -261,13 +263,13 @@ class Transport:
         from its own memory: it must not change until the peer has it."""
         if not connection.is_open:
             return False
-        more = zmq.SNDMORE if body is not None else 0
+        put = connection.socket.send
         try:
             if connection.listener is not None:
-                connection.socket.send(connection.routing_id, zmq.SNDMORE | zmq.DONTWAIT)
-            connection.socket.send(header, more | zmq.DONTWAIT)
+                put(connection.routing_id, _MORE)
+            put(header, _NOW if body is None else _MORE)
             if body is not None:
-                connection.socket.send(body, zmq.DONTWAIT, copy=len(body) < 65536)
+                put(body, _NOW, copy=len(body) < 65536)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
@@ -284,6 +286,8 @@ class Transport:
         if soon is not None:
             timeout = soon if timeout is None else min(soon, timeout)
         ready = self._ready(timeout)
+        if not ready and soon is None:
+            return
         if self._zap is not None and self._zap.socket in ready:
             self._zap.answer()
             self._look.pop(self._zap.socket, None)
@@ -297,7 +301,8 @@ class Transport:
         for source in [s for s in self._sources if s in ready or s in leaving]:
             if (yield from self._read(source)):
                 drained.add(source)
-            yield from self._take_pending()
+            if self._pending:
+                yield from self._take_pending()
         if leaving:
             yield from self._let_go(drained)
 
@@ -346,11 +351,11 @@ class Transport:
             if not _has_input(source):
                 self._look.pop(source, None)
                 return True
-            frame = source.recv(zmq.DONTWAIT, copy=False)
+            frame = source.recv(_NOW, copy=False)
             connection: Connection | None
             if isinstance(owner, Listener):
                 connection, has_header = self._accepted(owner, frame), frame.more
-                frame = source.recv(zmq.DONTWAIT, copy=False) if has_header else frame
+                frame = source.recv(_NOW, copy=False) if has_header else frame
             else:
                 connection, has_header = owner, True
             body = Body(source) if frame.more else None
@@ -436,4 +441,4 @@ class Transport:
 
 def _has_input(made: zmq.Socket[bytes]) -> bool:
     """Whether something can be read of it; if not, its descriptor tells when that changes."""
-    return bool(int(made.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+    return int(made.getsockopt(zmq.EVENTS)) & _IN != 0
