@@ -24,6 +24,7 @@ from zbus import Peer, Settings, ZBusError
 from zbus.engine import shm_lane
 from zbus.engine.inflow import _unusable
 from zbus.engine.shm_lane import ShmLane, Unreadable
+from zbus.engine.workers import COUNT, Workers
 from zbus.errors import PeerGone, RemoteProtocolError
 from zbus.net import memory
 from zbus.protocol.delivery import ReceiveState
@@ -735,3 +736,63 @@ def test_whose_process_that_is() -> None:
     with child("pass") as gone:
         gone.process.wait(20)
         assert not memory._is_own(gone.pid)
+
+
+# --- several threads for one value ----------------------------------------------------------------
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    made = Workers(lambda call: True)
+    yield made
+    made.close()
+
+
+def test_work_is_shared_by_threads_and_all_of_them_are_waited_for(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zbus.engine.workers.CORES", 3)
+    together = threading.Barrier(3)
+    ended: list[int] = []
+
+    def work() -> None:
+        together.wait(20)
+        ended.append(threading.get_ident())
+
+    workers.share(work, 8)
+    assert len(set(ended)) == 3 and threading.get_ident() in ended
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_what_one_of_them_raises_waits_for_the_others(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """They write into memory that is let go of then."""
+    monkeypatch.setattr("zbus.engine.workers.CORES", 2)
+    together, here, ended = threading.Barrier(2), threading.get_ident(), []
+
+    def work() -> None:
+        together.wait(20)
+        if (threading.get_ident() == here) is (where == "here"):
+            raise Unreadable("this", for_good=False)
+        threading.Event().wait(0.05)
+        ended.append(True)
+
+    with pytest.raises(Unreadable, match="this"):
+        workers.share(work, 2)
+    assert ended == [True]
+
+
+def test_a_pool_that_is_busy_is_not_waited_for(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its own threads share: each would wait for another."""
+    monkeypatch.setattr("zbus.engine.workers.CORES", 4)
+    held, done = threading.Event(), []
+    for _ in range(COUNT):
+        workers._pool.submit(held.wait, 20)
+    try:
+        workers.share(lambda: done.append(True), 4)
+        assert done == [True]
+    finally:
+        held.set()
