@@ -216,11 +216,9 @@ class Moving:
             self.due.pop(parcel, None)
             if parcel.ticket is not None:
                 parcel.ticket.release()
-        elif action is Do.TELL:
-            assert taking.ended
-            self._got(parcel, taking.error)
         else:
-            assert action is Do.INVITE
+            assert action is Do.TELL and taking.ended
+            self._got(parcel, taking.error)
 
     def _ask_memory(self, parcel: Parcel, taking: Receiving) -> None:
         given = lambda: self.do_take(parcel, taking.given())  # noqa: E731

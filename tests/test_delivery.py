@@ -72,7 +72,7 @@ class World:
         self.sends: dict[int, Sending] = {}
         self.takes: dict[int, Receiving] = {}
         self.jobs: dict[int, str] = {}  # what a thread does for which receiving value
-        self.lent: dict[int, bool] = {}  # values that are read, and whether they are whole
+        self.lent: dict[int, bool] = {}  # values that may be read, and whether they are held
         self.row: tuple[int, ...] = ()  # who waits for memory; there is room for one value
         self.holder: int | None = None
         self.due: frozenset[int] = frozenset()  # grants to say
@@ -108,7 +108,12 @@ class World:
             self.do_send(transfer, sending.packed())
         else:
             total = CHUNKS + (self.way == "head")
-            self.do_send(transfer, sending.packed_for_chunks(total, cut_one, PACE, 1))
+            said = sending.packed_for_chunks(total, cut_one, PACE, 1, lent=self.lends)
+            self.do_send(transfer, said)
+
+    @property
+    def lends(self) -> bool:
+        return self.way in ("memory", "spoiled")
 
     # --- what the machines want done ------------------------------------------------------------
 
@@ -117,11 +122,12 @@ class World:
             if action is Do.OFFER:
                 self.up += (("OFFER", i),)
             elif action is Do.LEND:
-                self.up += (("LEND", i), ("FINISH", i))
-            elif action is Do.TELL:
-                self.tell("send", i, self.sends[i])
+                self.lent[i] = True
+            elif action in (Do.RELEASE, Do.RECLAIM):
+                self.lent[i] = False
             else:
-                assert action in (Do.RELEASE, Do.RECLAIM)
+                assert action is Do.TELL
+                self.tell("send", i, self.sends[i])
 
     def do_take(self, i: int, actions: tuple[Do, ...]) -> None:
         for action in actions:
@@ -134,15 +140,10 @@ class World:
             self.jobs[i] = action.name
         elif action is Do.GRANT:
             self.due |= {i}
-        elif action is Do.INVITE:
-            if self.way in ("memory", "spoiled"):
-                self.down += (("READY", i),)
         elif action is Do.DECLINE:
             self.down += (("DECLINE", i),)
-            self.lent[i] = False
         elif action is Do.COMPARE:
-            is_right = not (self.lent.get(i) and self.way == "spoiled")
-            self.do_take(i, taking.compared(b"right" if is_right else b"wrong"))
+            self.do_take(i, taking.compared(b"right"))
         elif action is Do.STORED:
             self.down += (("STORED", i),)
         elif action is Do.REFUSE:
@@ -198,7 +199,7 @@ class World:
         if kind == "OFFER":
             head = int(self.way == "head")
             total = 0 if self.way == "inline" else CHUNKS + head
-            taking = self.takes[i] = Receiving(i, total, head)
+            taking = self.takes[i] = Receiving(i, total, head, lent=self.lends)
             self.do_take(i, taking.begin())
         elif taking is None:
             return
@@ -206,8 +207,6 @@ class World:
             self.chunk(i, taking, rest[0])
         elif kind == "FINISH":
             self.do_take(i, taking.finish(b"right"))
-        elif kind == "LEND":
-            self.do_take(i, taking.lent())
         else:
             assert kind == "CANCEL"
             self.do_take(i, taking.dropped(Cancelled("there")))
@@ -227,8 +226,6 @@ class World:
         sending = self.sends[i]
         if kind == "GRANT":
             self.do_send(i, sending.grant(Grant(i, *rest), 0.0))
-        elif kind == "READY":
-            self.do_send(i, sending.ready())
         elif kind == "DECLINE":
             self.do_send(i, sending.declined())
         elif kind == "STORED":
@@ -273,8 +270,9 @@ class World:
             inline = self.way == "inline"
             self.do_take(i, taking.filled() if inline else taking.allocated())
         elif work == "READ":
-            self.lent[i] = True
-            self.do_take(i, taking.has_read(taking.total))
+            self.do_take(i, taking.has_read(1))
+            is_right = self.lent[i] and self.way != "spoiled"
+            self.do_take(i, taking.read() if is_right else taking.unreadable())
         else:
             self.do_take(i, taking.built())
 
@@ -448,13 +446,11 @@ def test_two_values_two_cuts_a_lost_session_and_a_cancel(way: str) -> None:
 
 S_ENDS, R_ENDS = Sending.TERMINAL, Receiving.TERMINAL
 FROM_PEER = {
-    SendEvent.READY,
     SendEvent.HELD,
     SendEvent.GRANTED,
     SendEvent.DECLINED,
     SendEvent.STORED,
     SendEvent.REFUSED,
-    ReceiveEvent.LENT,
 }
 
 
@@ -534,11 +530,12 @@ def test_a_block_of_no_bytes_is_granted_and_not_held() -> None:
 
 
 def test_how_a_lent_value_is_read_and_reclaimed() -> None:
-    made = sending()
-    assert made.received == 0
-    assert made.ready() == () and made.state is SendState.LENDABLE
-    assert made.grant(Grant(7, 0, CHUNKS), 0.0) == (Do.LEND,)
+    made = Sending(7)
+    said = made.packed_for_chunks(CHUNKS, cut_one, PACE, 1, lent=True)
+    assert said == (Do.LEND, Do.OFFER), "it may be read as soon as it is offered"
+    assert made.grant(Grant(7, 0, 0), 0.0) == () and made.held
     made.grant(Grant(7, 2, CHUNKS), 0.0)
+    assert made.state is SendState.LENT
     assert made.received == 2 and made.outgoing is not None and made.outgoing.next == 0
     assert made.declined() == (Do.RECLAIM,) and made.received == 0
     assert made.declined() == (), "said twice"
@@ -568,13 +565,13 @@ def test_a_refusal_is_known_there() -> None:
     assert not late.refused_there
 
 
-def receiving() -> Receiving:
-    made = Receiving(7, 2)
+def receiving(lent: bool = False) -> Receiving:
+    made = Receiving(7, 2, lent=lent)
     assert made.begin() == (Do.ASK_MEMORY,) and made.waits_for_memory
     assert made.given() == (Do.ALLOCATE,)
-    assert made.allocated() == (Do.INVITE, Do.GRANT)
-    grant = made.incoming.grant()
-    assert grant == Grant(7, 0, 2)
+    assert made.allocated() == ((Do.READ,) if lent else (Do.GRANT,))
+    if not lent:
+        assert made.incoming.grant() == Grant(7, 0, 2)
     return made
 
 
@@ -606,20 +603,23 @@ def test_bytes_that_are_not_what_was_sent() -> None:
 
 
 def test_what_was_read_wrongly_comes_in_chunks() -> None:
-    made = receiving()
-    assert made.lent() == (Do.READ,)
+    made = receiving(lent=True)
     with pytest.raises(RemoteProtocolError, match="CHUNK while"):
         made.arrive(Chunk(7, 0, 1, False))
-    with pytest.raises(RemoteProtocolError, match="SHM_OFFER"):
-        made.lent()
-    made.finish(b"d")
     assert made.has_read(1) == (Do.GRANT,)
-    assert made.has_read(2) == (Do.GRANT, Do.COMPARE)
-    assert made.compared(b"e") == (Do.DECLINE, Do.GRANT)
+    assert made.unreadable() == (Do.DECLINE, Do.GRANT)
     assert made.incoming.grant() == Grant(7, 0, 2)
-    assert made.has_read(2) == () and made.unreadable() == (), "a late reader"
+    assert made.has_read(2) == made.read() == made.unreadable() == (), "a late reader"
     fill(made)
-    assert made.look() == (Do.COMPARE,) and made.compared(b"d") == (Do.BUILD,)
+    made.finish(b"d")
+    assert made.compared(b"d") == (Do.BUILD,)
+
+
+def test_what_was_read_rightly_waits_for_no_digest() -> None:
+    made = receiving(lent=True)
+    assert made.has_read(1) == (Do.GRANT,)
+    assert made.read() == (Do.BUILD,) and made.is_whole
+    assert made.built() == (Do.RELEASE, Do.STORED, Do.TELL)
 
 
 def test_chunks_come_only_where_they_were_granted() -> None:
@@ -633,13 +633,6 @@ def test_chunks_come_only_where_they_were_granted() -> None:
     assert not made.arrive(Chunk(7, 1, 1, False)), "repeated after a reconnect"
     made.dropped(Cancelled("x"))
     assert not made.arrive(Chunk(7, 1, 1, False)), "late"
-
-
-def test_a_lent_value_is_not_read_where_chunks_have_come() -> None:
-    made = receiving()
-    assert made.arrive(Chunk(7, 0, 1, False))
-    with pytest.raises(RemoteProtocolError, match="chunks are due"):
-        made.lent()
 
 
 # --- the memory -----------------------------------------------------------------------------------

@@ -20,7 +20,9 @@ from zbus.protocol.fields import clip
 from zbus.protocol.job_records import GivenJob
 from zbus.reasons import Reason
 
+LOAN = m.Loan(((1 << 46, 1 << 30), (4096, 1)), b"t" * 16, 1 << 46, b"s" * 16, bytes(32))
 HELLO = m.Hello((1, 1), b"i" * 16, b"n" * 16, "desk-8188", b"x" * 16, codecs=("raw", "png"))
+OFFER = m.Offer(1, 2, 3, "image", "Send", 192 << 20, "raw", b"spec", 0, False)
 EXAMPLES: list[m.Message] = [
     HELLO,
     m.Ready(b"x" * 16, 7),
@@ -39,20 +41,21 @@ EXAMPLES: list[m.Message] = [
     m.BoundOk(1),
     m.NotBound(1, "gone"),
     m.Await(1, 2, 3, "image", "Receive Images 8"),
-    m.Offer(1, 2, 3, "image", "Send", 192 << 20, "raw", b"spec", 0, False),
+    OFFER,
+    replace(OFFER, loan=LOAN),
     m.Finish(2, b"d" * 16),
     m.Stored(2),
     m.Refused(2, "no memory"),
     m.Cancel(1, 2, "cancelled"),
     m.CancelOk(1, 2, True, 0),
     m.Close(1, "failed", "ValueError: x"),
-    m.ShmReady(3, bytes(32)),
-    m.ShmOffer(3, ((1 << 46, 1 << 30), (4096, 1)), bytes(32)),
+    m.ShmNear(bytes(32)),
     m.ShmDecline(3, True),
     m.Measure(2, "up", 1 << 30),
     m.JobProgress("job", "57:8", "KSampler #57:8", 14, 20),
     m.JobPreview("job", "57:8", "image/jpeg"),
     m.JobOffer("job", "result:a", 2, 192 << 20, "raw", b"spec", 0, False),
+    m.JobOffer("job", "result:a", 2, 192 << 20, "raw", b"spec", 0, False, loan=LOAN),
     m.JobState("job", "queued", 3, ("other", "job")),
     m.JobCancel("job", "cancelled"),
     m.Enquire(1),
@@ -146,6 +149,21 @@ def test_a_body_where_none_belongs(message: m.Message) -> None:
             m.decode(header, has_body=True)
 
 
+@pytest.mark.parametrize("kind", [m.Offer, m.JobOffer])
+def test_what_was_added_later_is_said_only_where_it_says_something(kind: type[m.Message]) -> None:
+    """A peer of before does not know the field, and one of now does without."""
+    plain, lent = (example for example in EXAMPLES if type(example) is kind)
+    known = len(fields(kind)) - 1  # and kind and sequence number
+    assert len(msgpack.unpackb(m.encode(plain, 1))) == 2 + known
+    assert len(msgpack.unpackb(m.encode(lent, 1))) == 2 + known + 1
+    without, with_loan = (msgpack.unpackb(m.encode(each, 1)) for each in (plain, lent))
+    for header in ([*without, None], with_loan):
+        assert m.decode(msgpack.packb(header), has_body=False)[1] in (plain, lent)
+        for wrong in (header[: 1 + known], [*header, None]):
+            with pytest.raises(RemoteProtocolError, match="number of fields"):
+                m.decode(msgpack.packb(wrong), has_body=False)
+
+
 def test_hello_ignores_what_a_later_version_adds() -> None:
     kind, seq, told = msgpack.unpackb(m.encode(HELLO))
     told["hat"] = {"colour": "red"}
@@ -172,6 +190,10 @@ def test_hello_needs_what_has_no_default() -> None:
         m.Announce("r", "c", "", (), (("eat", "image", 0, True, ""),)),
         m.Announce("r", "c", "", (), (("send", "image", 0, True, ""),) * 257),
         m.Finish(0, b"short"),
+        replace(OFFER, loan=LOAN._replace(pieces=((1, 1),) * (m.MAX_PIECES + 1))),
+        replace(OFFER, loan=LOAN._replace(pieces=((0, 1),))),
+        replace(OFFER, loan=LOAN._replace(token=b"short")),
+        replace(OFFER, loan=LOAN[:-1]),  # type: ignore[arg-type]
         replace(HELLO, versions=(1,)),  # type: ignore[arg-type]
     ],
     ids=repr,

@@ -8,7 +8,8 @@ import gc
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ from proxy import Proxy
 
 from zbus import Peer, Settings, ZBusError
 from zbus.engine import shm_lane
+from zbus.engine.inflow import _unusable
 from zbus.engine.shm_lane import ShmLane, Unreadable
+from zbus.engine.workers import COUNT, Workers
 from zbus.errors import PeerGone, RemoteProtocolError
 from zbus.net import memory
 from zbus.protocol.delivery import ReceiveState
-from zbus.protocol.messages import Chunk, ShmDecline, ShmOffer, ShmReady
+from zbus.protocol.messages import MAX_INLINE, MAX_PIECES, Chunk, Loan, Offer, ShmDecline, ShmNear
 from zbus.trust import Trust
+from zbus.values.tensors import tensor_bytes
 
 MIB = 1 << 20
 LARGE = 8 * MIB
@@ -198,15 +202,15 @@ def test_memory_is_free_when_the_value_is(lane: str) -> None:
 @pytest.mark.parametrize(
     ("value", "quality"),
     [
-        (noise(shm_lane.LEAST // 2), "raw"),
+        (noise(MAX_INLINE), "raw"),
         (noise(), "lz4"),
-        ([torch.full((16384,), float(i)) for i in range(300)], "raw"),
+        ([torch.full((16384,), float(i)) for i in range(MAX_PIECES + 1)], "raw"),
     ],
-    ids=["small", "a codec by name", "too many pieces"],
+    ids=["inside its offer", "a codec by name", "too many pieces"],
 )
 def test_what_is_not_for_it_takes_the_socket(ends: Ends, value: Any, quality: str) -> None:
     got, wire = passed(ends, value, quality)
-    assert same(got, value) and wire > 100_000
+    assert same(got, value) and wire > MAX_INLINE
     assert shares(ends) == [True, True]
 
 
@@ -234,23 +238,26 @@ def test_another_users_process_is_not_read(
     with linked(other=Trust(tmp_path)) as ends:
         told: list[Any] = []
         for end in (ends.server, ends.client):
-            monkeypatch.setattr(end._engine.shm_lane, "offer", lambda *given: told.append(given))
+            monkeypatch.setattr(end._engine.shm_lane, "lend", lambda *given: told.append(given))
         for _ in range(2):
             got, wire = passed(ends, noise(), up=up, quality="raw")
             assert torch.equal(got, noise()) and wire > LARGE
         assert told == [], "addresses were told to a stranger"
 
 
+Pieces = Sequence[tuple[int, int]]
+Views = Sequence[memoryview]
+
+
 def refusing(number: int, true: Callable[..., None] = memory.read) -> Callable[..., None]:
     """`memory.read` that fails once, after a piece of it has been read."""
     left = [1]
 
-    def read(pid: int, address: int, into: memoryview) -> None:
-        true(pid, address, into[: len(into) // 2])
-        if left[0]:
-            left[0] -= 1
+    def read(pid: int, pieces: Pieces, into: Views) -> None:
+        true(pid, pieces, into)
+        if left:
+            left.pop()
             raise OSError(number, os.strerror(number))
-        true(pid, address, into)
 
     return read
 
@@ -293,9 +300,9 @@ def test_bytes_that_are_not_what_was_sent_are_sent_again(
 ) -> None:
     true = memory.read
 
-    def spoilt(pid: int, address: int, into: memoryview) -> None:
-        true(pid, address, into)
-        into[len(into) // 2] ^= 1
+    def spoilt(pid: int, pieces: Pieces, into: Views) -> None:
+        true(pid, pieces, into)
+        into[0][0] ^= 1
 
     monkeypatch.setattr(memory, "read", spoilt)
     got, wire = passed(ends, noise(), quality="raw")
@@ -314,10 +321,10 @@ class Gate:
         self._read = memory.read
         monkeypatch.setattr(memory, "read", self._waiting)
 
-    def _waiting(self, pid: int, address: int, into: memoryview) -> None:
+    def _waiting(self, pid: int, pieces: Pieces, into: Views) -> None:
         self.reached.set()
         assert self.opened.wait(20)
-        self._read(pid, address, into)
+        self._read(pid, pieces, into)
 
 
 @pytest.fixture
@@ -429,37 +436,39 @@ class Into:
         return self.data[offset : offset + size]
 
 
+def alone(work: Callable[[], None], most: int) -> None:
+    work()
+
+
 def test_only_what_this_user_says_is_read(
     ends: Ends, pair: tuple[Any, Any], tmp_path: Path
 ) -> None:
     to_server, to_client = pair
-    data = memoryview(os.urandom(shm_lane.LEAST))
+    data = memoryview(bytearray(os.urandom(MIB)))
     into = Into(len(data))
-
-    def read(message: ShmOffer) -> None:
-        here = ends.server._engine.shm_lane
-        here.read(to_client, message, len(data), into, lambda: True, lambda _: None)
-
     sender, reader = ends.client._engine.shm_lane, ends.server._engine.shm_lane
-    near = reader.ready(to_client, 5)
+    stranger = ShmLane(ends.client.own, Trust(tmp_path))
+
+    def read(loan: Loan, transfer: int = 5) -> None:
+        given = to_client, transfer, loan, len(data), into, alone
+        reader.read(*given, lambda: True, lambda _: None)
+
+    near = reader.near(to_client)
     assert near is not None and sender.is_near(to_server, near)
-    assert not sender.is_near(to_server, ShmReady(6, near.proof))
-    assert not sender.is_near(to_server, ShmReady(5, bytes(32)))
-    assert not sender.is_near(
-        to_server, ShmLane(ends.server.own, Trust(tmp_path)).ready(to_client, 5)
-    )
-    assert not sender.is_near(to_server, sender.ready(to_server, 5)), "its own word, sent back"
-    said = sender.offer(to_server, 5, [data])
-    assert said is not None
-    stranger = ShmLane(ends.client.own, Trust(tmp_path)).offer(to_server, 5, [data])
-    assert stranger is not None
+    assert not sender.is_near(to_server, ShmNear(bytes(32)))
+    assert not sender.is_near(to_server, ShmLane(ends.server.own, Trust(tmp_path)).near(to_client))
+    assert not sender.is_near(to_server, sender.near(to_server)), "its own word, sent back"
+    lease, said = sender.lend(to_server, 5, [data])
     [(address, length)] = said.pieces
     for wrong in (
-        stranger,
-        ShmOffer(6, said.pieces, said.proof),
-        ShmOffer(5, ((address + 1, length),), said.proof),
-        ShmOffer(5, said.pieces, bytes(32)),
-        ShmOffer(5, said.pieces, ends.server._engine.shm_lane.offer(to_client, 5, [data]).proof),
+        stranger.lend(to_server, 5, [data])[1],
+        sender.lend(to_server, 6, [data])[1],
+        said._replace(pieces=((address + 1, length),)),
+        said._replace(lease=said.lease + 1),
+        said._replace(token=bytes(16)),
+        said._replace(sample=bytes(16)),
+        said._replace(proof=bytes(32)),
+        reader.lend(to_client, 5, [data])[1],
     ):
         with pytest.raises(Unreadable, match="another user") as raised:
             read(wrong)
@@ -468,7 +477,165 @@ def test_only_what_this_user_says_is_read(
     read(said)
     assert into.data == data
     with pytest.raises(Unreadable, match="not as long"):
-        read(sender.offer(to_server, 5, [data[:-1], data[-1:], data[:1]]))
+        read(sender.lend(to_server, 5, [data, data[:1]])[1])
+
+
+def test_an_address_is_told_in_one_session_only(ends: Ends, pair: tuple[Any, Any]) -> None:
+    """What was overheard in one session proves nothing in another."""
+    to_server, to_client = pair
+    sender, reader = ends.client._engine.shm_lane, ends.server._engine.shm_lane
+    near = reader.near(to_client)
+    assert sender.is_near(to_server, near)
+    to_server.session.key = os.urandom(16)
+    assert not sender.is_near(to_server, near)
+
+
+def test_what_is_let_go_of_is_never_good(pair: tuple[Any, Any], ends: Ends) -> None:
+    """Its bytes may all be as they were: who let go of them may have done anything meanwhile."""
+    to_server, to_client = pair
+    data = memoryview(bytearray(os.urandom(MIB)))
+    lease, loan = ends.client._engine.shm_lane.lend(to_server, 5, [data])
+    here, into = ends.server._engine.shm_lane, Into(len(data))
+
+    def let_go(work: Callable[[], None], most: int) -> None:
+        work()
+        lease.end()
+
+    with pytest.raises(Unreadable, match="not held") as raised:
+        here.read(to_client, 5, loan, len(data), into, let_go, lambda: True, lambda _: None)
+    assert into.data == data and not raised.value.for_good
+
+
+def test_its_lease_ends_before_anything_is_let_go_of(
+    ends: Ends, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is read and after; whichever way the send ends."""
+    seen: list[bool] = []
+    true = shm_lane.Lease.end
+
+    def end(lease: shm_lane.Lease) -> None:
+        [flow] = [f for f in ends.client._engine.transfers._flows.values()] or [flows[0]]
+        seen.append(flow._source is not None and memory.address_of(memoryview(lease._word)) != 0)
+        true(lease)
+        assert not any(lease._word)
+
+    monkeypatch.setattr(shm_lane.Lease, "end", end)
+    send = ends.dialled.start_send(noise(), timeout=30)
+    receive = ends.listening.start_receive(timeout=30)
+    assert gate.reached.wait(10)
+    flows = list(ends.client._engine.transfers._flows.values())
+    send.cancel()
+    until(send.done)
+    until(lambda: seen == [True])
+    gate.opened.set()
+    until(receive.done)
+    settled(ends)
+
+
+def test_another_process_that_has_got_its_number_is_not_taken_for_it(
+    ends: Ends, pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has died, and another with its pid, whose memory can be read at those addresses."""
+    to_server, to_client = pair
+    data = memoryview(bytearray(os.urandom(MIB)))
+    _, loan = ends.client._engine.shm_lane.lend(to_server, 5, [data])
+    here, into = ends.server._engine.shm_lane, Into(len(data))
+
+    def others(pid: int, pieces: Pieces, into: Views) -> None:
+        for view in into:
+            view[:] = os.urandom(len(view))
+
+    monkeypatch.setattr(memory, "read", others)
+    with pytest.raises(Unreadable, match="not held"):
+        here.read(to_client, 5, loan, len(data), into, alone, lambda: True, lambda _: None)
+
+
+@pytest.mark.parametrize("when", ["before", "in mid-read"])
+def test_a_sender_that_goes_on_changing_it(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """What arrives is one state of it, and no mixture of two."""
+    value, left = noise(), [True]
+    true = memory.read
+    monkeypatch.setattr(shm_lane, "READERS", 1)  # or all may have been read before it is changed
+
+    def changing(pid: int, pieces: Pieces, into: Views) -> None:
+        if when == "before" and left:
+            left.clear()
+            value.mul_(2)
+        true(pid, pieces, into)
+        if left:
+            left.clear()
+            value.mul_(2)
+
+    monkeypatch.setattr(memory, "read", changing)
+    got, wire = passed(ends, value, quality="raw")
+    assert torch.equal(got, value) and wire > LARGE
+    assert shares(ends) == [True, True]
+    settled(ends)
+
+
+def test_a_sample_sees_every_change_of_some_length() -> None:
+    data = np.zeros(8 * MIB, np.uint8)
+    every = (len(data) // shm_lane.LINES // 64 + 1) * 64
+    before = shm_lane.sample([memoryview(data)])
+    assert shm_lane.sample([memoryview(data)]) == before
+    length = every + 63
+    for at in (0, 1, 12_345, 4 * MIB - 7, len(data) - length - every):
+        data[at : at + length] ^= 1
+        assert shm_lane.sample([memoryview(data)]) != before
+        data[at : at + length] ^= 1
+    small = bytearray(200_000)
+    before = shm_lane.sample([memoryview(small)])
+    for at in (0, 777, len(small) - 1):
+        small[at] ^= 1
+        assert shm_lane.sample([memoryview(small)]) != before, "all of what is small is looked at"
+        small[at] ^= 1
+
+
+def test_memory_that_is_lent_cannot_be_resized_away() -> None:
+    """The lease says that the pieces are held; torch must not move them all the same."""
+    value = torch.rand(MIB)
+    [view] = [memoryview(tensor_bytes(value))]
+    with pytest.raises(RuntimeError, match="resiz"):
+        value.resize_(2 * MIB)
+    with pytest.raises(RuntimeError, match="resiz"):
+        value.untyped_storage().resize_(0)
+    where = memory.address_of(view)
+    value.set_()  # type: ignore[no-untyped-call]
+    value.data = torch.rand(3)
+    assert memory.address_of(view) == where and view[0] == view[0]
+
+
+def test_pieces_are_read_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shm_lane, "STEP", 100)
+    lengths = (30, 30, 250, 1, 100, 7)
+    data = [os.urandom(length) for length in lengths]
+    into = [memoryview(bytearray(length)) for length in lengths]
+    pieces = [(memory.address_of(memoryview(each)), len(each)) for each in data]
+    steps = shm_lane._steps(pieces, into)
+    assert [sum(map(len, views)) for _, views in steps] == [100, 100, 100, 100, 18]
+    for theirs, mine in steps:
+        memory.read(os.getpid(), theirs, mine)
+    assert list(map(bytes, into)) == data
+
+
+def test_a_read_that_comes_in_parts_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system reads less than was asked for where it likes."""
+    true = memory._libc().process_vm_readv
+
+    class Libc:
+        @staticmethod
+        def process_vm_readv(pid: int, mine: Any, n: int, theirs: Any, m: int, flags: int) -> int:
+            for ranges in (mine, theirs):
+                ranges[0].length = min(ranges[0].length, 9)
+            return int(true(pid, mine, 1, theirs, 1, flags))
+
+    monkeypatch.setattr(memory, "_libc", Libc)
+    data = [os.urandom(length) for length in (5, 40, 9, 1)]
+    into = [memoryview(bytearray(len(each))) for each in data]
+    memory.read(os.getpid(), [(memory.address_of(memoryview(d)), len(d)) for d in data], into)
+    assert list(map(bytes, into)) == data
 
 
 def test_a_peer_that_breaks_the_rules(ends: Ends, pair: tuple[Any, Any], gate: Gate) -> None:
@@ -478,17 +645,39 @@ def test_a_peer_that_breaks_the_rules(ends: Ends, pair: tuple[Any, Any], gate: G
     receive = ends.listening.start_receive(timeout=30)
     assert gate.reached.wait(10)
     (_, transfer), flow = next(iter(bulk._flows.items()))
-    said = ShmOffer(transfer, ((4096, LARGE),), bytes(32))
-    with pytest.raises(RemoteProtocolError, match="SHM_OFFER"):
-        bulk.shm_offer(flow.peering, said, None)
     with pytest.raises(RemoteProtocolError, match="CHUNK while"):
         bulk.chunk(flow.peering, Chunk(transfer, 0, 1, False), object())  # type: ignore[arg-type]
     gate.opened.set()
     assert torch.equal(receive.result(), noise())
     send.result()
     # Of what is over, or never was.
-    bulk.shm_offer(flow.peering, said, None)
     ends.client._engine.transfers.shm_decline(to_server, ShmDecline(12345, False), None)
+
+
+LOAN = Loan(((4096, LARGE),), bytes(16), 4096, bytes(16), bytes(32))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"codec": "zlib"}, {"head": 5}, {"inline": True, "total": 4}], ids=str
+)
+def test_a_loan_of_what_cannot_be_lent(wrong: dict[str, Any]) -> None:
+    offer = Offer(1, 2, 3, "any", "", LARGE, "raw", b"", 0, False, loan=LOAN)
+    assert _unusable(offer, b"") is None
+    error = _unusable(replace(offer, **wrong), b"abcd")
+    assert isinstance(error, RemoteProtocolError)
+
+
+def test_a_peer_of_before_gets_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lane was asked for with other words, and it knows no loans."""
+    with monkeypatch.context() as patch:
+        patch.setattr("zbus.peer._lanes", lambda _: ("tcp", "memory"))
+        before = Peer("before")
+    with before, before.listen("127.0.0.1:0") as listening, Peer("now") as now:
+        with Proxy(listening.address) as proxy, now.connect(proxy.address) as dialled:
+            ends = Ends(listening, dialled, proxy, before, now)
+            for up in (True, False):
+                got, wire = passed(ends, noise(), up=up, quality="raw")
+                assert torch.equal(got, noise()) and wire > LARGE
 
 
 # --- the system's own rules -----------------------------------------------------------------------
@@ -497,12 +686,12 @@ def test_a_peer_that_breaks_the_rules(ends: Ends, pair: tuple[Any, Any], gate: G
 def test_what_cannot_be_read() -> None:
     into = memoryview(bytearray(16))
     with pytest.raises(OSError) as raised:
-        memory.read(os.getpid(), 4096, into)
+        memory.read(os.getpid(), [(4096, 16)], [into])
     assert raised.value.errno == errno.EFAULT
     with child("pass") as gone:
         gone.process.wait(20)
         with pytest.raises(OSError):
-            memory.read(gone.pid, 4096, into)
+            memory.read(gone.pid, [(4096, 16)], [into])
 
 
 def test_elsewhere_it_is_not_even_promised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -547,3 +736,63 @@ def test_whose_process_that_is() -> None:
     with child("pass") as gone:
         gone.process.wait(20)
         assert not memory._is_own(gone.pid)
+
+
+# --- several threads for one value ----------------------------------------------------------------
+
+
+@pytest.fixture
+def workers() -> Iterator[Workers]:
+    made = Workers(lambda call: True)
+    yield made
+    made.close()
+
+
+def test_work_is_shared_by_threads_and_all_of_them_are_waited_for(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zbus.engine.workers.CORES", 3)
+    together = threading.Barrier(3)
+    ended: list[int] = []
+
+    def work() -> None:
+        together.wait(20)
+        ended.append(threading.get_ident())
+
+    workers.share(work, 8)
+    assert len(set(ended)) == 3 and threading.get_ident() in ended
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_what_one_of_them_raises_waits_for_the_others(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """They write into memory that is let go of then."""
+    monkeypatch.setattr("zbus.engine.workers.CORES", 2)
+    together, here, ended = threading.Barrier(2), threading.get_ident(), []
+
+    def work() -> None:
+        together.wait(20)
+        if (threading.get_ident() == here) is (where == "here"):
+            raise Unreadable("this", for_good=False)
+        threading.Event().wait(0.05)
+        ended.append(True)
+
+    with pytest.raises(Unreadable, match="this"):
+        workers.share(work, 2)
+    assert ended == [True]
+
+
+def test_a_pool_that_is_busy_is_not_waited_for(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its own threads share: each would wait for another."""
+    monkeypatch.setattr("zbus.engine.workers.CORES", 4)
+    held, done = threading.Event(), []
+    for _ in range(COUNT):
+        workers._pool.submit(held.wait, 20)
+    try:
+        workers.share(lambda: done.append(True), 4)
+        assert done == [True]
+    finally:
+        held.set()

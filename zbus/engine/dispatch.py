@@ -21,8 +21,7 @@ from ..protocol.messages import (
     Pong,
     Refused,
     ShmDecline,
-    ShmOffer,
-    ShmReady,
+    ShmNear,
     Stored,
 )
 from .job_service import JobService
@@ -67,8 +66,7 @@ def handlers(
         Finish: transfers.finish,
         Stored: transfers.stored,
         Refused: transfers.refused,
-        ShmReady: transfers.shm_ready,
-        ShmOffer: transfers.shm_offer,
+        ShmNear: transfers.shm_near,
         ShmDecline: transfers.shm_decline,
         **dict.fromkeys(channels.kinds, channel),
         Offer: operation,

@@ -25,17 +25,18 @@ from ..protocol.messages import (
     Chunk,
     Grant,
     JobOffer,
+    Loan,
     Offer,
     Refused,
     ShmDecline,
-    ShmOffer,
     Stored,
 )
 from ..values.layout import Layout
 from ..values.streams import ValueSink
 from .flow import Flow, Lanes
 from .outflow import HEAVY, MANY
-from .shm_lane import LEAST, Unreadable
+from .shm_lane import SOON, Unreadable
+from .workers import outcome
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Sink(Protocol):
 
     memory: int  # bytes that it takes, once its spec is read
     parts: int  # of which it is built
+    converted: int  # bytes that are worked on then, and are not the value's own memory
     needs_torch: bool
 
     def view(self, offset: int, size: int) -> memoryview | None:
@@ -108,7 +110,7 @@ class Inflow(Flow[Receiving]):
         self._ticket: Ticket | None = None
         self._hasher = xxhash.xxh3_128()
         self._for_good = False  # no value of this session can be read out of memory
-        self._offer: ShmOffer | None = None
+        self._loan: Loan | None = None
 
     # --- its offer ----------------------------------------------------------------------------
 
@@ -120,6 +122,7 @@ class Inflow(Flow[Receiving]):
             return
         self._codec = CODECS[offer.codec]
         self._body = body if offer.inline else None
+        self._loan = offer.loan
         if offer.head:
             self._sink.expect_head(offer.head)
             self.do(self.delivery.begin())
@@ -281,48 +284,29 @@ class Inflow(Flow[Receiving]):
 
     # --- read out of the sender's memory --------------------------------------------------------
 
-    def _invite(self) -> None:
-        """Say that this side could read it, where that is so and worth it."""
-        peering, delivery = self.peering, self.delivery
-        if peering.shares and self._codec.name == "raw" and delivery.total >= LEAST:
-            ready = None if delivery.head else self._lanes.shm.ready(peering, delivery.id)
-            if ready is not None:
-                peering.session.send(ready)
-
-    def lent(self, offer: ShmOffer) -> None:
-        """The peer says where it lies.
-
-        Raises:
-            RemoteProtocolError: It is not one that could be read so.
-        """
-        if self._codec.name != "raw":
-            raise RemoteProtocolError("a SHM_OFFER where chunks are due")
-        actions = self.delivery.lent()
-        self._offer = offer
-        self.do(actions)
-
     def _read(self) -> None:
-        offer, peering, sink = self._offer, self.peering, self._sink
-        assert offer is not None
+        loan, peering, sink, delivery = self._loan, self.peering, self._sink, self.delivery
+        assert loan is not None
         if not peering.shares:
             self._unreadable(for_good=True)
             return
 
         def is_wanted() -> bool:
-            return not self.delivery.ended
+            return not delivery.ended
 
         def progress(read: int) -> None:
             self._lanes.post(lambda: self._has_read(read))
 
-        def work() -> Any:
-            total = self.delivery.total
+        def work() -> Unreadable | None:
+            lanes, it = self._lanes, (delivery.id, loan, delivery.total, sink)
             try:
-                return self._lanes.shm.read(peering, offer, total, sink, is_wanted, progress)
+                lanes.shm.read(peering, *it, lanes.workers.share, is_wanted, progress)
             except Unreadable as error:
                 return error
+            return None
 
-        def done(result: Any) -> None:
-            if self.delivery.ended:
+        def done(result: Unreadable | ZBusError | None) -> None:
+            if delivery.ended:
                 return
             if isinstance(result, ZBusError):
                 self._unreadable(for_good=True)
@@ -331,10 +315,13 @@ class Inflow(Flow[Receiving]):
                 logger.info("a value of %s comes over the socket: its memory is %s", name, result)
                 self._unreadable(result.for_good)
             else:
-                self._hasher = result
-                self._has_read(self.delivery.total)
+                self._taker.moved(delivery.total)
+                self.do(delivery.read())
 
-        self._lanes.workers.run(work, done)
+        if delivery.total <= SOON:
+            done(outcome(work))
+        else:
+            self._lanes.workers.run(work, done)
 
     def _has_read(self, received: int) -> None:
         if self.delivery.state is ReceiveState.READING:
@@ -346,7 +333,7 @@ class Inflow(Flow[Receiving]):
         self.do(self.delivery.unreadable())
 
     def _decline(self) -> None:
-        self._hasher, self._offer = xxhash.xxh3_128(), None
+        self._loan = None
         self.peering.shares = self.peering.shares and not self._for_good
         self.peering.session.send(ShmDecline(self.delivery.id, self._for_good))
 
@@ -357,7 +344,7 @@ class Inflow(Flow[Receiving]):
             self._value = value
             self.do(self.delivery.built())
 
-        is_light = self.delivery.total < HEAVY and self._sink.parts < MANY
+        is_light = self._sink.converted < HEAVY and self._sink.parts < MANY
         self._work(self._sink.value, then, at_once=is_light)
 
     def _stored(self) -> None:
@@ -377,7 +364,6 @@ class Inflow(Flow[Receiving]):
     DOING: ClassVar = {
         Do.ASK_MEMORY: _ask_memory,
         Do.ALLOCATE: _allocate,
-        Do.INVITE: _invite,
         Do.GRANT: _grant,
         Do.READ: _read,
         Do.DECLINE: _decline,
@@ -400,4 +386,6 @@ def _unusable(offer: Offer | JobOffer, body: bytes) -> ZBusError | None:
         return RemoteProtocolError("an OFFER whose spec is longer than the whole")
     if offer.inline and (offer.head or len(body) != offer.total):
         return RemoteProtocolError(f"an OFFER of {offer.total} bytes with {len(body)} inside")
+    if offer.loan is not None and (offer.codec != "raw" or offer.head or offer.inline):
+        return RemoteProtocolError("an OFFER that lends what is to come in chunks, or inside")
     return None

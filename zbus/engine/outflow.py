@@ -8,20 +8,21 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 import xxhash
 
+from .. import codecs
 from ..codecs import CODECS, Codec
 from ..errors import ZBusError
 from ..net.places import Peering
 from ..protocol.delivery import Do, Sending, SendState
-from ..protocol.messages import MAX_PIECES, Chunk, Finish, Grant, ShmReady, encode
+from ..protocol.messages import Chunk, Finish, Grant, Loan, encode
 from ..values.layout import Layout
 from ..values.payload import Flat
 from .flow import Flow, Lanes
-from .shm_lane import digest
+from .shm_lane import SOON, Lease
 from .wrapping import LinkFacts, Wrapped, wrap
 
 logger = logging.getLogger(__name__)
@@ -92,12 +93,11 @@ class Outflow(Flow[Sending]):
         self._giver = giver
         self._source: Source | None = None
         self._codec: Codec = CODECS["raw"]
-        self._is_plain = True  # as it was offered
         self._wrapped: Wrapped | None = None
         self._hasher = xxhash.xxh3_128()
         self._hashed = 0
         self._is_finished = False  # FINISH has been said
-        self._is_permitted = False  # the system lets the peer read this process's memory for it
+        self._lent: tuple[Lease, Loan] | None = None
         self._encoding: deque[_Encoding] = deque()
 
     # --- what is sent -------------------------------------------------------------------------
@@ -105,12 +105,25 @@ class Outflow(Flow[Sending]):
     def pack(self, flat: Flat, quality: str) -> None:
         """Send that value: it is packed, offered, and goes when the peer grants."""
         link = LinkFacts.of(self.peering)
-        is_light = flat.nbytes < HEAVY and flat.parts < MANY and not flat.on_device
-        self._work(lambda: wrap(flat, quality, link), self._packed, at_once=is_light)
+        lends = self.peering.shares and self.peering.is_near
+        is_as_it_is = codecs.pack_mode(quality, link.rate, link.is_local) == "never"
+        heavy = SOON if lends and is_as_it_is else HEAVY
+        is_light = flat.nbytes < heavy and flat.parts < MANY and not flat.on_device
+
+        def work() -> Wrapped:
+            wrapped = wrap(flat, quality, link)
+            pieces = _lendable(wrapped) if lends else ()
+            if pieces:
+                self._lent = self._lanes.shm.lend(self.peering, self.delivery.id, pieces)
+            return wrapped
+
+        self._work(work, self._packed, at_once=is_light)
 
     def _packed(self, wrapped: Wrapped) -> None:
         self._wrapped, self._codec = wrapped, CODECS[wrapped.codec]
-        self._is_plain = wrapped.codec == "raw"
+        if self._lent is not None:
+            told = wrapped.told | {"loan": self._lent[1]}
+            self._wrapped = replace(wrapped, told=told)
         if wrapped.source is None:
             self.do(self.delivery.packed())
         else:
@@ -121,7 +134,11 @@ class Outflow(Flow[Sending]):
         self._source = source
         self.do(
             self.delivery.packed_for_chunks(
-                source.total, source.cut, self.peering.pace, self.peering.largest_chunk
+                source.total,
+                source.cut,
+                self.peering.pace,
+                self.peering.largest_chunk,
+                lent=self._lent is not None,
             )
         )
 
@@ -135,19 +152,13 @@ class Outflow(Flow[Sending]):
         self.do(self.delivery.grant(grant, now))
         self._giver.moved(self.delivery.received)
 
-    def ready(self, message: ShmReady) -> None:
-        """The peer says that it could read the value where it lies."""
-        source = self._source
-        can = source is not None and 0 < len(source.pieces) <= MAX_PIECES
-        can = can and self.peering.shares and self._is_plain
-        if can and self._lanes.shm.is_near(self.peering, message):
-            self.do(self.delivery.ready())
-
     def declined(self, for_good: bool) -> None:
         self.peering.shares = self.peering.shares and not for_good
         self.do(self.delivery.declined())
 
     def stored(self) -> None:
+        if self.is_lent and self._source is not None:
+            self._giver.moved(self._source.total)
         self.do(self.delivery.stored())
 
     def refused(self, error: ZBusError) -> None:
@@ -245,24 +256,12 @@ class Outflow(Flow[Sending]):
         return self.delivery.state is SendState.LENT
 
     def _lend(self) -> None:
-        assert self._source is not None
-        pieces = self._source.pieces
-        offer = self._lanes.shm.offer(self.peering, self.delivery.id, pieces)
-        if offer is None:  # no key any more
-            self.do(self.delivery.declined())
-            return
-        self._is_permitted = True
         self._lanes.permit()
-        self.peering.session.send(offer)
-        self._work(lambda: digest(pieces, lambda: self.is_lent), self._digested)
-
-    def _digested(self, digest: bytes | None) -> None:
-        if digest is not None and self.is_lent:
-            self._finish(digest)
 
     def _reclaim(self) -> None:
-        if self._is_permitted:
-            self._is_permitted = False
+        if self._lent is not None:
+            self._lent[0].end()
+            self._lent = None
             self._lanes.permit()
 
     # --- its end ----------------------------------------------------------------------------------
@@ -270,10 +269,10 @@ class Outflow(Flow[Sending]):
     def _release(self) -> None:
         if self.delivery.outgoing is not None:
             self.delivery.outgoing.abandon()
-        self._source = self._wrapped = None
-        self._encoding.clear()
         self._lanes.ended(self)
         self._reclaim()
+        self._source = self._wrapped = None
+        self._encoding.clear()
 
     DOING: ClassVar = {
         Do.OFFER: _offer,
@@ -282,3 +281,11 @@ class Outflow(Flow[Sending]):
         Do.RELEASE: _release,
         Do.TELL: Flow._tell,
     }
+
+
+def _lendable(wrapped: Wrapped) -> Sequence[memoryview]:
+    """Its pieces, where a peer that is near had better read them where they lie."""
+    source = wrapped.source
+    if source is None or wrapped.codec != "raw" or wrapped.told["head"]:
+        return ()
+    return source.pieces

@@ -26,8 +26,7 @@ from ..protocol.messages import (
     Offer,
     Refused,
     ShmDecline,
-    ShmOffer,
-    ShmReady,
+    ShmNear,
     Stored,
 )
 from ..values.streams import ValueSink
@@ -80,7 +79,8 @@ class Transfers:
         Raises:
             RemoteProtocolError: Its id is that of a transfer which is under way.
         """
-        delivery = Receiving(offer.operation, offer.total, offer.head)
+        lent = offer.loan is not None
+        delivery = Receiving(offer.operation, offer.total, offer.head, lent=lent)
         flow = Inflow(self._lanes, peering, delivery, ValueSink(expect), taker)
         self._add(flow)
         return flow
@@ -157,10 +157,8 @@ class Transfers:
         if flow is not None:
             flow.guarded(lambda: flow.granted(message, time.monotonic()))
 
-    def shm_ready(self, peering: Peering, message: ShmReady, _: Body | None) -> None:
-        flow = self._out(peering, message.transfer)
-        if flow is not None:
-            flow.guarded(lambda: flow.ready(message))
+    def shm_near(self, peering: Peering, message: ShmNear, _: Body | None) -> None:
+        peering.is_near = self._lanes.shm.is_near(peering, message)
 
     def shm_decline(self, peering: Peering, message: ShmDecline, _: Body | None) -> None:
         flow = self._out(peering, message.transfer)
@@ -192,11 +190,6 @@ class Transfers:
         flow = self._in(peering, message.transfer)
         if flow is not None:
             flow.guarded(lambda: flow.finish(message.digest))
-
-    def shm_offer(self, peering: Peering, message: ShmOffer, _: Body | None) -> None:
-        flow = self._in(peering, message.transfer)
-        if flow is not None:
-            flow.guarded(lambda: flow.lent(message))
 
     def _out(self, peering: Peering, transfer: int) -> Outflow | None:
         flow = self._flows.get((peering.key, transfer))

@@ -6,10 +6,11 @@ Work handed out comes back as `T | ZBusError`, always and once: whatever else it
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from ..errors import InternalError, ZBusError
@@ -18,7 +19,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-COUNT = max(4, min(8, os.cpu_count() or 4))
+CORES = os.cpu_count() or 4
+COUNT = max(4, min(8, CORES))
 
 
 class Workers:
@@ -43,6 +45,22 @@ class Workers:
             self._pool.submit(do)
         except RuntimeError:  # the interpreter is ending; some thread still waits for this
             do()
+
+    def share(self, work: Callable[[], None], most: int) -> None:
+        """Run `work` in this thread, one of the pool or not, and at once in those of the pool that
+        are free, `most` of them with this one and no more than there are cores; until all have
+        returned. Raises what one of them has raised."""
+        helpers: list[Future[None]] = []
+        with contextlib.suppress(RuntimeError):  # the interpreter is ending: this thread does it
+            for _ in range(min(most, CORES) - 1):
+                helpers.append(self._pool.submit(work))
+        try:
+            work()
+        finally:  # they write where this thread's caller lets go of the memory
+            begun = [helper for helper in helpers if not helper.cancel()]
+            wait(begun)
+        for helper in begun:
+            helper.result()
 
     def close(self) -> None:
         """Nothing more is run."""

@@ -130,6 +130,7 @@ class Peering:
     jobs: Lease[Place] | None = None  # some job needs it
     pid_at: float = 0.0  # when to look next whether its process lives
     shares: bool = False  # large values are read out of the sender's memory, either way
+    is_near: bool = False  # the peer has proved that it is a process of this user's
 
     @property
     def principal(self) -> bytes:

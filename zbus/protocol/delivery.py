@@ -9,13 +9,16 @@ happened and does what comes back, in order. Nothing else knows how far a value 
     sending                                      receiving
     PACKING                                      .
        | OFFER or JOB_OFFER ------------------>  OFFERED
-    OFFERED                                         | memory asked for
+    OFFERED or LENT                                 | memory asked for
        |                                         WAITING_FOR_MEMORY   (GRANT of nothing)
        |                                         ALLOCATING
-       |  <---------------- SHM_READY, GRANT ---    | its memory is there
-    MOVING or LENT                               MOVING or READING
-       | CHUNK ... or SHM_OFFER; FINISH ------->    | every byte is there
-       |                                         VERIFYING or VERIFYING_READ
+       |                                            | its memory is there
+       |                                         READING, if it is lent
+       |                                            | read, and right: BUILDING
+       |  <------------- (SHM_DECLINE,) GRANT ---    | it cannot be read, or it was not lent
+    MOVING                                       MOVING
+       | CHUNK ... FINISH --------------------->    | every byte is there
+       |                                         VERIFYING
        |                                            | the digest is right
        |                                         BUILDING
        |  <------------------------- STORED ----    | handed over
@@ -24,8 +27,8 @@ happened and does what comes back, in order. Nothing else knows how far a value 
 A connection that breaks is none of these: the session is mended or it ends. What was granted and
 what had come is said anew on the next connection, by `Outgoing` and `Incoming` (`transfer`).
 
-Between OFFERED and MOVING or LENT a `Sending` may be LENDABLE: the peer has proved that it could
-read the value where it lies. A `Receiving` whose spec is long has it first (HEAD), in chunks.
+LENT is what was offered with a loan: the peer may read it where it lies. A `Receiving` whose spec
+is long has it first (HEAD), in chunks.
 
 Late words are no faults: between the end of one side and the news of it the other goes on. So an
 ended delivery takes every event and does nothing.
@@ -53,9 +56,8 @@ class Do(Key):
     """What is to be done by whoever holds the delivery."""
 
     OFFER = "say what is offered, in the OFFER or JOB_OFFER"
-    LEND = "say SHM_OFFER: where the bytes lie; and digest them for the FINISH"
+    LEND = "let the peer read the bytes where they lie"
     RECLAIM = "nothing is lent any more: chunks go"
-    INVITE = "say SHM_READY, where this side could read the value itself"
     GRANT = "say GRANT: what is here, and what is taken"
     ASK_MEMORY = "take a ticket of the budget for what the spec asks for"
     ALLOCATE = "make the memory of the value"
@@ -78,16 +80,15 @@ Actions = tuple[Do, ...]
 class SendState(Key):
     PACKING = "packing"  # the value's bytes are made
     OFFERED = "offered"  # the peer knows of it
-    LENDABLE = "lendable"  # and could read it where it lies, as it has proved
+    LENT = "lent"  # the peer knows of it, and may read it out of this process's memory
     MOVING = "moving"  # chunks go
-    LENT = "lent"  # the peer reads it out of this process's memory
     STORED = "stored"  # the peer has it
     FAILED = "failed"
 
 
 class SendEvent(Key):
     PACKED = "packed"
-    READY = "SHM_READY"
+    PACKED_TO_LEND = "packed to lend"
     HELD = "GRANT of nothing"
     GRANTED = "GRANT"
     DECLINED = "SHM_DECLINE"
@@ -104,10 +105,10 @@ _NOT_SENT: tuple[SendState, Actions] = (_S.FAILED, (Do.RELEASE, Do.TELL))
 
 SENDING: Mapping[tuple[SendState, SendEvent], tuple[SendState, Actions]] = {
     (_S.PACKING, _SE.PACKED): (_S.OFFERED, (Do.OFFER,)),
+    (_S.PACKING, _SE.PACKED_TO_LEND): (_S.LENT, (Do.LEND, Do.OFFER)),
     (_S.PACKING, _SE.FAILED): _NOT_SENT,
     (_S.PACKING, _SE.DROPPED): _NOT_SENT,
     (_S.PACKING, _SE.BROKEN): _NOT_SENT,
-    (_S.OFFERED, _SE.READY): (_S.LENDABLE, ()),
     (_S.OFFERED, _SE.HELD): (_S.OFFERED, ()),
     (_S.OFFERED, _SE.GRANTED): (_S.MOVING, ()),
     (_S.OFFERED, _SE.STORED): _SENT,  # it rode inside the offer
@@ -115,12 +116,6 @@ SENDING: Mapping[tuple[SendState, SendEvent], tuple[SendState, Actions]] = {
     (_S.OFFERED, _SE.FAILED): _NOT_SENT,
     (_S.OFFERED, _SE.DROPPED): _NOT_SENT,
     (_S.OFFERED, _SE.BROKEN): _NOT_SENT,
-    (_S.LENDABLE, _SE.GRANTED): (_S.LENT, (Do.LEND,)),
-    (_S.LENDABLE, _SE.HELD): (_S.LENDABLE, ()),
-    (_S.LENDABLE, _SE.REFUSED): _NOT_SENT,
-    (_S.LENDABLE, _SE.FAILED): _NOT_SENT,
-    (_S.LENDABLE, _SE.DROPPED): _NOT_SENT,
-    (_S.LENDABLE, _SE.BROKEN): _NOT_SENT,
     (_S.MOVING, _SE.GRANTED): (_S.MOVING, ()),
     (_S.MOVING, _SE.HELD): (_S.MOVING, ()),  # its spec is there, the rest waits
     (_S.MOVING, _SE.STORED): _SENT,
@@ -128,6 +123,7 @@ SENDING: Mapping[tuple[SendState, SendEvent], tuple[SendState, Actions]] = {
     (_S.MOVING, _SE.FAILED): _NOT_SENT,
     (_S.MOVING, _SE.DROPPED): _NOT_SENT,
     (_S.MOVING, _SE.BROKEN): _NOT_SENT,
+    (_S.LENT, _SE.HELD): (_S.LENT, ()),
     (_S.LENT, _SE.GRANTED): (_S.LENT, ()),  # how far it has read
     (_S.LENT, _SE.DECLINED): (_S.MOVING, (Do.RECLAIM,)),
     (_S.LENT, _SE.STORED): _SENT,
@@ -148,7 +144,6 @@ class ReceiveState(Key):
     MOVING = "moving"  # chunks come
     READING = "reading"  # it is read out of the sender's memory
     VERIFYING = "verifying"  # every chunk is in its place; the digest is compared when it is known
-    VERIFYING_READ = "verifying what was read"
     BUILDING = "building"  # the bytes are right, and become the value
     BUILT = "built"  # handed over
     FAILED = "failed"
@@ -160,8 +155,9 @@ class ReceiveEvent(Key):
     GIVEN = "memory given"
     ALLOCATED = "allocated"
     FILLED = "filled"  # it rode inside the offer
-    LENT = "SHM_OFFER"
+    LENT = "allocated for what is lent"
     UNREADABLE = "unreadable"
+    READ = "read, and right"
     COMPLETE = "every byte is here"
     RIGHT = "digest right"
     WRONG = "digest wrong"
@@ -178,7 +174,7 @@ _NOT_GOT: tuple[ReceiveState, Actions] = (_R.FAILED, (Do.RELEASE, Do.TELL))
 # Who drops it tells the peer in its own words: CANCEL, CLOSE. Who has none lets it fail: REFUSED.
 _ENDS = {_RE.FAILED: _REFUSED, _RE.DROPPED: _NOT_GOT, _RE.BROKEN: _NOT_GOT}
 _OPEN = [state for state in ReceiveState if state not in (_R.BUILT, _R.FAILED)]
-_GRANTING = (_R.HEAD, _R.MOVING, _R.READING, _R.VERIFYING, _R.VERIFYING_READ)
+_GRANTING = (_R.HEAD, _R.MOVING, _R.READING, _R.VERIFYING)
 
 RECEIVING: Mapping[tuple[ReceiveState, ReceiveEvent], tuple[ReceiveState, Actions]] = {
     (_R.OFFERED, _RE.HEAD_FIRST): (_R.HEAD, (Do.GRANT,)),
@@ -186,17 +182,16 @@ RECEIVING: Mapping[tuple[ReceiveState, ReceiveEvent], tuple[ReceiveState, Action
     (_R.OFFERED, _RE.SPEC): (_R.WAITING_FOR_MEMORY, (Do.ASK_MEMORY,)),
     (_R.HEAD, _RE.SPEC): (_R.WAITING_FOR_MEMORY, (Do.ASK_MEMORY,)),
     (_R.WAITING_FOR_MEMORY, _RE.GIVEN): (_R.ALLOCATING, (Do.ALLOCATE,)),
-    (_R.ALLOCATING, _RE.ALLOCATED): (_R.MOVING, (Do.INVITE, Do.GRANT)),
+    (_R.ALLOCATING, _RE.ALLOCATED): (_R.MOVING, (Do.GRANT,)),
+    (_R.ALLOCATING, _RE.LENT): (_R.READING, (Do.READ,)),
     (_R.ALLOCATING, _RE.FILLED): (_R.BUILDING, (Do.BUILD,)),
-    (_R.MOVING, _RE.LENT): (_R.READING, (Do.READ,)),
     (_R.MOVING, _RE.COMPLETE): (_R.VERIFYING, ()),
     (_R.VERIFYING, _RE.RIGHT): (_R.BUILDING, (Do.BUILD,)),
     (_R.VERIFYING, _RE.WRONG): _REFUSED,
+    # The system forbids it, or the sender has let go of it, or written there, while it was read:
+    # chunks are to bring it.
     (_R.READING, _RE.UNREADABLE): (_R.MOVING, (Do.DECLINE, Do.GRANT)),
-    (_R.READING, _RE.COMPLETE): (_R.VERIFYING_READ, ()),
-    (_R.VERIFYING_READ, _RE.RIGHT): (_R.BUILDING, (Do.BUILD,)),
-    # The sender has let go of it, or written there, while it was read: chunks are to bring it.
-    (_R.VERIFYING_READ, _RE.WRONG): (_R.MOVING, (Do.DECLINE, Do.GRANT)),
+    (_R.READING, _RE.READ): (_R.BUILDING, (Do.BUILD,)),
     (_R.BUILDING, _RE.BUILT): (_R.BUILT, (Do.RELEASE, Do.STORED, Do.TELL)),
     **{(state, event): end for state in _OPEN for event, end in _ENDS.items()},
 }
@@ -278,14 +273,13 @@ class Sending(Delivery[SendState, SendEvent]):
         """Its bytes are made, and ride inside its offer."""
         return self._on(SendEvent.PACKED)
 
-    def packed_for_chunks(self, total: int, cut: Cut, pace: Pace, largest: int) -> Actions:
-        """Its bytes are made, and follow its offer. The arguments are those of `Outgoing`."""
+    def packed_for_chunks(
+        self, total: int, cut: Cut, pace: Pace, largest: int, *, lent: bool = False
+    ) -> Actions:
+        """Its bytes are made, and follow its offer, where they are not `lent` with it. The other
+        arguments are those of `Outgoing`."""
         self.outgoing = Outgoing(self.id, total, cut, pace, largest)
-        return self._on(SendEvent.PACKED)
-
-    def ready(self) -> Actions:
-        """The peer has proved that it could read the value where it lies."""
-        return self._on(SendEvent.READY) if self.state is SendState.OFFERED else ()
+        return self._on(SendEvent.PACKED_TO_LEND if lent else SendEvent.PACKED)
 
     def grant(self, grant: Grant, now: float) -> Actions:
         """The peer says what it has and takes.
@@ -349,6 +343,7 @@ class Receiving(Delivery[ReceiveState, ReceiveEvent]):
         total: Plain bytes, with those of a spec in front.
         head: How many of them are a spec in front.
         window: Grant at most so many bytes beyond what is stored; None: everything.
+        lent: Whether it may be read where it lies.
 
     Attributes:
         incoming: Its chunks.
@@ -357,9 +352,17 @@ class Receiving(Delivery[ReceiveState, ReceiveEvent]):
     TABLE = RECEIVING
     TERMINAL = frozenset((ReceiveState.BUILT, ReceiveState.FAILED))
 
-    def __init__(self, transfer: int, total: int, head: int = 0, window: int | None = None) -> None:
+    def __init__(
+        self,
+        transfer: int,
+        total: int,
+        head: int = 0,
+        window: int | None = None,
+        *,
+        lent: bool = False,
+    ) -> None:
         super().__init__(ReceiveState.OFFERED)
-        self.id, self.total, self.head = transfer, total, head
+        self.id, self.total, self.head, self.lent = transfer, total, head, lent
         self.incoming = Incoming(transfer, head or total, window)
         self._digest: bytes | None = None
 
@@ -404,7 +407,7 @@ class Receiving(Delivery[ReceiveState, ReceiveEvent]):
         """Its memory is there, and empty."""
         if self.head and not self.ended:
             self.incoming.open(self.total)
-        actions = self._on(ReceiveEvent.ALLOCATED)
+        actions = self._on(ReceiveEvent.LENT if self.lent else ReceiveEvent.ALLOCATED)
         return (*actions, *self._look_complete())
 
     def filled(self) -> Actions:
@@ -443,12 +446,10 @@ class Receiving(Delivery[ReceiveState, ReceiveEvent]):
         return self.look()
 
     def _look_complete(self) -> Actions:
-        moving = (ReceiveState.MOVING, ReceiveState.READING)
         actions: Actions = ()
-        if self.state in moving and self.incoming.complete:
+        if self.state is ReceiveState.MOVING and self.incoming.complete:
             actions = self._on(ReceiveEvent.COMPLETE)
-        verifying = (ReceiveState.VERIFYING, ReceiveState.VERIFYING_READ)
-        if self.state in verifying and self._digest is not None:
+        if self.state is ReceiveState.VERIFYING and self._digest is not None:
             return (*actions, Do.COMPARE)
         return actions
 
@@ -456,9 +457,6 @@ class Receiving(Delivery[ReceiveState, ReceiveEvent]):
         """That is the digest of what has come."""
         if digest == self._digest:
             return self._on(ReceiveEvent.RIGHT)
-        if self.state is ReceiveState.VERIFYING_READ:
-            self.incoming.restart()
-            return self._on(ReceiveEvent.WRONG)
         return self._fail(
             ReceiveEvent.WRONG,
             DigestMismatch(
@@ -468,24 +466,19 @@ class Receiving(Delivery[ReceiveState, ReceiveEvent]):
 
     # --- read out of the sender's memory --------------------------------------------------------
 
-    def lent(self) -> Actions:
-        """The peer says where it lies.
-
-        Raises:
-            RemoteProtocolError: Chunks of it have come already.
-        """
-        if self.ended:
-            return ()
-        if self.incoming.arrived or self.head:
-            raise RemoteProtocolError("a SHM_OFFER where chunks are due")
-        return self._on(ReceiveEvent.LENT)
-
     def has_read(self, received: int) -> Actions:
         """So much of it was read."""
-        if self.state is ReceiveState.READING:
-            self.incoming.reach(received)
-            return (Do.GRANT, *self.look())
-        return ()
+        if self.state is not ReceiveState.READING:
+            return ()
+        self.incoming.reach(received)
+        return (Do.GRANT,)
+
+    def read(self) -> Actions:
+        """All of it was, and is what the sender has lent."""
+        if self.state is not ReceiveState.READING:
+            return ()
+        self.incoming.reach(self.total)
+        return self._on(ReceiveEvent.READ)
 
     def unreadable(self) -> Actions:
         """It cannot be read after all."""

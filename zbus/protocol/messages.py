@@ -14,7 +14,7 @@ a valid message, or `RemoteProtocolError`.
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import msgpack
 
@@ -30,15 +30,17 @@ MAX_CHUNK = 1024 * 1024
 DIGEST = "xxh3-128"  # of a value's plain bytes
 MAX_FRAME = MAX_CHUNK + 64 * 1024  # what a socket accepts in one frame, with slack
 MAX_TOTAL = 1 << 46  # bytes of one value
-MAX_PIECES = 256  # of memory that one value lies in
+MAX_PIECES = 1024  # of memory that one value lies in: as many as one read of the system takes
 MAX_PLANNED = 256  # operations in one manifest
 MAX_PREVIEW = 1 << 20  # bytes of one preview picture
 MAX_WAITS = 64  # jobs that a running prompt waits for, as far as they are told
 MAX_FACTS = 48 * 1024  # characters of what a peer tells of itself
 
 
-def _is(check: Check, default: Any = MISSING) -> Any:
-    return field(metadata={"check": check}, default=default)
+def _is(check: Check, default: Any = MISSING, later: bool = False) -> Any:
+    """A field. One of `later`, at the end of its message, is left out where it has its default: a
+    peer of before does not know it."""
+    return field(metadata={"check": check, "later": later}, default=default)
 
 
 @dataclass(frozen=True)
@@ -257,6 +259,37 @@ class Await(Message):
     node: str = _is(text(120))
 
 
+class Loan(NamedTuple):
+    """Where the bytes of an offered value lie in the sender's memory, for a peer to read them.
+
+    Attributes:
+        pieces: (address, length) of each piece, in the value's order.
+        token: What stands at `lease` for as long as the pieces are held.
+        lease: An address.
+        sample: The digest of some lines of the bytes, as they were when the value was offered.
+        proof: That this user's process says so: keyed with the user's secret key.
+    """
+
+    pieces: tuple[tuple[int, int], ...]
+    token: bytes
+    lease: int
+    sample: bytes
+    proof: bytes
+
+
+def _loan(value: Any) -> Loan:
+    if not isinstance(value, (list, tuple)) or len(value) != 5:
+        raise ValueError("not a loan")
+    pieces, token, lease, sample, proof = value
+    return Loan(
+        each(piece, MAX_PIECES)(pieces),
+        blob(16, 16)(token),
+        number(1)(lease),
+        blob(16, 16)(sample),
+        blob(32, 32)(proof),
+    )
+
+
 @dataclass(frozen=True)
 class Offer(Message):
     """A send offers the item `key`; a small value rides in the body, else chunks follow a GRANT.
@@ -278,6 +311,7 @@ class Offer(Message):
     head: int = _is(number(0, MAX_HEAD))
     inline: bool = _is(flag)
     digest: str = _is(text(20), DIGEST)  # its kind; FINISH carries it
+    loan: Loan | None = _is(optional(_loan), None, later=True)  # noqa: RUF009
 
 
 @dataclass(frozen=True)
@@ -348,32 +382,21 @@ class Close(Message):
 
 
 @dataclass(frozen=True)
-class ShmReady(Message):
-    """The receiver could read the value of that transfer in the sender's memory.
+class ShmNear(Message):
+    """The sender of this could read the peer's values out of its memory: they may be lent to it.
 
     `proof` is keyed with the secret key of the user whose processes both are.
     """
 
-    KIND = 46
+    KIND = 54
     SEQUENCED = True
-    transfer: int = _is(number())
-    proof: bytes = _is(blob(32, 32))
-
-
-@dataclass(frozen=True)
-class ShmOffer(Message):
-    """The bytes of a granted transfer lie there, in the sender's memory; `proof`: see SHM_READY."""
-
-    KIND = 44
-    SEQUENCED = True
-    transfer: int = _is(number())
-    pieces: tuple[tuple[int, int], ...] = _is(each(piece, MAX_PIECES))  # (address, length)
     proof: bytes = _is(blob(32, 32))
 
 
 @dataclass(frozen=True)
 class ShmDecline(Message):
-    """The receiver cannot read them: they are to come as chunks, and `for_good` all others too."""
+    """The receiver cannot read what was lent: it is to come as chunks, and `for_good` all others
+    too."""
 
     KIND = 45
     SEQUENCED = True
@@ -411,6 +434,7 @@ class JobOffer(Message):
     head: int = _is(number(0, MAX_HEAD))
     inline: bool = _is(flag)
     digest: str = _is(text(20), DIGEST)
+    loan: Loan | None = _is(optional(_loan), None, later=True)  # noqa: RUF009
 
 
 @dataclass(frozen=True)
@@ -470,8 +494,7 @@ KINDS: dict[int, type[Message]] = {
             Cancel,
             CancelOk,
             Close,
-            ShmReady,
-            ShmOffer,
+            ShmNear,
             ShmDecline,
             Measure,
         ),
@@ -482,6 +505,7 @@ _CHECKS: dict[type[Message], tuple[tuple[str, Check, Any], ...]] = {
     cls: tuple((f.name, f.metadata["check"], f.default) for f in fields(cls))
     for cls in KINDS.values()
 }
+_LATER = {cls: sum(f.metadata["later"] for f in fields(cls)) for cls in KINDS.values()}
 
 
 def encode(message: Message, seq: int = 0) -> bytes:
@@ -497,6 +521,10 @@ def encode(message: Message, seq: int = 0) -> bytes:
         raise LocalProtocolError(f"{type(message).__name__}: {error}") from error
     if isinstance(message, Hello):
         values = [dict(zip((name for name, _, _ in checks), values, strict=True))]
+    for _ in range(_LATER[type(message)]):
+        if values[-1] != checks[len(values) - 1][2]:
+            break
+        values.pop()
     header: bytes = msgpack.packb([message.KIND, seq, *values])
     if len(header) > MAX_HEADER:
         raise LocalProtocolError(f"{type(message).__name__}: header of {len(header)} bytes")
@@ -527,9 +555,9 @@ def decode(header: bytes, has_body: bool) -> tuple[int, Message]:
         if cls is Hello:
             return 0, _decode_hello(parts[2:])
         checks = _CHECKS[cls]
-        if len(parts) != len(checks) + 2:
+        if not len(checks) - _LATER[cls] <= len(parts) - 2 <= len(checks):
             raise ValueError("a wrong number of fields")
-        return parts[1], cls(*(c[1](v) for c, v in zip(checks, parts[2:], strict=True)))
+        return parts[1], cls(*(c[1](v) for c, v in zip(checks, parts[2:], strict=False)))
     except ValueError as error:
         raise RemoteProtocolError(f"{name}: {error}") from None
 

@@ -41,6 +41,7 @@ class BufferNode:
     length: int
     memory: int
     layout: Layout = PLAIN
+    is_filled_in_place = False  # building it looks at none of its bytes
 
     def allocate(self) -> memoryview:
         raise NotImplementedError
@@ -81,6 +82,7 @@ class TensorNode(BufferNode):
         self._tensor: torch.Tensor | None = None
         self.length = self.memory = length
         self.layout = Layout(TENSOR_ITEMSIZE[dtype])
+        self.is_filled_in_place = dtype != "bool"
 
     def allocate(self) -> memoryview:
         self._tensor = empty_tensor(self._shape, find_dtype(self._dtype))
@@ -101,6 +103,7 @@ class SmallTensorNode(TensorNode):
     def __init__(self, dtype: str, shape: tuple[int, ...], length: int) -> None:
         super().__init__(dtype, shape, length)
         self.memory = length * 2
+        self.is_filled_in_place = False
 
     def build(self) -> object:
         built = super().build()
@@ -181,6 +184,7 @@ class ArrayNode(BufferNode):
         self._array: np.ndarray[Any, Any] | None = None
         self.length = self.memory = length
         self.layout = Layout(ARRAY_ITEMSIZE[dtype])
+        self.is_filled_in_place = dtype != "bool"
 
     def allocate(self) -> memoryview:
         try:

@@ -18,11 +18,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..machine import FreeMemory
+from . import pages
 
 if TYPE_CHECKING:
     import torch
 
-LARGE = 4 << 20  # bytes; smaller ones are not worth it
+LARGE = 1 << 20  # bytes; smaller ones are not worth it
 MOST = 512 << 20  # bytes kept, all together
 KEPT = 60.0  # seconds
 SWEEP_EVERY = 5.0
@@ -58,7 +59,7 @@ class Recycler:
         memory = self._find(nbytes)
         if memory is None:
             try:
-                memory = module.empty(nbytes, dtype=module.uint8)
+                memory = _fresh(module, nbytes)
             except BaseException:
                 self._lent -= 1
                 raise
@@ -118,6 +119,14 @@ class Recycler:
             if self._kept:
                 return now + LOOK_EVERY
             return now + SWEEP_EVERY if self._lent > 0 else None
+
+
+def _fresh(module: Any, nbytes: int) -> torch.Tensor:
+    huge = pages.allocate(nbytes)
+    made: torch.Tensor = (
+        module.empty(nbytes, dtype=module.uint8) if huge is None else module.from_numpy(huge)
+    )
+    return made
 
 
 RECYCLER = Recycler()

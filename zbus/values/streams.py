@@ -62,6 +62,7 @@ class ValueSink:
     Attributes:
         memory: The bytes that the value takes, as its spec says.
         parts: How many things it is built of.
+        converted: The bytes that building it works on, and that are not the value's own memory.
         needs_torch: Whether its memory is torch's.
     """
 
@@ -71,7 +72,7 @@ class ValueSink:
         self._parts: list[tuple[int, Layout]] = []
         self._map = Map(self._parts)
         self._unpacker: Unpacker | None = None
-        self.memory, self.parts, self.needs_torch = 0, 0, False
+        self.memory, self.parts, self.converted, self.needs_torch = 0, 0, 0, False
 
     def expect_head(self, head: int) -> None:
         """The spec comes first in the stream, `head` bytes of it."""
@@ -87,6 +88,7 @@ class ValueSink:
         unpacker = Unpacker(bytes(self._buffers[0]) if spec is None else spec)
         self._unpacker = unpacker
         self.memory, self.parts = unpacker.memory, unpacker.parts
+        self.converted = unpacker.converted
         self.needs_torch = unpacker.needs_torch
         return unpacker.total
 
@@ -170,7 +172,7 @@ class PatternSource:
 class DropSink:
     """Takes a block of any size and keeps one chunk of it."""
 
-    memory, parts, needs_torch = 0, 0, False
+    memory, parts, converted, needs_torch = 0, 0, 0, False
 
     def __init__(self) -> None:
         self._scratch = memoryview(bytearray(MAX_CHUNK))

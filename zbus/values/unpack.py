@@ -56,6 +56,7 @@ class Unpacker:
         total: The bytes of all buffers.
         memory: The bytes that :meth:`allocate` takes and :meth:`value` takes on top of it, to
             within a few hundred KiB.
+        converted: The bytes of which :meth:`value` makes others, or which it looks through.
         layouts: (length, layout) of each buffer, in order; none is empty.
         needs_torch: Whether :meth:`allocate` imports torch, if nothing has yet.
 
@@ -72,6 +73,8 @@ class Unpacker:
         self._allocated = False
         self.layouts = [(leaf.length, leaf.layout) for leaf in self._leaves if leaf.length]
         self.total = sum(length for length, _ in self.layouts)
+        looked_at = (leaf.length for leaf in self._leaves if not leaf.is_filled_in_place)
+        self.converted = sum(looked_at)
         made = len(reader.leaves) + sum(map(len, reader.pools.values()))
         self.memory = sum(leaf.memory for leaf in self._leaves) + max(0, made - _FEW) * _OBJECT
         self.needs_torch = any(
