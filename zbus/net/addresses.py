@@ -19,7 +19,6 @@ from .admission import Admission
 from .dialling import Dialler
 from .places import DialTarget, Lease, ListenedAddress, P, Place, Settings
 from .transport import Transport
-from .widening import widen
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +171,7 @@ class Addresses:
             place.refused_hosts = wanted
             return
         try:
-            widen(place.listener, wanted)
+            self._transport.widen(place.listener, wanted)
         except PortInUse as error:
             logger.error("cannot listen on %s, port %d: %s", wanted, place.address.port, error)
             place.refused_hosts = wanted

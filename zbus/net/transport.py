@@ -24,7 +24,7 @@ from zmq.utils.monitor import parse_monitor_message
 from ..errors import PortInUse, Unreachable
 from ..keys import KeyPair
 from ..protocol.messages import MAX_FRAME
-from . import sockets
+from . import sockets, widening
 from .cutting import LOOK_EVERY, Cutting
 from .frames import Body, Closed, Connected, Connection, Event, Listener, Received
 from .zap import Admit, Zap, user_key
@@ -218,6 +218,17 @@ class Transport:
         connection.listener.ignored.add(connection.routing_id)
         self._cutting.doom(connection, linger)
         self._cutting.tick([])
+
+    def widen(self, listener: Listener, hosts: set[str]) -> None:
+        """Have it listen on those hosts too, and on no others beside its own.
+
+        Raises:
+            PortInUse: The system refuses one of them.
+        """
+        try:
+            widening.widen(listener, hosts)
+        finally:
+            self._look[listener.socket] = None
 
     def unbind(self, listener: Listener, linger: int = 200) -> None:
         """Stop listening and end all connections there."""
