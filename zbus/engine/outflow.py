@@ -6,6 +6,7 @@ Runs in the I/O thread. `protocol.delivery.Sending` says what is to be done when
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from typing import Any, ClassVar, Protocol
 
 import xxhash
 
-from ..codecs import CODECS, Codec
+from ..codecs import CODECS, MIXED, mixed
+from ..codecs.weighing import RAW, Sight, Weighing
 from ..errors import ZBusError
 from ..net.places import Peering
 from ..protocol.delivery import Do, Sending, SendState
 from ..protocol.messages import MAX_PIECES, Chunk, Finish, Grant, ShmReady, encode
+from ..protocol.transfer import Outgoing
 from ..values.layout import Layout
 from ..values.payload import Flat
 from .flow import Flow, Lanes
@@ -29,6 +32,7 @@ logger = logging.getLogger(__name__)
 HEAVY = 1 << 20  # bytes from which packing and building go to the worker pool
 MANY = 1000  # parts from which they do
 ENCODES_AHEAD = 8  # chunks of one transfer in the pool at once
+ENCODED = 128 * 1024  # plain bytes of a chunk that is encoded: so that several threads have one
 TURN = 8 << 20  # bytes that one turn sends before it looks at its input again
 
 
@@ -43,6 +47,10 @@ class Source(Protocol):
 
     def read(self, offset: int, size: int) -> memoryview: ...
     def layout(self, offset: int, size: int) -> Layout: ...
+
+    def buffer(self, offset: int) -> Layout:
+        """What the bytes from there on look like."""
+
     def cut(self, offset: int, want: int) -> int: ...
 
 
@@ -61,11 +69,12 @@ class Giver(Protocol):
 
 @dataclass(eq=False)
 class _Encoding:
-    """One chunk in the worker pool."""
+    """One chunk in the worker pool, or behind one that is there."""
 
     epoch: int
     offset: int
     plain: memoryview
+    wire: int  # bytes that it is likely to be
     is_done: bool = False
     encoded: Any = None
 
@@ -91,8 +100,8 @@ class Outflow(Flow[Sending]):
         super().__init__(lanes, peering, Sending(transfer), giver)
         self._giver = giver
         self._source: Source | None = None
-        self._codec: Codec = CODECS["raw"]
-        self._is_plain = True  # as it was offered
+        self._codec = RAW  # as it was offered
+        self._weighing: Weighing | None = None  # what each chunk goes by; None: as it is
         self._wrapped: Wrapped | None = None
         self._hasher = xxhash.xxh3_128()
         self._hashed = 0
@@ -109,12 +118,24 @@ class Outflow(Flow[Sending]):
         self._work(lambda: wrap(flat, quality, link), self._packed, at_once=is_light)
 
     def _packed(self, wrapped: Wrapped) -> None:
-        self._wrapped, self._codec = wrapped, CODECS[wrapped.codec]
-        self._is_plain = wrapped.codec == "raw"
+        self._wrapped, self._codec, self._weighing = wrapped, wrapped.codec, wrapped.weighing
+        if self._codec == MIXED:
+            self._sample()
         if wrapped.source is None:
             self.do(self.delivery.packed())
         else:
             self.stream(wrapped.source)
+
+    def _sample(self) -> None:
+        """See what the codecs make of it, while the first of it is on its way."""
+        weighing = self._weighing
+        assert weighing is not None
+
+        def done(sights: list[Sight] | ZBusError) -> None:
+            for sight in sights if isinstance(sights, list) else ():
+                weighing.saw(sight)
+
+        self._lanes.workers.run(weighing.sample, done)
 
     def stream(self, source: Source) -> None:
         """Send those bytes."""
@@ -139,7 +160,7 @@ class Outflow(Flow[Sending]):
         """The peer says that it could read the value where it lies."""
         source = self._source
         can = source is not None and 0 < len(source.pieces) <= MAX_PIECES
-        can = can and self.peering.shares and self._is_plain
+        can = can and self.peering.shares and self._codec == RAW
         if can and self._lanes.shm.is_near(self.peering, message):
             self.do(self.delivery.ready())
 
@@ -164,20 +185,24 @@ class Outflow(Flow[Sending]):
         if self.delivery.state is not SendState.MOVING or outgoing is None or source is None:
             return False
         left = TURN
-        while left > 0 and len(self._encoding) < ENCODES_AHEAD:
-            planned = outgoing.plan()
-            if planned is None:
+        while len(self._encoding) < ENCODES_AHEAD and outgoing.may_go(self._waiting):
+            if left <= 0:
                 break
+            name, want = self._pick(outgoing, source)
+            planned = outgoing.plan(want)
+            assert planned is not None
             offset, size = planned
             plain = source.read(offset, size)
             left -= size
-            if self._codec.name == "raw" and not self._encoding:  # chunks go in their order
+            if name != RAW:
+                self._encode(name, offset, plain)
+            elif not self._encoding:  # chunks go in their order
                 self._put(offset, plain, None, now)
-            elif self._codec.name == "raw":
-                self._encoding.append(_Encoding(outgoing.epoch, offset, plain, is_done=True))
             else:
-                self._encode(offset, plain)
-        while self._encoding and self._encoding[0].is_done:
+                self._encoding.append(
+                    _Encoding(outgoing.epoch, offset, plain, len(plain), is_done=True)
+                )
+        while self._encoding and (self._encoding[0].is_done or self._is_late(source)):
             done = self._encoding.popleft()
             if done.epoch == outgoing.epoch:
                 self._put(done.offset, done.plain, done.encoded, now)
@@ -185,33 +210,64 @@ class Outflow(Flow[Sending]):
             self._finish(self._hasher.digest())
         return left <= 0
 
-    def _encode(self, offset: int, plain: memoryview) -> None:
+    @property
+    def _waiting(self) -> int:
+        """Wire bytes that are planned and not sent."""
+        return sum(chunk.wire for chunk in self._encoding)
+
+    def _pick(self, outgoing: Outgoing, source: Source) -> tuple[str, int]:
+        """What the next chunk goes by, and how many plain bytes it should have."""
+        pace, weighing = self.peering.pace, self._weighing
+        if weighing is None or (self._codec == MIXED and pace.is_new):
+            return RAW, pace.chunk  # the first of all shows what the link is like
+        layout = source.buffer(outgoing.next)
+        name = weighing.pick(layout, pace.likely)
+        if name == RAW:
+            return RAW, pace.chunk
+        return name, min(ENCODED, int(pace.chunk / max(weighing.ratio(name, layout), 0.01)))
+
+    def _is_late(self, source: Source) -> bool:
+        """Whether the chunk that is due is there sooner as it is than it is encoded: the link is
+        faster than was thought."""
+        late, weighing = self._encoding[0], self._weighing
+        layout = source.buffer(late.offset)
+        return weighing is None or weighing.best(layout, self.peering.pace.likely) == RAW
+
+    def _encode(self, name: str, offset: int, plain: memoryview) -> None:
         assert self._source is not None and self.delivery.outgoing is not None
-        layout, codec = self._source.layout(offset, len(plain)), self._codec
-        encoding = _Encoding(self.delivery.outgoing.epoch, offset, plain)
+        layout, weighing = self._source.layout(offset, len(plain)), self._weighing
+        assert weighing is not None
+        likely = int(weighing.ratio(name, layout) * len(plain))
+        encoding = _Encoding(self.delivery.outgoing.epoch, offset, plain, likely)
         self._encoding.append(encoding)
 
-        def work() -> Any:
+        def work() -> tuple[Any, float]:
             try:
-                return codec.encode(plain, layout)
+                started = time.perf_counter()
+                if self._codec == MIXED:
+                    encoded: Any = mixed.encode(plain, layout, name)
+                else:
+                    encoded = CODECS[name].encode(plain, layout)
+                return encoded, time.perf_counter() - started
             except BaseException as error:  # foreign code
-                return _Unencoded(error)
+                return _Unencoded(error), 0.0
 
         def done(result: Any) -> None:
-            if isinstance(result, _Unencoded):
-                self._unencoded(result.error)
-            else:
-                encoding.encoded = result
+            encoded, seconds = result
             encoding.is_done = True
+            if isinstance(encoded, _Unencoded):
+                self._unencoded(name, encoded.error)
+                return
+            encoding.encoded = encoded
+            encoding.wire = len(plain) if encoded is None else len(encoded)
+            weighing.saw(Sight(name, layout, len(plain), encoding.wire, seconds))
 
         self._lanes.workers.run(work, done)
 
-    def _unencoded(self, error: BaseException) -> None:
-        """A codec that fails saves nothing: this chunk goes plain, and so does what comes after."""
-        if self._codec.name != "raw":
-            name = self._codec.name
+    def _unencoded(self, name: str, error: BaseException) -> None:
+        """A codec that fails saves nothing: this chunk goes plain, and no more goes by it."""
+        if self._weighing is not None and self._weighing.failed(name):
             logger.warning("%s has failed on a chunk: plain bytes go instead", name, exc_info=error)
-            self._codec = CODECS["raw"]
 
     def _put(self, offset: int, plain: memoryview, encoded: Any, now: float) -> None:
         outgoing = self.delivery.outgoing
@@ -222,6 +278,8 @@ class Outflow(Flow[Sending]):
             self._hashed = offset + size
         is_encoded = encoded is not None and len(encoded) < size
         body = encoded if is_encoded else plain
+        if encoded is not None and self._weighing is not None and self.peering.pace.was_idle(now):
+            self._weighing.starved()
         header = encode(Chunk(self.delivery.id, offset, size, is_encoded))
         connection = self.peering.connection
         if connection is None or not self._lanes.transport.send(connection, header, body):

@@ -21,6 +21,9 @@ KEEP = 24  # rate samples that count
 STEADY_TIME = 0.050  # seconds of a full window after which the link shows its own rate
 STARTUP_GAIN = 2.0  # the window while the rate still grows, on links with a long round trip
 STARTUP_TRIPS = 3  # round trips without growth that end the start
+SHOWN = 6  # the latest samples that show what the link can do at least
+FIRST = 256 * 1024  # bytes of a session, of whose samples the round trip is the larger part:
+FIRST_GAIN = 4.0  # the link itself may be so many times as fast
 
 
 class Pace:
@@ -36,6 +39,7 @@ class Pace:
         self._earlier = earlier
         self._rates: deque[float] = deque(maxlen=KEEP)
         self._steady: deque[float] = deque(maxlen=KEEP)  # those that the link itself set
+        self._shown: deque[float] = deque(maxlen=SHOWN)
         self._full_since: float | None = None
         self._trip: float | None = None
         self._best = 0.0
@@ -58,6 +62,24 @@ class Pace:
         return max(self._steady, default=None)
 
     @property
+    def likely(self) -> float | None:
+        """What the next chunk may reckon with, sooner known than `rate` and less sure; None before
+        anything has arrived."""
+        shown = max(self._shown, default=None)
+        if shown is not None and self._delivered < FIRST:
+            shown *= FIRST_GAIN
+        return max((rate for rate in (shown, self.rate) if rate is not None), default=None)
+
+    @property
+    def is_new(self) -> bool:
+        """Nothing has gone yet."""
+        return not self._delivered and not self._sent
+
+    def was_idle(self, now: float) -> bool:
+        """Whether the link has had nothing to do, for longer than a round trip takes."""
+        return not self._sent and now - self._delivered_at > (self._trip or 0.0)
+
+    @property
     def _estimate(self) -> float:
         return max(self._rates, default=START_RATE)
 
@@ -74,10 +96,9 @@ class Pace:
         trip = (self._trip or 0.0) * (STARTUP_GAIN if self._is_starting else 1.0)
         return max(2 * self.chunk, int(rate * trip + min(rate * EXTRA_TIME, EXTRA_MAX)))
 
-    @property
-    def room(self) -> bool:
-        """Whether another chunk may go."""
-        return self.in_flight < self.window
+    def has_room(self, planned: int = 0) -> bool:
+        """Whether another chunk may go, behind so many bytes that are not sent yet."""
+        return self.in_flight + planned < self.window
 
     def sent(self, size: int, now: float) -> None:
         """A chunk of `size` wire bytes has gone."""
@@ -105,6 +126,7 @@ class Pace:
                 moved, took = self._delivered - delivered, now - delivered_at
                 # A window that passes at once shows that there is room for some times of it.
                 rate = moved / max(took, SHORTEST)
+                self._shown.append(moved / took)
                 if full or not self._rates or rate > self._estimate:
                     self._rates.append(rate)
                 since = self._full_since
