@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 RAW = "raw"
 SLOW = 1e6  # bytes/s: what is right there does least harm where nothing is known
 SAMPLE = 64 * 1024  # bytes
-PROBE_EVERY = 8  # chunks, at least, between two that go as they are only to see how fast that is
+HOP = 0.0002  # seconds that a chunk's way through a worker thread costs besides
+SLOWER = 1.25  # times that a codec is believed to take longer than the last time
+STARVED = 3  # times that the link had nothing to do, after which a chunk shows how fast it is
 
 
 class Weight(NamedTuple):
@@ -28,6 +30,17 @@ class Weight(NamedTuple):
 
     seconds: float  # of one thread, for a byte
     ratio: float  # bytes on the wire for a byte
+
+
+class Ahead(NamedTuple):
+    """What is to be done before the next chunk can go."""
+
+    wire: float = 0.0  # seconds until the link has nothing to do
+    encoding: float = 0.0  # seconds until every chunk is encoded that is in the pool
+    chunks: int = 0  # that are there
+
+
+NOTHING = Ahead()
 
 
 class Sample(NamedTuple):
@@ -84,42 +97,58 @@ class Weighing:
         is_free: bool = True,
     ) -> None:
         self._codecs = {codec.name: codec for codec in codecs}
-        self._samples, self._threads, self._is_free = samples, threads, is_free
+        self._samples, self.threads, self._is_free = samples, threads, is_free
         self._seen: dict[tuple[str, str], Weight] = {}
-        self._probes = False
-        self._picked = PROBE_EVERY
+        self._starved = 0
 
-    def best(self, layout: Layout, rate: float | None) -> str:
-        """The codec for such bytes on a link of so many bytes per second; None: not known yet."""
+    def best(self, layout: Layout, size: int, rate: float | None, ahead: Ahead = NOTHING) -> str:
+        """The codec for so many such bytes on a link of `rate` bytes per second; None: not known
+        yet."""
         if not self._is_free:
             return next(iter(self._codecs), RAW)
         rate = rate or SLOW
-        least, name = 1 / rate, RAW
+        begins = max(ahead.wire, ahead.encoding)  # chunks go in their order
+        least, name = begins + size / rate, RAW
         for codec in self._codecs.values():
-            weight = self._weight(codec.name, layout)
-            took = max(weight.seconds / self._threads, weight.ratio / rate)
+            weight = self._weight(codec.name, _kind(layout))
+            ready = size * weight.seconds + (ahead.encoding if ahead.chunks >= self.threads else 0)
+            took = max(begins, ready) + size * weight.ratio / rate + HOP
             if took < least and (layout.row or not codec.pictures):
                 least, name = took, codec.name
         return name
 
-    def pick(self, layout: Layout, rate: float | None) -> str:
+    def pick(self, layout: Layout, size: int, rate: float, ahead: Ahead) -> str:
         """The same for the next chunk, which is a probe at times."""
-        self._picked += 1
-        if self._probes and self._is_free:
-            self._probes, self._picked = False, 0
+        if self._starved >= STARVED and self._is_free:
+            self._starved = 0
             return RAW
-        return self.best(layout, rate)
+        return self.best(layout, size, rate, ahead)
+
+    def is_late(self, layout: Layout, size: int, name: str, rate: float, waits: float) -> bool:
+        """Whether a chunk is there sooner as it is than it is encoded, with a link that has nothing
+        else to do.
+
+        Args:
+            waits: The seconds since it was handed to its codec.
+        """
+        weight = self._weight(name, _kind(layout))
+        ready = max(0.0, size * weight.seconds - waits)
+        return self._is_free and size / rate < ready + size * weight.ratio / rate
+
+    def takes(self, name: str, layout: Layout, size: int) -> float:
+        """Seconds of one thread for so many bytes."""
+        return size * self._weight(name, _kind(layout)).seconds
 
     def starved(self) -> None:
         """The link had nothing to do while a chunk was encoded: it may be faster than is known."""
-        self._probes = self._picked >= PROBE_EVERY
+        self._starved += 1
 
     def ratio(self, name: str, layout: Layout) -> float:
         """The bytes on the wire that it is likely to make of a byte."""
-        return 1.0 if name == RAW else self._weight(name, layout).ratio
+        return 1.0 if name == RAW else self._weight(name, _kind(layout)).ratio
 
-    def _weight(self, name: str, layout: Layout) -> Weight:
-        key = (_kind(layout), name)
+    def _weight(self, name: str, kind: str) -> Weight:
+        key = (kind, name)
         return self._seen.get(key) or _ASSUMED.get(key) or _ASSUMED["bytes", "zlib"]
 
     def sample(self) -> list[Sight]:
@@ -133,11 +162,14 @@ class Weighing:
 
     def saw(self, sight: Sight) -> None:
         """What a codec has made of a sample or a chunk."""
-        key = (_kind(sight.layout), sight.name)
+        kind = _kind(sight.layout)
         new = Weight(sight.seconds / sight.plain, min(1.0, sight.packed / sight.plain))
-        old = self._seen.get(key, new)
-        half = Weight((old.seconds + new.seconds) / 2, (old.ratio + new.ratio) / 2)
-        self._seen[key] = half
+        old = self._seen.get((kind, sight.name)) or Weight(
+            self._weight(sight.name, kind).seconds, new.ratio
+        )
+        # What it took may be another's time, that a thread has waited for.
+        seconds = min(new.seconds, SLOWER * old.seconds)
+        self._seen[kind, sight.name] = Weight(seconds, (old.ratio + new.ratio) / 2)
 
     def failed(self, name: str) -> bool:
         """A codec that fails saves nothing: it is done without; False if it was already."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 import xxhash
 
 from ..codecs import CODECS, MIXED, mixed
-from ..codecs.weighing import RAW, Sight, Weighing
+from ..codecs.weighing import RAW, SLOW, Ahead, Sight, Weighing
 from ..errors import ZBusError
 from ..net.places import Peering
 from ..protocol.delivery import Do, Sending, SendState
@@ -72,9 +72,11 @@ class _Encoding:
     """One chunk in the worker pool, or behind one that is there."""
 
     epoch: int
+    name: str  # of its codec
     offset: int
     plain: memoryview
     wire: int  # bytes that it is likely to be
+    since: float
     is_done: bool = False
     encoded: Any = None
 
@@ -102,6 +104,8 @@ class Outflow(Flow[Sending]):
         self._source: Source | None = None
         self._codec = RAW  # as it was offered
         self._weighing: Weighing | None = None  # what each chunk goes by; None: as it is
+        self._is_sampled = False
+        self._offered: float | None = None  # when
         self._wrapped: Wrapped | None = None
         self._hasher = xxhash.xxh3_128()
         self._hashed = 0
@@ -119,17 +123,13 @@ class Outflow(Flow[Sending]):
 
     def _packed(self, wrapped: Wrapped) -> None:
         self._wrapped, self._codec, self._weighing = wrapped, wrapped.codec, wrapped.weighing
-        if self._codec == MIXED:
-            self._sample()
         if wrapped.source is None:
             self.do(self.delivery.packed())
         else:
             self.stream(wrapped.source)
 
-    def _sample(self) -> None:
-        """See what the codecs make of it, while the first of it is on its way."""
-        weighing = self._weighing
-        assert weighing is not None
+    def _sample(self, weighing: Weighing) -> None:
+        """See what the codecs make of it, while some of it is on its way."""
 
         def done(sights: list[Sight] | ZBusError) -> None:
             for sight in sights if isinstance(sights, list) else ():
@@ -148,11 +148,15 @@ class Outflow(Flow[Sending]):
 
     def _offer(self) -> None:
         if self._wrapped is not None:
+            self._offered = time.monotonic()
             self._giver.offer(self._wrapped)
 
     # --- what the peer says ---------------------------------------------------------------------
 
     def granted(self, grant: Grant, now: float) -> None:
+        if self._offered is not None:
+            self.peering.pace.answered(now - self._offered)
+            self._offered = None
         self.do(self.delivery.grant(grant, now))
         self._giver.moved(self.delivery.received)
 
@@ -185,10 +189,11 @@ class Outflow(Flow[Sending]):
         if self.delivery.state is not SendState.MOVING or outgoing is None or source is None:
             return False
         left = TURN
-        while len(self._encoding) < ENCODES_AHEAD and outgoing.may_go(self._waiting):
-            if left <= 0:
+        while left > 0 and len(self._encoding) < ENCODES_AHEAD:
+            picked = self._pick(outgoing, source) if outgoing.may_go(self._planned) else None
+            if picked is None:
                 break
-            name, want = self._pick(outgoing, source)
+            name, want = picked
             planned = outgoing.plan(want)
             assert planned is not None
             offset, size = planned
@@ -200,9 +205,9 @@ class Outflow(Flow[Sending]):
                 self._put(offset, plain, None, now)
             else:
                 self._encoding.append(
-                    _Encoding(outgoing.epoch, offset, plain, len(plain), is_done=True)
+                    _Encoding(outgoing.epoch, RAW, offset, plain, size, now, is_done=True)
                 )
-        while self._encoding and (self._encoding[0].is_done or self._is_late(source)):
+        while self._encoding and (self._encoding[0].is_done or self._is_late(source, now)):
             done = self._encoding.popleft()
             if done.epoch == outgoing.epoch:
                 self._put(done.offset, done.plain, done.encoded, now)
@@ -211,34 +216,60 @@ class Outflow(Flow[Sending]):
         return left <= 0
 
     @property
-    def _waiting(self) -> int:
+    def _planned(self) -> int:
         """Wire bytes that are planned and not sent."""
         return sum(chunk.wire for chunk in self._encoding)
 
-    def _pick(self, outgoing: Outgoing, source: Source) -> tuple[str, int]:
-        """What the next chunk goes by, and how many plain bytes it should have."""
+    def _pick(self, outgoing: Outgoing, source: Source) -> tuple[str, int] | None:
+        """What the next chunk goes by, and how many plain bytes it should have; None: not now."""
         pace, weighing = self.peering.pace, self._weighing
-        if weighing is None or (self._codec == MIXED and pace.is_new):
-            return RAW, pace.chunk  # the first of all shows what the link is like
-        layout = source.buffer(outgoing.next)
-        name = weighing.pick(layout, pace.likely)
+        if weighing is None:
+            return RAW, pace.chunk
+        rate, layout = pace.likely, source.buffer(outgoing.next)
+        if self._codec == MIXED and (rate is None or pace.is_new):
+            # What goes as it is shows what the link is like. Meanwhile nothing takes CPU time.
+            if pace.in_flight or self._encoding:
+                return None
+            return RAW, pace.probe
+        ahead = self._ahead(weighing, source, rate or SLOW)
+        name = weighing.pick(
+            layout, min(ENCODED, source.total - outgoing.next), rate or SLOW, ahead
+        )
         if name == RAW:
             return RAW, pace.chunk
-        return name, min(ENCODED, int(pace.chunk / max(weighing.ratio(name, layout), 0.01)))
+        has_time = max(ahead.wire, ahead.encoding) > weighing.takes(name, layout, ENCODED)
+        if has_time and self._codec == MIXED and not self._is_sampled:
+            self._is_sampled = True
+            self._sample(weighing)
+        most = ENCODED if has_time else ENCODED // 4  # the link waits for it
+        return name, min(most, int(pace.chunk / max(weighing.ratio(name, layout), 0.01)))
 
-    def _is_late(self, source: Source) -> bool:
-        """Whether the chunk that is due is there sooner as it is than it is encoded: the link is
-        faster than was thought."""
-        late, weighing = self._encoding[0], self._weighing
-        layout = source.buffer(late.offset)
-        return weighing is None or weighing.best(layout, self.peering.pace.likely) == RAW
+    def _ahead(self, weighing: Weighing, source: Source, rate: float) -> Ahead:
+        busy = [chunk for chunk in self._encoding if not chunk.is_done]
+        seconds = sum(
+            weighing.takes(chunk.name, source.buffer(chunk.offset), len(chunk.plain))
+            for chunk in busy
+        )
+        wire = self.peering.pace.busy(rate, self._planned)
+        return Ahead(wire, seconds / weighing.threads, len(busy))
+
+    def _is_late(self, source: Source, now: float) -> bool:
+        """Whether the chunk that is due is there sooner as it is: the link is faster than was
+        thought."""
+        chunk, weighing, pace = self._encoding[0], self._weighing, self.peering.pace
+        rate = pace.likely
+        if weighing is None or rate is None or pace.in_flight:
+            return False
+        layout, waits = source.buffer(chunk.offset), now - chunk.since
+        return weighing.is_late(layout, len(chunk.plain), chunk.name, rate, waits)
 
     def _encode(self, name: str, offset: int, plain: memoryview) -> None:
         assert self._source is not None and self.delivery.outgoing is not None
         layout, weighing = self._source.layout(offset, len(plain)), self._weighing
         assert weighing is not None
         likely = int(weighing.ratio(name, layout) * len(plain))
-        encoding = _Encoding(self.delivery.outgoing.epoch, offset, plain, likely)
+        epoch, now = self.delivery.outgoing.epoch, time.monotonic()
+        encoding = _Encoding(epoch, name, offset, plain, likely, now)
         self._encoding.append(encoding)
 
         def work() -> tuple[Any, float]:

@@ -56,7 +56,7 @@ class LinkFacts:
     def of(cls, peering: Peering) -> LinkFacts:
         # What the peer reads out of this process's memory is there sooner than any codec has begun.
         is_local = peering.shares or peering.is_direct
-        return cls(peering.pace.rate, is_local, peering.session.peer.codecs)
+        return cls(peering.pace.likely, is_local, peering.session.peer.codecs)
 
 
 def wrap(flat: payload.Flat, quality: str, link: LinkFacts) -> Wrapped:
