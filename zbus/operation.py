@@ -36,7 +36,7 @@ class Operation(Generic[T]):
         progress: Progress | None,
         callbacks: Callbacks = CALLBACKS,
     ) -> None:
-        self.note = ""
+        self._note: str | None = ""  # None: how far the bytes are, put into words when it is asked
         self.notes: tuple[str, ...] = ()
         self.done_bytes = self.total_bytes = 0
         self.codec = ""
@@ -44,7 +44,15 @@ class Operation(Generic[T]):
         self._cancel, self._progress, self.callbacks = cancel, progress, callbacks
         self._future: Future[T] = Future()
         self._future.set_running_or_notify_cancel()  # only `cancel` below ends it
-        self._began = self._told = 0.0
+        self._began = self._told = self._moved = 0.0
+
+    @property
+    def note(self) -> str:
+        return self._rate(self._moved) if self._note is None else self._note
+
+    @note.setter
+    def note(self, note: str) -> None:
+        self._note = note
 
     def result(self) -> T:
         """Wait for the end. A send returns None, a receive the value.
@@ -98,8 +106,8 @@ class Operation(Generic[T]):
         now = time.monotonic()
         if done < self.total_bytes and now - self._told < PROGRESS_EVERY:
             return
-        self._told = now
-        self.note = self._rate(now)
+        self._told = self._moved = now
+        self._note = None
         if self._progress is not None:  # the latest word counts, and the last one comes in any case
             self.callbacks.call(self._progress, done, self.total_bytes, key=(self, "progress"))
 

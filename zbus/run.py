@@ -192,7 +192,7 @@ class Channel:
 
         operation: Operation[Any] = Operation(cancel, progress, engine.callbacks)
         running = Running(operation, self._registration, step, self._place, deadline, flat, quality)
-        if not engine.post(lambda: engine.operations.begin(running)):
+        if not engine.begin(running):
             operation.fail(PeerClosed("this Peer is closed"))
         return operation
 

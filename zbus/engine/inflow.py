@@ -129,15 +129,35 @@ class Inflow(Flow[Receiving]):
     def _read_spec(self, spec: bytes | None) -> None:
         sink = self._sink  # which is another one here as soon as this has ended
 
-        def work() -> None:
+        def work() -> bool:
             if sink.read_spec(spec) + self.delivery.head != self.delivery.total:
                 raise RemoteProtocolError("an OFFER whose total is not what its spec says")
+            return self._build_at_once()
 
-        def then(_: None) -> None:
+        def then(is_built: bool) -> None:
             self._taker.begins(self.delivery.total - self.delivery.head)
-            self.do(self.delivery.begin() if spec is not None else self.delivery.spec())
+            if is_built:
+                self.do(self.delivery.built_at_once())
+            else:
+                self.do(self.delivery.begin() if spec is not None else self.delivery.spec())
 
         self._work(work, then, at_once=spec is not None)
+
+    def _build_at_once(self) -> bool:
+        """Build it where that is sooner done than said: most values are small."""
+        sink, body = self._sink, self._body
+        is_small = sink.memory <= SMALL and sink.parts < MANY
+        if body is None or not (is_small and self._is_quick):
+            return False
+        sink.allocate()
+        sink.fill(body)
+        self._value = sink.value()
+        return True
+
+    @property
+    def _is_quick(self) -> bool:
+        # The first tensor may import torch, which takes seconds outside of ComfyUI.
+        return "torch" in sys.modules or not self._sink.needs_torch
 
     # --- its memory ---------------------------------------------------------------------------
 
@@ -181,9 +201,7 @@ class Inflow(Flow[Receiving]):
             is_here = self._body is not None
             self.do(self.delivery.filled() if is_here else self.delivery.allocated())
 
-        # The first tensor may import torch, which takes seconds outside of ComfyUI.
-        is_quick = "torch" in sys.modules or not self._sink.needs_torch
-        self._work(work, then, at_once=is_quick)
+        self._work(work, then, at_once=self._is_quick)
 
     def _grant(self) -> None:
         self._lanes.grant_due(self)

@@ -166,6 +166,11 @@ class JobService:
 
     # --- what is to be done -------------------------------------------------------------------
 
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether the jobs want something done."""
+        return self.jobs.is_changed
+
     def settle(self) -> None:
         """Do what the jobs want done."""
         while events := self.jobs.drain():

@@ -18,6 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import TypeVar
 
 from ..callbacks import Callbacks, check_waiting, forbid_waiting, guarded
@@ -50,6 +51,7 @@ from .job_service import JobService
 from .measuring import Measuring
 from .meetings import Meetings
 from .operations import Operations
+from .running import Running
 from .shm_lane import ShmLane
 from .transfers import Transfers
 from .workers import Workers, outcome
@@ -62,6 +64,9 @@ FAULT = "a fault in zbus itself; please report it"
 MEMORY_SHARE = 0.8  # of what is free, for values on their way in
 MEMORY_LOOK = 1.0  # seconds that what was free is taken to be so
 GOODBYE = 0.3  # seconds that the peers have to hang up, once they are told to
+# Seconds after a message, or the begin of an operation, within which it is looked what is due: at
+# once would be after each of thousands a second, and takes as long as they do.
+TICK_WITHIN = 0.002
 
 
 _ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -74,6 +79,7 @@ class Engine:
         self.own, self.settings = own, settings
         self._lock = threading.Lock()
         self._calls: deque[Callable[[], None]] = deque()
+        self._begun: deque[Running] = deque()
         self._ended: ZBusError | None = None  # guarded by the lock, as `_calls` is
         self._goodbye = ""  # why this peer closes, once it does
         self.transport = Transport(admit=lambda key: self.links.admission.admits(key))
@@ -102,6 +108,8 @@ class Engine:
         self.on_broken: dict[Registration, Callable[[ZBusError], None]] = {}
         self._free, self._free_until = 0, 0.0
         self._sweep_at: float | None = None
+        self._tick_at: float | None = 0.0
+        self._late = 0.0  # the most that a turn since the last tick came late
         self._more = False  # bulk that could go at once
         self._thread = threading.Thread(target=self._run, name="zbus-io", daemon=True)
         self._thread.start()
@@ -128,6 +136,15 @@ class Engine:
             if self._ended is not None:
                 return False
             self._calls.append(call)
+        self.transport.wake()
+        return True
+
+    def begin(self, running: Running) -> bool:
+        """Have an operation begin, soon; False if the I/O thread has ended, and it will not."""
+        with self._lock:
+            if self._ended is not None:
+                return False
+            self._begun.append(running)
         self.transport.wake()
         return True
 
@@ -168,7 +185,7 @@ class Engine:
         error: ZBusError = PeerClosed("this Peer is closed")
         try:
             busy = False
-            while not self._goodbye or self._calls:
+            while not self._goodbye or self._calls or self._begun:
                 busy = self._turn(busy)
             error = PeerClosed(f"this side closes: {self._goodbye}")
         except BaseException as raised:
@@ -186,6 +203,7 @@ class Engine:
         ends: tuple[Callable[[], None], ...] = (
             self._do_late_calls,
             lambda: self.operations.close(error),
+            self.operations.tell,
             lambda: self.measuring.close(error),
             lambda: self.job_service.close(error),
             lambda: self.transfers.close(error),
@@ -199,6 +217,8 @@ class Engine:
             guarded(end)
 
     def _do_late_calls(self) -> None:
+        while self._begun:
+            guarded(self.operations.begin, self._begun.popleft())
         while self._calls:
             guarded(self._calls.popleft())
 
@@ -215,30 +235,65 @@ class Engine:
 
     def _turn(self, busy: bool) -> bool:
         before = time.monotonic()
-        deadline = self._deadline(before)
-        timeout = None if deadline is None else max(0.0, deadline - before)
-        if busy or self._calls or self._goodbye:
-            timeout = 0.0
-        woke = None
-        for now in self.links.poll(timeout):
-            woke = woke or now
-            self._settle()
+        self.transport.may_sleep = True  # before it is looked whether something is to be done
+        if busy or self._calls or self._begun or self._goodbye:
+            timeout: float | None = 0.0
+        else:
+            timeout = None if self._tick_at is None else max(0.0, self._tick_at - before)
+        self._take_input(before, timeout)
+        self._do_calls()
         now = time.monotonic()
-        due = before + (timeout or 0.0)
-        late = now - (woke or now) + max(0.0, (woke or now) - due if timeout is not None else 0.0)
-        for _ in range(len(self._calls)):
-            self._guard(self._calls.popleft())
-        self._safely(self.links.tick, now, late)
-        self._safely(self.operations.tick, now)
-        self._safely(self.job_service.tick, now)
-        self._safely(self._sweep, now)
+        if self._tick_at is not None and now >= self._tick_at:
+            self._tick(now)
         self._settle()
         self._safely(self.transfers.grants)
         self._flush()
         self._more = False
-        self._guard(self._pump)
-        self._flush()
+        if self.transfers.may_move:
+            self._guard(self._pump)
+            self._flush()
+        # Last: whoever is told goes on at once, and would have what is due to the peer wait.
+        self._safely(self.operations.tell)
         return self._more
+
+    def _take_input(self, before: float, timeout: float | None) -> None:
+        due = None if timeout is None else before + timeout
+        woke = None
+        for now, is_message in self.links.poll(timeout):
+            woke = woke or now
+            self._tick_by(now + TICK_WITHIN if is_message else now)
+            self._settle()
+        if woke is None:
+            woke = time.monotonic()
+        overslept = max(0.0, woke - due) if due is not None else 0.0
+        self._late = max(self._late, overslept + time.monotonic() - woke)
+
+    def _do_calls(self) -> None:
+        for _ in range(len(self._begun)):
+            running = self._begun.popleft()
+            self._tick_by(time.monotonic() + TICK_WITHIN)
+            self._guard(partial(self.operations.begin, running))
+        for _ in range(len(self._calls)):
+            self._tick_by(0.0)
+            self._guard(self._calls.popleft())
+
+    def _tick_by(self, at: float) -> None:
+        if self._tick_at is None or at < self._tick_at:
+            self._tick_at = at
+
+    def _tick(self, now: float) -> None:
+        """Do what is due, and look when something is due next: all that was said or done since the
+        last time may have changed that."""
+        late, self._late = self._late, 0.0
+        self._safely(self.links.tick, now, late)
+        self._safely(self.operations.tick, now)
+        self._safely(self.job_service.tick, now)
+        self._safely(self._sweep, now)
+        self._tick_at = None
+        self._settle()
+        due = self._deadline(time.monotonic())
+        if due is not None:
+            self._tick_by(due)
 
     def _sweep(self, now: float) -> None:
         # Memory is lent while values come in, and asked back for some time after.
@@ -271,13 +326,15 @@ class Engine:
 
     def _flush(self) -> None:
         for peering in self.links.peerings:
-            self.links.flush(peering)
+            if peering.session.has_outgoing:
+                self.links.flush(peering)
 
     def _settle(self) -> None:
         """Do what the channels and the jobs want done."""
-        self.job_service.settle()
-        while events := self.channels.drain():
-            for event in events:
+        if self.job_service.is_unsettled:
+            self.job_service.settle()
+        while self.channels.out:
+            for event in self.channels.drain():
                 try:
                     self._do(event)
                 except BaseException as error:
@@ -410,6 +467,7 @@ class Engine:
         """This is a child of the process that made it: its thread and its sockets are not here."""
         self._lock = threading.Lock()
         self._calls.clear()
+        self._begun.clear()
         self._ended = PeerClosed(
             "this Peer belongs to the process that forked this one",
             remedy="Make a Peer in the child",

@@ -6,8 +6,11 @@ Runs in the I/O thread. `protocol.binding` says when an operation is bound, matc
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from ..callbacks import guarded
 from ..errors import Cancelled, TimedOut, ZBusError
 from ..net.places import Peering
 from ..operation import Operation, size_text
@@ -55,6 +58,7 @@ class Operations:
         self._context, self._matching = context, context.channels.matching
         self._running: dict[ChannelOperation, Running] = {}
         self._explain_at = 0.0
+        self._told: list[Callable[[], None]] = []
 
     def __len__(self) -> int:
         return len(self._running)
@@ -142,7 +146,7 @@ class Operations:
             self._matching.complete(running.registration, running.step)
             running.handle.progressed(running.handle.total_bytes)
         finally:
-            running.handle.succeed(value)
+            self._told.append(partial(running.handle.succeed, value))
 
     def fail(self, running: Running, error: ZBusError) -> None:
         """It has not. The other side knows by REFUSED, or hears it by CANCEL."""
@@ -153,9 +157,15 @@ class Operations:
 
     def _end(self, running: Running, error: ZBusError) -> None:
         flow = self._forget(running)
-        running.handle.fail(error)
+        self._told.append(partial(running.handle.fail, error))
         if flow is not None:
             flow.drop(error)
+
+    def tell(self) -> None:
+        """Tell those whose operations have ended."""
+        told, self._told = self._told, []
+        for tell in told:
+            guarded(tell)
 
     def _forget(self, running: Running) -> Outflow | Inflow | None:
         """It has ended. Its flow knows it: left here, the two would hold each other, and the value

@@ -183,6 +183,11 @@ class Outflow(Flow[Sending]):
 
     # --- chunks ---------------------------------------------------------------------------------
 
+    @property
+    def moves(self) -> bool:
+        """Whether `pump` could have something to send."""
+        return self.delivery.state is SendState.MOVING
+
     def pump(self, now: float) -> bool:
         """Send what may go; True if more could go at once."""
         outgoing, source = self.delivery.outgoing, self._source

@@ -208,16 +208,23 @@ class Transfers:
 
     # --- each turn of the loop ------------------------------------------------------------------
 
+    @property
+    def may_move(self) -> bool:
+        """Whether `pump` could have something to send."""
+        return any(flow.moves for flow in self._outflows())
+
     def pump(self, now: float) -> bool:
         """Send what may go; True if more could go at once."""
         more = False
-        for flow in list(self._outflows()):
+        for flow in [flow for flow in self._outflows() if flow.moves]:
             if flow.peering.connection is not None:
                 more = flow.guarded(partial(flow.pump, now)) or more
         return more
 
     def grants(self) -> None:
         """Say the GRANTs that are due: once after each batch of input."""
+        if not self._due:
+            return
         due, self._due = self._due, {}
         for flow in due:
             flow.guarded(flow.grant)

@@ -67,14 +67,17 @@ def wrap(flat: payload.Flat, quality: str, link: LinkFacts) -> Wrapped:
         NotTransferable: It has too many small parts.
     """
     packed = payload.pack(flat, codecs.pack_mode(quality, link.rate, link.is_local))
-    codec = codecs.choose(quality, packed, link.codecs, link.rate, link.is_local)
+    head = len(packed.spec) if len(packed.spec) > MAX_OFFERED_SPEC else 0
+    inline = not head and packed.total <= MAX_INLINE
+    if inline and quality == "exact":  # what rides inside its offer is not looked at
+        codec = "raw"
+    else:
+        codec = codecs.choose(quality, packed, link.codecs, link.rate, link.is_local)
     views = [buffer.view for buffer in packed.buffers]
     layouts = [(len(buffer.view), buffer.layout) for buffer in packed.buffers]
-    head = len(packed.spec) if len(packed.spec) > MAX_OFFERED_SPEC else 0
     if head:
         views.insert(0, memoryview(packed.spec))
         layouts.insert(0, (head, PLAIN))
-    inline = not head and packed.total <= MAX_INLINE
     told = {
         "total": packed.total + head,
         "codec": "raw" if inline else codec,

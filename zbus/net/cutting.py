@@ -51,6 +51,8 @@ class Cutting:
 
     def tick(self, listeners: list[Listener]) -> None:
         """Shut down those whose time has come."""
+        if not self._doomed and not any(listener.young for listener in listeners):
+            return
         now = time.monotonic()
         for at, connection in self._doomed:
             if at <= now:

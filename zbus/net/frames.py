@@ -46,7 +46,8 @@ class Body:
     """The body frame of the message just received; take it at once, and once."""
 
     def __init__(self, source: zmq.Socket[bytes]) -> None:
-        self._socket: zmq.Socket[bytes] | None = source
+        self._source = source
+        self._is_taken = False
 
     def take(self) -> bytes:
         """The body's bytes, copied."""
@@ -62,15 +63,15 @@ class Body:
         return self._taken().recv_into(view, flags=zmq.DONTWAIT)
 
     def _taken(self) -> zmq.Socket[bytes]:
-        source, self._socket = self._socket, None
-        assert source is not None, "a body is taken once"
-        return source
+        assert not self._is_taken, "a body is taken once"
+        self._is_taken = True
+        return self._source
 
     def drop(self) -> None:
-        """Throw away what is left of the message."""
-        source, self._socket = self._socket, None
-        while source is not None and source.getsockopt(zmq.RCVMORE):
-            source.recv(zmq.DONTWAIT, copy=False)
+        """Throw away what is left of the message. Call it whether or not it was taken: there may
+        be more frames than one."""
+        while self._source.getsockopt(zmq.RCVMORE):
+            self._source.recv(zmq.DONTWAIT, copy=False)
 
 
 @dataclass(frozen=True)

@@ -164,13 +164,16 @@ class Links:
 
     # --- events of the transport --------------------------------------------------------------
 
-    def poll(self, timeout: float | None) -> Iterator[float]:
-        """Wait for input, at most `timeout` seconds; the time of each event, once it was handled.
-        A bug in that ends the one thing, and not every link of this process."""
+    def poll(self, timeout: float | None) -> Iterator[tuple[float, bool]]:
+        """Wait for input, at most `timeout` seconds; the time of each event, once it was handled,
+        and whether it was a message of a session. A bug in that ends the one thing, and not every
+        link of this process."""
         for event in self._transport.poll(timeout):
             now = time.monotonic()
+            is_message = False
             try:
                 if isinstance(event, Received):
+                    is_message = self._peerings.on(event.connection) is not None
                     self.received(event, now)
                 elif isinstance(event, Connected):
                     self.connected(event, now)
@@ -178,7 +181,7 @@ class Links:
                     self.closed(event, now)
             except BaseException:
                 logger.exception("a fault in zbus itself; please report it")
-            yield now
+            yield now, is_message and not self._unsaid
 
     def connected(self, event: Connected, now: float) -> None:
         """A dialled connection stands: say HELLO."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
+import selectors
 import socket
 import time
 from collections.abc import Generator, Iterator
@@ -37,6 +37,8 @@ DRAIN = 64  # messages taken from one socket before the others have their turn
 # with the connection, what it has received and nobody has read yet.
 NEVER = 2**30
 CONNECT_TIME = 10.0  # seconds
+# As plain numbers: what pyzmq's enums take to be put together is worth a message's checks.
+_NOW, _MORE, _IN = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE), int(zmq.POLLIN)
 
 _EVENTS = (
     zmq.EVENT_ACCEPTED
@@ -80,11 +82,18 @@ class Transport:
         self.context.setsockopt(zmq.MAX_SOCKETS, 4096)
         self._secure: zmq.Context[zmq.Socket[bytes]] | None = None
         self._zap: Zap | None = None
-        self._poller = zmq.Poller()
+        # Of each socket the descriptor that ZeroMQ signals at: asking every socket of its own
+        # accord, as `zmq.Poller` does, costs a system call each, several times a turn.
+        self._selector = selectors.DefaultSelector()
+        self._fds: dict[zmq.Socket[bytes], int] = {}
+        # Those that may have input of which no descriptor tells any more: it tells of news only,
+        # and whatever is done with a socket may have taken note of them.
+        self._look: dict[zmq.Socket[bytes], None] = {}
         self._wake_in, self._wake_out = socket.socketpair()
         for end in (self._wake_in, self._wake_out):
             end.setblocking(False)
-        self._poller.register(self._wake_out.fileno(), zmq.POLLIN)
+        self._selector.register(self._wake_out, selectors.EVENT_READ)
+        self.may_sleep = True  # from now on, what is done elsewhere has to call `wake`
         self._monitors: dict[zmq.Socket[bytes], Listener | Connection] = {}
         self._sources: dict[zmq.Socket[bytes], Listener | Connection] = {}
         self._pending: list[Event] = []
@@ -102,8 +111,10 @@ class Transport:
 
     def wake(self) -> None:
         """End a `poll` under way. The one call for other threads."""
-        with contextlib.suppress(OSError):  # it is awake already, or closed
-            self._wake_in.send(b"\0")
+        if self.may_sleep:
+            self.may_sleep = False
+            with contextlib.suppress(OSError):  # it is awake already, or closed
+                self._wake_in.send(b"\0")
 
     # --- making and ending ----------------------------------------------------------------------
 
@@ -175,15 +186,24 @@ class Transport:
             self._secure = zmq.Context()
             self._secure.setsockopt(zmq.MAX_SOCKETS, 4096)
             self._zap = Zap(self._secure, self._admit or (lambda _: False))
-            self._poller.register(self._zap.socket, zmq.POLLIN)
+            self._watch(self._zap.socket)
         return self._secure
 
     def _register(self, made: zmq.Socket[bytes], owner: Listener | Connection) -> None:
         monitor = made.get_monitor_socket(_EVENTS)
         self._monitors[monitor] = owner
         self._sources[made] = owner
-        self._poller.register(made, zmq.POLLIN)
-        self._poller.register(monitor, zmq.POLLIN)
+        self._watch(made)
+        self._watch(monitor)
+
+    def _watch(self, made: zmq.Socket[bytes]) -> None:
+        self._fds[made] = fd = int(made.getsockopt(zmq.FD))
+        self._selector.register(fd, selectors.EVENT_READ, made)
+        self._look[made] = None
+
+    def _unwatch(self, made: zmq.Socket[bytes]) -> None:
+        self._selector.unregister(self._fds.pop(made))
+        self._look.pop(made, None)
 
     def end(self, connection: Connection, linger: int = 0) -> None:
         """End one connection; no event follows. `linger` ms for what was just sent."""
@@ -208,10 +228,10 @@ class Transport:
     def _close(self, made: zmq.Socket[bytes], linger: int) -> None:
         owner = self._sources.pop(made)
         monitor = next((m for m, owns in self._monitors.items() if owns is owner), None)
-        self._poller.unregister(made)
+        self._unwatch(made)
         if monitor is not None:
             del self._monitors[monitor]
-            self._poller.unregister(monitor)
+            self._unwatch(monitor)
             made.disable_monitor()
             monitor.close(0)
         made.close(linger)
@@ -225,10 +245,12 @@ class Transport:
                 owner.is_open = False
                 self._close(made, 200)
         if self._zap is not None:
+            self._unwatch(self._zap.socket)
             self._zap.close()
         if self._secure is not None:
             self._secure.term()
         self.context.term()
+        self._selector.close()
         self._wake_in.close()
         self._wake_out.close()
 
@@ -241,18 +263,19 @@ class Transport:
         from its own memory: it must not change until the peer has it."""
         if not connection.is_open:
             return False
-        more = zmq.SNDMORE if body is not None else 0
+        put = connection.socket.send
         try:
             if connection.listener is not None:
-                connection.socket.send(connection.routing_id, zmq.SNDMORE | zmq.DONTWAIT)
-            connection.socket.send(header, more | zmq.DONTWAIT)
+                put(connection.routing_id, _MORE)
+            put(header, _NOW if body is None else _MORE)
             if body is not None:
-                connection.socket.send(body, zmq.DONTWAIT, copy=len(body) < 65536)
+                put(body, _NOW, copy=len(body) < 65536)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
             self._gone(connection, "link")
             return False
+        self._look[connection.socket] = None
         return True
 
     def poll(self, timeout: float | None) -> Iterator[Event]:
@@ -262,13 +285,15 @@ class Transport:
         soon = LOOK_EVERY if self._leaving or self._ended else self._cutting.timeout(listeners)
         if soon is not None:
             timeout = soon if timeout is None else min(soon, timeout)
-        ready = dict(self._poller.poll(_milliseconds(timeout)))
-        if ready.pop(self._wake_out.fileno(), None):
-            self._drain_wake()
-        if self._zap is not None and ready.pop(self._zap.socket, None):
+        ready = self._ready(timeout)
+        if not ready and soon is None:
+            return
+        if self._zap is not None and self._zap.socket in ready:
             self._zap.answer()
+            self._look.pop(self._zap.socket, None)
         for monitor in [m for m in self._monitors if m in ready]:
             self._read_monitor(monitor)
+            self._look.pop(monitor, None)
         self._cutting.tick(listeners)
         yield from self._take_pending()
         leaving = {connection.socket for connection in (*self._leaving, *self._ended)}
@@ -276,8 +301,24 @@ class Transport:
         for source in [s for s in self._sources if s in ready or s in leaving]:
             if (yield from self._read(source)):
                 drained.add(source)
-            yield from self._take_pending()
-        yield from self._let_go(drained)
+            if self._pending:
+                yield from self._take_pending()
+        if leaving:
+            yield from self._let_go(drained)
+
+    def _ready(self, timeout: float | None) -> set[zmq.Socket[bytes]]:
+        """Wait, at most `timeout` seconds, until some sockets may have input: those."""
+        for known in list(self._look):
+            if not _has_input(known):
+                del self._look[known]
+        ready = set(self._look)
+        for key, _ in self._selector.select(0 if ready else timeout):
+            if key.data is None:
+                self._drain_wake()
+            else:
+                ready.add(key.data)
+        self.may_sleep = False
+        return ready
 
     def _let_go(self, drained: set[zmq.Socket[bytes]]) -> Iterator[Event]:
         """A connection's last words (STORED, BYE) come before its end: it is gone when all that
@@ -299,8 +340,7 @@ class Transport:
 
     def _drain_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            while self._wake_out.recv(4096):
-                pass
+            self._wake_out.recv(4096)  # if there is more, the next `poll` is over at once
 
     def _read(self, source: zmq.Socket[bytes]) -> Generator[Event, None, bool]:
         """Some of a socket's input; returns whether that was all of it."""
@@ -308,20 +348,22 @@ class Transport:
             owner = self._sources.get(source)
             if owner is None:
                 return True
-            try:
-                first = source.recv(zmq.DONTWAIT, copy=False)
-            except zmq.Again:
+            if not _has_input(source):
+                self._look.pop(source, None)
                 return True
-            connection = self._accepted(owner, first) if isinstance(owner, Listener) else owner
-            header: bytes | None = first.bytes
+            frame = source.recv(_NOW, copy=False)
+            connection: Connection | None
             if isinstance(owner, Listener):
-                header = source.recv(zmq.DONTWAIT) if source.getsockopt(zmq.RCVMORE) else None
-            rest = Body(source)
-            if connection is not None and connection.is_open and header is not None:
-                has_body = bool(source.getsockopt(zmq.RCVMORE))
-                yield Received(connection, header, rest if has_body else None)
-            if self._sources.get(source) is owner:
-                Body(source).drop()
+                connection, has_header = self._accepted(owner, frame), frame.more
+                frame = source.recv(_NOW, copy=False) if has_header else frame
+            else:
+                connection, has_header = owner, True
+            body = Body(source) if frame.more else None
+            if connection is not None and connection.is_open and has_header:
+                yield Received(connection, frame.bytes, body)
+            if body is not None and self._sources.get(source) is owner:
+                body.drop()
+        self._look[source] = None
         return False
 
     def _leave(self, connection: Connection, stage: str) -> None:
@@ -397,6 +439,6 @@ class Transport:
         self._pending.append(Closed(connection, stage))
 
 
-def _milliseconds(timeout: float | None) -> int | None:
-    """Rounded up: a poll that ends just before its deadline would spin."""
-    return None if timeout is None else max(0, math.ceil(timeout * 1000))
+def _has_input(made: zmq.Socket[bytes]) -> bool:
+    """Whether something can be read of it; if not, its descriptor tells when that changes."""
+    return int(made.getsockopt(zmq.EVENTS)) & _IN != 0

@@ -43,7 +43,13 @@ from .pace import Pace
 from .transfer import Cut, Incoming, Outgoing
 
 
-class Do(Enum):
+class Key(Enum):
+    """Of a table: looked up by what it is, in C, and not by its name."""
+
+    __hash__ = object.__hash__
+
+
+class Do(Key):
     """What is to be done by whoever holds the delivery."""
 
     OFFER = "say what is offered, in the OFFER or JOB_OFFER"
@@ -69,7 +75,7 @@ Actions = tuple[Do, ...]
 # --- sending --------------------------------------------------------------------------------------
 
 
-class SendState(Enum):
+class SendState(Key):
     PACKING = "packing"  # the value's bytes are made
     OFFERED = "offered"  # the peer knows of it
     LENDABLE = "lendable"  # and could read it where it lies, as it has proved
@@ -79,7 +85,7 @@ class SendState(Enum):
     FAILED = "failed"
 
 
-class SendEvent(Enum):
+class SendEvent(Key):
     PACKED = "packed"
     READY = "SHM_READY"
     HELD = "GRANT of nothing"
@@ -134,7 +140,7 @@ SENDING: Mapping[tuple[SendState, SendEvent], tuple[SendState, Actions]] = {
 # --- receiving ------------------------------------------------------------------------------------
 
 
-class ReceiveState(Enum):
+class ReceiveState(Key):
     OFFERED = "offered"  # nothing was answered yet
     HEAD = "head"  # its spec is long, and comes first, in chunks
     WAITING_FOR_MEMORY = "waiting for memory"
@@ -148,7 +154,7 @@ class ReceiveState(Enum):
     FAILED = "failed"
 
 
-class ReceiveEvent(Enum):
+class ReceiveEvent(Key):
     HEAD_FIRST = "spec comes first"
     SPEC = "spec is here"
     GIVEN = "memory given"
@@ -160,6 +166,7 @@ class ReceiveEvent(Enum):
     RIGHT = "digest right"
     WRONG = "digest wrong"
     BUILT = "built"
+    BUILT_AT_ONCE = "built at once"  # it rode inside the offer, and is small
     FAILED = "failed here"
     DROPPED = "dropped here"
     BROKEN = "session ended"
@@ -175,6 +182,7 @@ _GRANTING = (_R.HEAD, _R.MOVING, _R.READING, _R.VERIFYING, _R.VERIFYING_READ)
 
 RECEIVING: Mapping[tuple[ReceiveState, ReceiveEvent], tuple[ReceiveState, Actions]] = {
     (_R.OFFERED, _RE.HEAD_FIRST): (_R.HEAD, (Do.GRANT,)),
+    (_R.OFFERED, _RE.BUILT_AT_ONCE): (_R.BUILT, (Do.RELEASE, Do.STORED, Do.TELL)),
     (_R.OFFERED, _RE.SPEC): (_R.WAITING_FOR_MEMORY, (Do.ASK_MEMORY,)),
     (_R.HEAD, _RE.SPEC): (_R.WAITING_FOR_MEMORY, (Do.ASK_MEMORY,)),
     (_R.WAITING_FOR_MEMORY, _RE.GIVEN): (_R.ALLOCATING, (Do.ALLOCATE,)),
@@ -360,6 +368,10 @@ class Receiving(Delivery[ReceiveState, ReceiveEvent]):
     def begin(self) -> Actions:
         """Take it: its spec comes first, or is here already."""
         return self._on(ReceiveEvent.HEAD_FIRST if self.head else ReceiveEvent.SPEC)
+
+    def built_at_once(self) -> Actions:
+        """It rode inside the offer, and is the value already."""
+        return self._on(ReceiveEvent.BUILT_AT_ONCE)
 
     @property
     def is_head_whole(self) -> bool:

@@ -9,19 +9,17 @@ for either: mypy says so.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(NamedTuple):
     """One process of one principal, whose key is proved."""
 
     key: bytes
     incarnation: bytes
 
 
-@dataclass(frozen=True)
-class SessionKey:
+class SessionKey(NamedTuple):
     """Names one session among all of this process. Opaque: to be compared and hashed.
 
     Attributes:

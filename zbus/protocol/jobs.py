@@ -38,6 +38,11 @@ class Jobs:
         self.taking = TakenJobs(self.out, reconnect_wait)
         self.given, self.taken = self.giving.jobs, self.taking.jobs
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether `drain` has something to tell."""
+        return bool(self.out) or self.giving.waits_changed or self.taking.queue_changed
+
     def drain(self) -> list[Event]:
         """What is to be done since the last call, in order."""
         self._look_for_deadlock()

@@ -137,6 +137,11 @@ class Session:
             self._ack_at = now + ACK_AFTER
         return True
 
+    @property
+    def has_outgoing(self) -> bool:
+        """Whether there is something to put on the connection."""
+        return bool(self._out)
+
     def outgoing(self) -> list[Frames]:
         """The frames to put on the connection now, in order."""
         out, self._out = self._out, []
