@@ -44,7 +44,10 @@ UNSEQUENCED = ("CHUNK", "GRANT")
 class FreePace:
     """A window without an end."""
 
-    room, chunk = True, 1
+    chunk = 1
+
+    def has_room(self, planned: int = 0) -> bool:
+        return True
 
     def sent(self, size: int, now: float) -> None: ...
     def delivered(self, count: int, now: float) -> None: ...

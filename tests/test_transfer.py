@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from zbus.errors import RemoteProtocolError
 from zbus.protocol.messages import Chunk, Grant
 from zbus.protocol.pace import EXTRA_MAX, MAX_CHUNK, MIN_CHUNK, Pace
-from zbus.protocol.rates import KEPT, MOST, Rates
+from zbus.protocol.rates import MOST, Rates
 from zbus.protocol.transfer import Incoming, Outgoing
 
 MIB = 1 << 20
@@ -97,7 +97,7 @@ def run_link(pace: Pace, rate: float, trip: float, seconds: float) -> None:
     now, wire_free = 0.0, 0.0
     arriving: deque[float] = deque()
     while now < seconds:
-        while pace.room:
+        while pace.has_room():
             wire_free = max(wire_free, now) + pace.chunk / rate
             arriving.append(wire_free + trip)
             pace.sent(pace.chunk, now)
@@ -155,7 +155,7 @@ def test_the_burst_of_a_buffer_is_no_rate() -> None:
 def test_a_fast_link_is_known_soon() -> None:
     pace, now, sent = Pace(), 0.0, 0
     while pace.window < EXTRA_MAX / 2:
-        while pace.room:
+        while pace.has_room():
             pace.sent(pace.chunk, now)
         sent += pace.in_flight
         now += 0.0003
@@ -189,22 +189,20 @@ def test_what_an_earlier_session_found_counts_until_this_one_has_found_more() ->
     assert pace.rate == pace.found == pytest.approx(1e8, rel=0.3)
 
 
-def test_a_rate_is_kept_for_its_link_for_a_while() -> None:
+def test_a_rate_is_kept_for_its_link() -> None:
     rates = Rates()
-    rates.keep("slow", 1e6, 100.0)
-    rates.keep("slow", None, 100.0 + KEPT / 2)  # that session was never busy: nothing new
-    assert rates.of("slow", 100.0 + KEPT) == 1e6
-    assert rates.of("slow", 100.1 + KEPT) is None
-    assert rates.of("another", 100.0) is None
+    rates.keep("slow", 1e6)
+    rates.keep("slow", None)  # that session was never busy: nothing new
+    assert (rates.of("slow"), rates.of("another")) == (1e6, None)
 
 
 def test_so_many_links_are_known_and_no_more() -> None:
     rates = Rates()
     for number in range(MOST):
-        rates.keep(number, 1e6, 0.0)
-    rates.keep(0, 2e6, 1.0)
-    rates.keep("new", 3e6, 1.0)
-    assert [rates.of(name, 1.0) for name in (0, 1, 2, "new")] == [2e6, None, 1e6, 3e6]
+        rates.keep(number, 1e6)
+    rates.keep(0, 2e6)
+    rates.keep("new", 3e6)
+    assert [rates.of(name) for name in (0, 1, 2, "new")] == [2e6, None, 1e6, 3e6]
 
 
 def test_nothing_is_known_of_a_link_that_was_never_busy() -> None:
@@ -213,6 +211,58 @@ def test_nothing_is_known_of_a_link_that_was_never_busy() -> None:
         pace.sent(1000, i / 10)
         pace.delivered(1, i / 10 + 0.0003)
     assert pace.rate is None and pace.window >= 2 * MIN_CHUNK
+
+
+def first_chunks(rate: float, trip: float) -> tuple[float | None, int]:
+    """What a new session takes a link for, and how much it has sent for that."""
+    pace, now, sent = Pace(), 0.0, 0
+    pace.answered(trip)
+    while pace.likely is None:
+        assert pace.has_room()
+        size = pace.probe
+        pace.sent(size, now)
+        now += trip + size / rate
+        pace.delivered(1, now)
+        sent += size
+    return pace.likely, sent
+
+
+@pytest.mark.parametrize("trip", [0.0003, 0.001, 0.004])
+@pytest.mark.parametrize("rate", [1.25e6, 12.5e6, 125e6, 1.25e9])
+def test_the_first_chunks_show_what_a_link_is_like(rate: float, trip: float) -> None:
+    likely, sent = first_chunks(rate, trip)
+    assert likely is not None and likely <= 1.01 * rate
+    assert likely >= 0.99 * rate or likely >= 20e6 / max(1.0, trip / 0.001)
+    assert sent / rate < 0.014 + trip, "where it is little they do not take long"
+
+
+def test_a_burst_of_a_shaper_is_soon_known_for_one() -> None:
+    pace, now = Pace(), 0.0
+    pace.answered(0.001)
+    pace.sent(pace.probe, now)
+    pace.delivered(1, now + 0.001)
+    assert pace.likely is None
+    run_link(pace, 1.25e6, 0.001, 1.0)
+    assert pace.likely == pytest.approx(1.25e6, rel=0.3)
+
+
+def test_what_was_known_counts_until_more_is_seen() -> None:
+    assert Pace(2e6).likely == 2e6 and Pace(2e6).is_new
+    pace = Pace(2e6)
+    pace.sent(1 << 20, 0.0)
+    pace.delivered(1, 0.01)
+    assert pace.likely == pytest.approx(1e8, rel=0.1) and not pace.is_new
+
+
+def test_an_idle_link_and_a_busy_one() -> None:
+    pace = Pace()
+    pace.answered(0.001)
+    pace.sent(16384, 0.0)
+    assert not pace.was_idle(1.0)
+    assert pace.busy(1e6, 10_000) == pytest.approx(0.0254, rel=0.01)
+    pace.delivered(1, 0.02)
+    assert not pace.was_idle(0.03) and pace.was_idle(0.05)
+    assert pace.busy(1e6, 0) == 0.0
 
 
 class Moving(RuleBasedStateMachine):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Callable, Collection
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -18,25 +17,29 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from PIL import features
 
-from ..codecs import lz4, png, raw, webp, zlib
+from ..codecs import lz4, mixed, png, raw, webp, zlib
 from ..errors import CodecRefused, UnknownCodec
 from ..given import said
-from ..values.layout import MOST_ROWS, Layout
+from ..values.layout import Layout
+from .weighing import Sample, look, middle
 
 if TYPE_CHECKING:
-    from ..values.payload import Buffer, EightBit, Packed
+    from ..values.payload import EightBit, Packed
 
 logger = logging.getLogger(__name__)
 
 __all__ = [
     "CHOICES",
     "CODECS",
+    "MIXED",
+    "SINGLE",
     "Codec",
     "available",
     "check",
     "choose",
     "eight_bit",
     "pack_mode",
+    "usable",
 ]
 
 
@@ -67,9 +70,12 @@ CODECS: dict[str, Codec] = {
     "zlib": Codec("zlib", False, False, zlib.encode, zlib.decode),
     "png": Codec("png", True, True, png.encode, png.decode),
     "webp": Codec("webp", True, True, webp.encode, webp.decode),
+    "mixed": Codec("mixed", True, False, mixed.encode, mixed.decode),
 }
 
-CHOICES = ("exact", "8-bit", *CODECS)
+MIXED = "mixed"
+SINGLE = tuple(name for name in CODECS if name != MIXED)  # each chunk by the same one
+CHOICES = ("exact", "8-bit", *SINGLE)
 # What an installation may do without, and how it shows.
 _LACKS: dict[str, Callable[[], bool]] = {
     "lz4": lambda: not lz4.HERE,
@@ -77,10 +83,9 @@ _LACKS: dict[str, Callable[[], bool]] = {
 }
 
 FAST = 600e6  # bytes/s: above it no codec here keeps up
-FAST_HERE = 150e6  # between two peers on one machine: a slow one has no time for codecs either
-ASSUMED = 100e6  # bytes/s of a link to elsewhere that was not measured yet
+ASSUMED = 100e6  # bytes/s of a link that was not measured yet, where a codec is for the whole value
 SMALL = 64 * 1024  # bytes: a value up to this rides inside its offer
-_SAMPLE = 256 * 1024
+_SAMPLE = 256 * 1024  # bytes
 _SAMPLED_BUFFERS = 4
 
 
@@ -128,14 +133,15 @@ def available() -> tuple[str, ...]:
 def choose(
     choice: str, packed: Packed, theirs: Collection[str], rate: float | None, local: bool
 ) -> str:
-    """The codec for one transfer.
+    """The codec for one transfer; MIXED where its chunks may be of several.
 
     Args:
         choice: One of CHOICES.
         packed: The value.
         theirs: The codecs that the peer can do.
         rate: The link's measured bytes per second, where there is a measurement.
-        local: The peer is on this machine.
+        local: The peer is on this machine, and nothing is between: no codec pays there, however
+            slow the link seems. It is then slow for want of CPU time.
 
     Raises:
         CodecRefused: A codec was chosen by name that one side cannot do.
@@ -149,18 +155,29 @@ def choose(
         return next((name for name in ("webp", "png") if name in both), "raw")
     if choice != "exact":
         return _named(choice, both, theirs)
-    if _is_fast(rate, local) or packed.total < SMALL:
+    if local or packed.total < SMALL:
         return "raw"
-    return _soonest(packed, both, rate or ASSUMED)
+    if MIXED in both:
+        return MIXED
+    return "raw" if _is_fast(rate, local) else _soonest(packed, both, rate or ASSUMED)
 
 
 def _is_fast(rate: float | None, local: bool) -> bool:
-    return local if rate is None else rate >= (FAST_HERE if local else FAST)
+    return local or (rate is not None and rate >= FAST)
+
+
+def usable(theirs: Collection[str]) -> list[Codec]:
+    """The codecs that chunks of a mixed transfer may go by, for a peer that can do those."""
+    both = [CODECS[name] for name in available() if name in theirs and name in SINGLE[1:]]
+    # Of a picture WebP makes less than PNG, and sooner.
+    better = any(codec.name == "webp" for codec in both)
+    return [codec for codec in both if not (better and codec.name == "png")]
 
 
 def _named(name: str, both: list[str], theirs: Collection[str]) -> str:
     if name in both or name == "raw":  # every peer can do raw
         return name
+    single = [one for one in both if one in SINGLE]
     whose = "this side" if name in theirs else "the peer"
     where = "here" if name in theirs else "there"
     install = (
@@ -168,15 +185,15 @@ def _named(name: str, both: list[str], theirs: Collection[str]) -> str:
     )
     raise CodecRefused(
         f"{whose} cannot do the codec {name}",
-        remedy=f"Choose exact, 8-bit, or what both can do: {', '.join(both) or 'raw'}.{install}",
+        remedy=f"Choose exact, 8-bit, or what both can do: {', '.join(single) or 'raw'}.{install}",
     )
 
 
 def _soonest(packed: Packed, both: list[str], rate: float) -> str:
     """The codec with the least time, by samples from the middle of the largest buffers."""
     largest = sorted(packed.buffers, key=lambda buffer: len(buffer.view), reverse=True)
-    samples = [_sample(buffer) for buffer in largest[:_SAMPLED_BUFFERS]]
-    shown = any(layout.row for _, _, layout in samples)
+    samples = [(len(buffer.view), middle(buffer, _SAMPLE)) for buffer in largest[:_SAMPLED_BUFFERS]]
+    shown = any(sample.layout.row for _, sample in samples)
     best, least = "raw", packed.total / rate
     for name in both:
         codec = CODECS[name]
@@ -188,26 +205,13 @@ def _soonest(packed: Packed, both: list[str], rate: float) -> str:
     return best
 
 
-def _estimate(codec: Codec, samples: list[tuple[int, memoryview, Layout]], rate: float) -> float:
+def _estimate(codec: Codec, samples: list[tuple[int, Sample]], rate: float) -> float:
     """Seconds a byte: encoding and sending overlap, so the slower of the two."""
-    whole = sum(length for length, _, _ in samples)
+    whole = sum(length for length, _ in samples)
     encoding = sending = 0.0
-    for length, view, layout in samples:
-        started = time.perf_counter()
-        packed = codec.encode(view, layout)
-        seconds = time.perf_counter() - started
-        part = length / whole
-        encoding += part * seconds / len(view)
-        sending += part * (1.0 if packed is None else len(packed) / len(view)) / rate
+    for length, sample in samples:
+        sight = look(codec, sample.view, sample.layout)
+        part = length / whole / sight.plain
+        encoding += part * sight.seconds
+        sending += part * sight.packed / rate
     return max(encoding, sending)
-
-
-def _sample(buffer: Buffer) -> tuple[int, memoryview, Layout]:
-    """(the buffer's length, a piece from its middle, the piece's layout)."""
-    length, layout = len(buffer.view), buffer.layout
-    unit = layout.row or layout.itemsize
-    size = min(length, max(unit, _SAMPLE // unit * unit))
-    if layout.row:  # no codec takes a taller strip
-        size = min(size, MOST_ROWS * layout.row)
-    start = (length - size) // 2 // unit * unit
-    return length, buffer.view[start : start + size], layout

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 
-from PIL import Image
+# Registered here: where it is not, the first picture has Pillow look at every plugin that it has.
+from PIL import (
+    Image,
+    WebPImagePlugin,  # noqa: F401
+)
 
 from ..codecs import pictures
 from ..values.layout import MOST_ROWS, Layout

@@ -6,6 +6,7 @@ Runs in the I/O thread. `protocol.delivery.Sending` says what is to be done when
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +15,13 @@ from typing import Any, ClassVar, Protocol
 import xxhash
 
 from .. import codecs
-from ..codecs import CODECS, Codec
+from ..codecs import CODECS, MIXED, mixed
+from ..codecs.weighing import RAW, SLOW, Ahead, Sight, Weighing
 from ..errors import ZBusError
 from ..net.places import Peering
 from ..protocol.delivery import Do, Sending, SendState
 from ..protocol.messages import Chunk, Finish, Grant, Loan, encode
+from ..protocol.transfer import Outgoing
 from ..values.layout import Layout
 from ..values.payload import Flat
 from .flow import Flow, Lanes
@@ -30,6 +33,7 @@ logger = logging.getLogger(__name__)
 HEAVY = 1 << 20  # bytes from which packing and building go to the worker pool
 MANY = 1000  # parts from which they do
 ENCODES_AHEAD = 8  # chunks of one transfer in the pool at once
+ENCODED = 128 * 1024  # plain bytes of a chunk that is encoded: so that several threads have one
 TURN = 8 << 20  # bytes that one turn sends before it looks at its input again
 
 
@@ -44,6 +48,10 @@ class Source(Protocol):
 
     def read(self, offset: int, size: int) -> memoryview: ...
     def layout(self, offset: int, size: int) -> Layout: ...
+
+    def buffer(self, offset: int) -> Layout:
+        """What the bytes from there on look like."""
+
     def cut(self, offset: int, want: int) -> int: ...
 
 
@@ -62,11 +70,14 @@ class Giver(Protocol):
 
 @dataclass(eq=False)
 class _Encoding:
-    """One chunk in the worker pool."""
+    """One chunk in the worker pool, or behind one that is there."""
 
     epoch: int
+    name: str  # of its codec
     offset: int
     plain: memoryview
+    wire: int  # bytes that it is likely to be
+    since: float
     is_done: bool = False
     encoded: Any = None
 
@@ -92,7 +103,10 @@ class Outflow(Flow[Sending]):
         super().__init__(lanes, peering, Sending(transfer), giver)
         self._giver = giver
         self._source: Source | None = None
-        self._codec: Codec = CODECS["raw"]
+        self._codec = RAW  # as it was offered
+        self._weighing: Weighing | None = None  # what each chunk goes by; None: as it is
+        self._is_sampled = False
+        self._offered: float | None = None  # when
         self._wrapped: Wrapped | None = None
         self._hasher = xxhash.xxh3_128()
         self._hashed = 0
@@ -120,7 +134,7 @@ class Outflow(Flow[Sending]):
         self._work(work, self._packed, at_once=is_light)
 
     def _packed(self, wrapped: Wrapped) -> None:
-        self._wrapped, self._codec = wrapped, CODECS[wrapped.codec]
+        self._wrapped, self._codec, self._weighing = wrapped, wrapped.codec, wrapped.weighing
         if self._lent is not None:
             told = wrapped.told | {"loan": self._lent[1]}
             self._wrapped = replace(wrapped, told=told)
@@ -128,6 +142,15 @@ class Outflow(Flow[Sending]):
             self.do(self.delivery.packed())
         else:
             self.stream(wrapped.source)
+
+    def _sample(self, weighing: Weighing) -> None:
+        """See what the codecs make of it, while some of it is on its way."""
+
+        def done(sights: list[Sight] | ZBusError) -> None:
+            for sight in sights if isinstance(sights, list) else ():
+                weighing.saw(sight)
+
+        self._lanes.workers.run(weighing.sample, done)
 
     def stream(self, source: Source) -> None:
         """Send those bytes."""
@@ -144,11 +167,15 @@ class Outflow(Flow[Sending]):
 
     def _offer(self) -> None:
         if self._wrapped is not None:
+            self._offered = time.monotonic()
             self._giver.offer(self._wrapped)
 
     # --- what the peer says ---------------------------------------------------------------------
 
     def granted(self, grant: Grant, now: float) -> None:
+        if self._offered is not None:
+            self.peering.pace.answered(now - self._offered)
+            self._offered = None
         self.do(self.delivery.grant(grant, now))
         self._giver.moved(self.delivery.received)
 
@@ -181,19 +208,24 @@ class Outflow(Flow[Sending]):
             return False
         left = TURN
         while left > 0 and len(self._encoding) < ENCODES_AHEAD:
-            planned = outgoing.plan()
-            if planned is None:
+            picked = self._pick(outgoing, source) if outgoing.may_go(self._planned) else None
+            if picked is None:
                 break
+            name, want = picked
+            planned = outgoing.plan(want)
+            assert planned is not None
             offset, size = planned
             plain = source.read(offset, size)
             left -= size
-            if self._codec.name == "raw" and not self._encoding:  # chunks go in their order
+            if name != RAW:
+                self._encode(name, offset, plain)
+            elif not self._encoding:  # chunks go in their order
                 self._put(offset, plain, None, now)
-            elif self._codec.name == "raw":
-                self._encoding.append(_Encoding(outgoing.epoch, offset, plain, is_done=True))
             else:
-                self._encode(offset, plain)
-        while self._encoding and self._encoding[0].is_done:
+                self._encoding.append(
+                    _Encoding(outgoing.epoch, RAW, offset, plain, size, now, is_done=True)
+                )
+        while self._encoding and (self._encoding[0].is_done or self._is_late(source, now)):
             done = self._encoding.popleft()
             if done.epoch == outgoing.epoch:
                 self._put(done.offset, done.plain, done.encoded, now)
@@ -201,33 +233,90 @@ class Outflow(Flow[Sending]):
             self._finish(self._hasher.digest())
         return left <= 0
 
-    def _encode(self, offset: int, plain: memoryview) -> None:
+    @property
+    def _planned(self) -> int:
+        """Wire bytes that are planned and not sent."""
+        return sum(chunk.wire for chunk in self._encoding)
+
+    def _pick(self, outgoing: Outgoing, source: Source) -> tuple[str, int] | None:
+        """What the next chunk goes by, and how many plain bytes it should have; None: not now."""
+        pace, weighing = self.peering.pace, self._weighing
+        if weighing is None:
+            return RAW, pace.chunk
+        rate, layout = pace.likely, source.buffer(outgoing.next)
+        if self._codec == MIXED and (rate is None or pace.is_new):
+            # What goes as it is shows what the link is like. Meanwhile nothing takes CPU time.
+            if pace.in_flight or self._encoding:
+                return None
+            return RAW, pace.probe
+        ahead = self._ahead(weighing, source, rate or SLOW)
+        name = weighing.pick(
+            layout, min(ENCODED, source.total - outgoing.next), rate or SLOW, ahead
+        )
+        if name == RAW:
+            return RAW, pace.chunk
+        has_time = max(ahead.wire, ahead.encoding) > weighing.takes(name, layout, ENCODED)
+        if has_time and self._codec == MIXED and not self._is_sampled:
+            self._is_sampled = True
+            self._sample(weighing)
+        most = ENCODED if has_time else ENCODED // 4  # the link waits for it
+        return name, min(most, int(pace.chunk / max(weighing.ratio(name, layout), 0.01)))
+
+    def _ahead(self, weighing: Weighing, source: Source, rate: float) -> Ahead:
+        busy = [chunk for chunk in self._encoding if not chunk.is_done]
+        seconds = sum(
+            weighing.takes(chunk.name, source.buffer(chunk.offset), len(chunk.plain))
+            for chunk in busy
+        )
+        wire = self.peering.pace.busy(rate, self._planned)
+        return Ahead(wire, seconds / weighing.threads, len(busy))
+
+    def _is_late(self, source: Source, now: float) -> bool:
+        """Whether the chunk that is due is there sooner as it is: the link is faster than was
+        thought."""
+        chunk, weighing, pace = self._encoding[0], self._weighing, self.peering.pace
+        rate = pace.likely
+        if weighing is None or rate is None or pace.in_flight:
+            return False
+        layout, waits = source.buffer(chunk.offset), now - chunk.since
+        return weighing.is_late(layout, len(chunk.plain), chunk.name, rate, waits)
+
+    def _encode(self, name: str, offset: int, plain: memoryview) -> None:
         assert self._source is not None and self.delivery.outgoing is not None
-        layout, codec = self._source.layout(offset, len(plain)), self._codec
-        encoding = _Encoding(self.delivery.outgoing.epoch, offset, plain)
+        layout, weighing = self._source.layout(offset, len(plain)), self._weighing
+        assert weighing is not None
+        likely = int(weighing.ratio(name, layout) * len(plain))
+        epoch, now = self.delivery.outgoing.epoch, time.monotonic()
+        encoding = _Encoding(epoch, name, offset, plain, likely, now)
         self._encoding.append(encoding)
 
-        def work() -> Any:
+        def work() -> tuple[Any, float]:
             try:
-                return codec.encode(plain, layout)
+                started = time.perf_counter()
+                if self._codec == MIXED:
+                    encoded: Any = mixed.encode(plain, layout, name)
+                else:
+                    encoded = CODECS[name].encode(plain, layout)
+                return encoded, time.perf_counter() - started
             except BaseException as error:  # foreign code
-                return _Unencoded(error)
+                return _Unencoded(error), 0.0
 
         def done(result: Any) -> None:
-            if isinstance(result, _Unencoded):
-                self._unencoded(result.error)
-            else:
-                encoding.encoded = result
+            encoded, seconds = result
             encoding.is_done = True
+            if isinstance(encoded, _Unencoded):
+                self._unencoded(name, encoded.error)
+                return
+            encoding.encoded = encoded
+            encoding.wire = len(plain) if encoded is None else len(encoded)
+            weighing.saw(Sight(name, layout, len(plain), encoding.wire, seconds))
 
         self._lanes.workers.run(work, done)
 
-    def _unencoded(self, error: BaseException) -> None:
-        """A codec that fails saves nothing: this chunk goes plain, and so does what comes after."""
-        if self._codec.name != "raw":
-            name = self._codec.name
+    def _unencoded(self, name: str, error: BaseException) -> None:
+        """A codec that fails saves nothing: this chunk goes plain, and no more goes by it."""
+        if self._weighing is not None and self._weighing.failed(name):
             logger.warning("%s has failed on a chunk: plain bytes go instead", name, exc_info=error)
-            self._codec = CODECS["raw"]
 
     def _put(self, offset: int, plain: memoryview, encoded: Any, now: float) -> None:
         outgoing = self.delivery.outgoing
@@ -235,6 +324,8 @@ class Outflow(Flow[Sending]):
         size = len(plain)
         is_encoded = encoded is not None and len(encoded) < size
         body = encoded if is_encoded else plain
+        if encoded is not None and self._weighing is not None and self.peering.pace.was_idle(now):
+            self._weighing.starved()
         header = encode(Chunk(self.delivery.id, offset, size, is_encoded))
         connection = self.peering.connection
         if connection is None or not self._lanes.transport.send(connection, header, body):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
 from .. import codecs
-from ..codecs import CODECS
+from ..codecs import CODECS, MIXED
+from ..codecs.weighing import Weighing, samples
 from ..net.places import Peering
 from ..protocol.messages import MAX_INLINE, MAX_OFFERED_SPEC
 from ..values import payload
 from ..values.layout import PLAIN
 from ..values.streams import PackedSource
+from .workers import COUNT
+
+THREADS = min(COUNT, os.cpu_count() or 1)  # that encode at once
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,7 @@ class Wrapped:
         told: The fields of its OFFER or JOB_OFFER that speak of it.
         body: The whole of it, where it rides inside that message.
         source: Its bytes, where they follow in chunks.
+        weighing: What each chunk goes by; None: as it is.
         plain: How many bytes it has, without a spec in front.
         notes: What the user should know of it.
     """
@@ -29,6 +35,7 @@ class Wrapped:
     told: dict[str, Any]
     body: bytes
     source: PackedSource | None
+    weighing: Weighing | None
     plain: int
     notes: tuple[str, ...]
 
@@ -42,14 +49,14 @@ class LinkFacts:
     """What the choice of a codec rests on: taken in the I/O thread, used in any."""
 
     rate: float | None  # measured bytes per second
-    is_local: bool
+    is_local: bool  # and nothing is between
     codecs: tuple[str, ...]  # that the peer can do
 
     @classmethod
     def of(cls, peering: Peering) -> LinkFacts:
         # What the peer reads out of this process's memory is there sooner than any codec has begun.
-        rate = None if peering.shares else peering.pace.rate
-        return cls(rate, peering.is_local, peering.session.peer.codecs)
+        is_local = peering.shares or peering.is_direct
+        return cls(peering.pace.likely, is_local, peering.session.peer.codecs)
 
 
 def wrap(flat: payload.Flat, quality: str, link: LinkFacts) -> Wrapped:
@@ -79,4 +86,12 @@ def wrap(flat: payload.Flat, quality: str, link: LinkFacts) -> Wrapped:
         "inline": inline,
     }
     source = None if inline else PackedSource(views, layouts, CODECS[codec].pictures)
-    return Wrapped(told, b"".join(views) if inline else b"", source, packed.total, packed.notes)
+    body = b"".join(views) if inline else b""
+    weighing = None if inline else _weighing(codec, packed, link)
+    return Wrapped(told, body, source, weighing, packed.total, packed.notes)
+
+
+def _weighing(codec: str, packed: payload.Packed, link: LinkFacts) -> Weighing | None:
+    if codec == MIXED:
+        return Weighing(codecs.usable(link.codecs), samples(packed.buffers), THREADS)
+    return None if codec == "raw" else Weighing([CODECS[codec]], is_free=False)

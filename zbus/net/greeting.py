@@ -65,16 +65,16 @@ class Greetings:
         self._known, self._permitted = known, permitted
         self._under_way: dict[Connection, Greeting] = {}
 
-    def _hello(self, connection: Connection) -> Hello:
+    def _hello(self, connection: Connection, port: int) -> Hello:
         """What this side says of itself to whoever is there."""
         if not connection.key:
-            return self._own
+            return replace(self._own, port=port)
         allowed = tuple(sorted(self._permitted(connection.key)))
-        return replace(self._own, listener=OWN, permissions=allowed)
+        return replace(self._own, port=port, listener=OWN, permissions=allowed)
 
     def dial(self, connection: Connection, target: DialTarget, now: float) -> None:
         """A dialled connection stands: say HELLO."""
-        shake = Handshake(self._hello(connection), True, random_bytes)
+        shake = Handshake(self._hello(connection, target.address.port), True, random_bytes)
         session = target.peering.session if target.peering else None
         key = session.key if session else random_bytes()
         shake.dial(key, session is not None, session.received if session else 0)
@@ -89,7 +89,8 @@ class Greetings:
         """
         if sum(one.place is place for one in self._under_way.values()) >= MAX_UNDER_WAY:
             raise RemoteProtocolError("no handshake is possible here")
-        shake = Handshake(self._hello(connection), False, random_bytes)
+        port = connection.listener.port if connection.listener is not None else 0
+        shake = Handshake(self._hello(connection, port), False, random_bytes)
         self._under_way[connection] = Greeting(connection, shake, place, now)
 
     def receive(self, connection: Connection, message: Message) -> Greeting | None:

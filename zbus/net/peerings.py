@@ -141,7 +141,7 @@ class Peerings:
         )
         key = session_key(connection, place.where, self._own, peer)
         peering = Peering(session, place, key, identity(connection, peer))
-        earlier = self._rates.of(_link(peering), time.monotonic())
+        earlier = self._rates.of(_link(peering))
         peering.pace = Pace(earlier, encrypted=bool(peering.principal))
         peering.permissions = self._admission.permitted(connection.key)
         if peer.boot and peer.boot == self._own.boot:
@@ -189,6 +189,7 @@ class Peerings:
         is_new = not peering.was_linked
         peering.session.linked(greeting.peer.received, now)
         peering.connection, peering.was_linked = greeting.connection, True
+        peering.is_direct = peering.is_local and _is_direct(greeting)
         self._by_connection[greeting.connection] = peering
         if is_new:
             self._owner.session_up(peering)
@@ -224,7 +225,7 @@ class Peerings:
             return
         peering.place.peerings.remove(peering)
         self._by_key.pop(peering.key, None)
-        self._rates.keep(_link(peering), peering.pace.found, time.monotonic())
+        self._rates.keep(_link(peering), peering.pace.found)
         if say:
             try:
                 peering.session.send(Bye(clip(say)))
@@ -345,8 +346,16 @@ class Peerings:
 def _link(peering: Peering) -> tuple[object, ...]:
     """What a link is known by, whatever sessions it carries: the way and who is at its end."""
     place, peer = peering.place, peering.session.peer
-    one = b"" if isinstance(place, DialTarget) else peer.incarnation  # all come in by one listener
-    return place.where, peering.principal or one
+    # All come in by one listener, and of one principal many: each by its own way.
+    return place.where, peering.principal, isinstance(place, DialTarget) or peer.instance
+
+
+def _is_direct(greeting: Greeting) -> bool:
+    """Whether what was dialled is the listener itself, of a peer on this machine: with another
+    port it is a tunnel's or a proxy's end, which may be as slow as it likes. A peer of before does
+    not say."""
+    theirs = greeting.peer.port
+    return not theirs or theirs == greeting.shake.own.port
 
 
 def _check_new(peer: Hello) -> None:

@@ -129,6 +129,7 @@ class Peering:
     was_linked: bool = False  # a connection has carried it
     jobs: Lease[Place] | None = None  # some job needs it
     pid_at: float = 0.0  # when to look next whether its process lives
+    is_direct: bool = False  # the peer is on this machine, and nothing between the two
     shares: bool = False  # large values are read out of the sender's memory, either way
     is_near: bool = False  # the peer has proved that it is a process of this user's
 

@@ -77,6 +77,7 @@ class Hello(Message):
     limits: tuple[tuple[str, int], ...] = _is(each(size, 16), ())  # ("chunk", most bytes)
     permissions: tuple[str, ...] = _is(each(text(20), 16), ("exchange",))
     software: str = _is(text(80), "")
+    port: int = _is(number(0, 65535), 0)  # that the listener has, or that the dialler has dialled
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
-"""Sans-IO: what links have been found to deliver, for the sessions that come after."""
+"""Sans-IO: what links have been found to deliver, for the sessions that come after.
+
+It is kept as long as the process lives: where it has changed since, a session finds that out.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 
-KEPT = 600.0  # seconds that a rate is believed: it may have been a busy hour's
 MOST = 256  # links
 
 
@@ -13,18 +15,17 @@ class Rates:
     anything that is equal when it is the same link."""
 
     def __init__(self) -> None:
-        self._rates: dict[Hashable, tuple[float, float]] = {}
+        self._rates: dict[Hashable, float] = {}
 
-    def keep(self, link: Hashable, rate: float | None, now: float) -> None:
+    def keep(self, link: Hashable, rate: float | None) -> None:
         """A session there has ended, and has shown so many bytes per second (None: nothing)."""
         if rate is None:
             return
         self._rates.pop(link, None)  # the latest stand at the end
-        self._rates[link] = rate, now
+        self._rates[link] = rate
         if len(self._rates) > MOST:
             del self._rates[next(iter(self._rates))]
 
-    def of(self, link: Hashable, now: float) -> float | None:
-        """Bytes per second, if that was seen lately."""
-        rate, at = self._rates.get(link, (None, now))
-        return rate if now - at <= KEPT else None
+    def of(self, link: Hashable) -> float | None:
+        """Bytes per second, if that was seen."""
+        return self._rates.get(link)

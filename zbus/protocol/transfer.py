@@ -75,13 +75,22 @@ class Outgoing:
         self._linked = True
         self.next = self.received = received
 
-    def plan(self) -> tuple[int, int] | None:
+    def may_go(self, planned: int = 0) -> bool:
+        """Whether the next range may, behind so many wire bytes that are planned and not sent."""
+        return self._linked and self.next < self._limit and self._pace.has_room(planned)
+
+    def plan(self, want: int | None = None) -> tuple[int, int] | None:
         """The next range (offset, size) to encode and send; None: not now. Planned is promised:
-        each planned range is `sent` in order, unless `epoch` has changed since."""
-        if not self._linked or self.next >= self._limit or not self._pace.room:
+        each planned range is `sent` in order, unless `epoch` has changed since.
+
+        Args:
+            want: The plain bytes that it should have; None: those that the link should have.
+        """
+        if not self.may_go():
             return None
         offset = self.next
-        size = min(self._cut(offset, self._pace.chunk), self._largest, self._limit - offset)
+        want = self._pace.chunk if want is None else want
+        size = min(self._cut(offset, want), self._largest, self._limit - offset)
         self.next = offset + size
         return offset, size
 

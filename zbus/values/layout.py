@@ -85,6 +85,10 @@ class Map:
             return PLAIN
         return layout
 
+    def buffer(self, offset: int) -> Layout:
+        """That of the buffer which has the byte at ``offset``."""
+        return self._parts[self._find(offset, 1)[0]][1]
+
     def cut(self, offset: int, want: int, rows: bool) -> int:
         """The size of the next chunk at ``offset``, at least 1.
 

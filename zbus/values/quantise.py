@@ -97,9 +97,15 @@ def paletted(tensor: torch.Tensor) -> Paletted | None:
     # order of the floats, so that q is a picture still.
     bits = flat.contiguous().view(_integers(flat.element_size()))
     table = torch.unique(bits[:: max(1, bits.numel() // _SAMPLE)])
+    if table.numel() > 256:
+        return None
     q = torch.empty(bits.numel(), dtype=torch.uint8)
     for span in _blocks(bits.numel()):
         block = bits[span]
+        even = _in_even_table(table, block, flat.dtype)
+        if even is not None:
+            q[span] = even
+            continue
         found = torch.searchsorted(table, block).clamp_(max=table.numel() - 1)
         new = torch.unique(block[table[found] != block])
         if table.numel() + new.numel() > 256:
@@ -111,6 +117,28 @@ def paletted(tensor: torch.Tensor) -> Paletted | None:
             table, found = wider, torch.searchsorted(wider, block)
         q[span] = found.to(torch.uint8)
     return Paletted(q, table.view(flat.dtype))
+
+
+def _in_even_table(
+    table: torch.Tensor, block: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """Where each is in a table of numbers that lie as evenly as those of a picture do: found ten
+    times as fast as in any. None if some of them is not found so."""
+    torch = torch_module()
+    numbers = table.view(dtype).to(torch.float32)
+    low, high = (float(end) for end in torch.aminmax(numbers))
+    if not 0.0 < high - low < float("inf"):
+        return None
+    places = torch.zeros(256, dtype=torch.int64)
+    places[_slots(numbers, low, high)] = torch.arange(table.numel())
+    found = places[_slots(block.view(dtype).to(torch.float32), low, high)]
+    return found if torch.equal(table[found], block) else None
+
+
+def _slots(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    torch = torch_module()
+    spread = (values - low).mul_(255 / (high - low)).round_().clamp_(0, 255)
+    return spread.to(torch.uint8).to(torch.int64)  # any byte for NaN: what is found is compared
 
 
 def unpaletted(q: torch.Tensor, table: torch.Tensor, into: torch.Tensor) -> bool:

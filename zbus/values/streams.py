@@ -49,6 +49,9 @@ class PackedSource:
     def layout(self, offset: int, size: int) -> Layout:
         return self._map.layout(offset, size)
 
+    def buffer(self, offset: int) -> Layout:
+        return self._map.buffer(offset)
+
     def cut(self, offset: int, want: int) -> int:
         return self._map.cut(offset, want, self._rows)
 
@@ -163,6 +166,9 @@ class PatternSource:
         return memoryview(PATTERN)[:size]
 
     def layout(self, offset: int, size: int) -> Layout:
+        return PLAIN
+
+    def buffer(self, offset: int) -> Layout:
         return PLAIN
 
     def cut(self, offset: int, want: int) -> int:

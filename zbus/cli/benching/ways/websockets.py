@@ -9,10 +9,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from ....net.websocket import MAX_MESSAGE, PIECE
 from ..buffers import Buffers
 from ..values import plain
 from .way import LIMIT, Way
+
+# A lane of bytes in pieces such as one would choose.
+PIECE = 1 << 18
+MAX_MESSAGE = 1 << 20
 
 
 class WebSocket(Way):
