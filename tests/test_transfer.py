@@ -254,6 +254,15 @@ def test_what_was_known_counts_until_more_is_seen() -> None:
     assert pace.likely == pytest.approx(1e8, rel=0.1) and not pace.is_new
 
 
+def test_an_answer_that_waited_for_a_person_is_no_round_trip() -> None:
+    pace = Pace()
+    pace.answered(60.0)
+    pace.sent(16384, 0.0)
+    pace.delivered(1, 0.02)
+    pace.sent(1 << 20, 0.02)
+    assert pace.answer == 0.0 and pace.busy(1e6, 0) == pytest.approx(1.05, rel=0.01)
+
+
 def test_an_idle_link_and_a_busy_one() -> None:
     pace = Pace()
     pace.answered(0.001)

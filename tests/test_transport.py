@@ -105,6 +105,23 @@ def test_who_says_much_is_heard_for_a_moment_and_answered_before_the_rest(
         heard += events
 
 
+def test_a_socket_that_ends_while_it_is_read_is_not_looked_at_again(
+    two: tuple[Transport, Transport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "DRAIN_TIME", 0.0)
+    listening, dialling = two
+    to_listener, from_dialler = linked(listening, dialling, curve=False)
+    for word in WORDS:
+        assert listening.send(from_dialler, word)
+    deadline = time.monotonic() + PATIENCE
+    while to_listener.is_open:
+        assert time.monotonic() < deadline
+        for event in dialling.poll(0.05):
+            if isinstance(event, Received):
+                dialling.end(event.connection)
+    assert words(list(dialling.poll(0.0))) == []
+
+
 def test_a_connection_is_dialled_once(two: tuple[Transport, Transport]) -> None:
     """Not even where somebody listens there again."""
     listening, dialling = two

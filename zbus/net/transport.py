@@ -202,6 +202,10 @@ class Transport:
         self._selector.register(fd, selectors.EVENT_READ, made)
         self._look[made] = None
 
+    def _look_at(self, made: zmq.Socket[bytes]) -> None:
+        if made in self._fds:  # and not closed, by what has just come of it
+            self._look[made] = None
+
     def _unwatch(self, made: zmq.Socket[bytes]) -> None:
         self._selector.unregister(self._fds.pop(made))
         self._look.pop(made, None)
@@ -228,7 +232,7 @@ class Transport:
         try:
             widening.widen(listener, hosts)
         finally:
-            self._look[listener.socket] = None
+            self._look_at(listener.socket)
 
     def unbind(self, listener: Listener, linger: int = 200) -> None:
         """Stop listening and end all connections there."""
@@ -287,7 +291,7 @@ class Transport:
                 raise
             self._gone(connection, "link")
             return False
-        self._look[connection.socket] = None
+        self._look_at(connection.socket)
         return True
 
     def poll(self, timeout: float | None) -> Iterator[Event]:
@@ -378,7 +382,7 @@ class Transport:
                 yield Received(connection, frame.bytes, body)
             if body is not None and self._sources.get(source) is owner:
                 body.drop()
-        self._look[source] = None
+        self._look_at(source)
         return False
 
     def _leave(self, connection: Connection, stage: str) -> None:

@@ -83,10 +83,10 @@ class Pace:
 
     @property
     def answer(self) -> float:
-        """Seconds of a round trip that carries nothing, at most; 0 if it is not known. An answer
-        may have waited for a person; what came back sooner says so."""
-        known = [took for took in (self._answer, self._trip) if took is not None]
-        return min(known, default=0.0)
+        """Seconds of a round trip that carries nothing; 0 if it is not known. An answer may have
+        waited for a person: a chunk that came back sooner says so."""
+        took = self._answer or 0.0
+        return took if self._trip is None or took <= self._trip else 0.0
 
     @property
     def probe(self) -> int:
