@@ -7,15 +7,16 @@ nobody whose key it does not know. What a stranger could use up here is counted.
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable
 
-from aiohttp import WSCloseCode, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
 from zbus.address import parse_dial
+from zbus.in_time import in_time
 from zbus.net import websocket
-from zbus.net.relay import LinkEnd, WebSocketEnd, relay
-from zbus.net.websocket import NOT_LISTENING
+from zbus.net.websocket import CLOSE_TIME, MAX_MESSAGE, NOT_LISTENING, relay
 
 PATH = f"/{websocket.PATH}"
 MAX_OPEN = 64
@@ -52,12 +53,9 @@ class Door:
             return web.Response(status=429, text=TOO_MANY, headers={"Retry-After": "5"})
         self._open += 1
         try:
-            ws = web.WebSocketResponse(compress=False)
-            transport = request.transport
-            if transport is None:  # gone already
-                return ws
-            await _shake_hands(ws, request, transport)
-            await _serve(WebSocketEnd(transport, is_client=False), address)
+            ws = web.WebSocketResponse(max_msg_size=MAX_MESSAGE, compress=False, timeout=CLOSE_TIME)
+            await ws.prepare(request)
+            await _serve(ws, address)
             return ws
         finally:
             self._open -= 1
@@ -72,29 +70,25 @@ class Door:
         return True
 
 
-async def _shake_hands(
-    ws: web.WebSocketResponse, request: web.Request, transport: asyncio.Transport
-) -> None:
-    transport.pause_reading()  # what comes after that is for the relay, and not for aiohttp
+async def _serve(ws: web.WebSocketResponse, address: str) -> None:
     try:
-        await ws.prepare(request)
-    except BaseException:  # it wants no WebSocket, and may ask for something else
-        transport.resume_reading()
-        raise
-
-
-async def _serve(ws: WebSocketEnd, address: str) -> None:
+        # Not by the time-out of `receive`, which each ping begins anew.
+        first = await in_time(ws.receive(), FIRST_TIME)
+    except asyncio.TimeoutError:
+        first = None
+    if first is None or first.type is not WSMsgType.BINARY or first.data[:1] != SIGNATURE:
+        await ws.close(code=WSCloseCode.POLICY_VIOLATION)
+        return
+    loop, place = asyncio.get_running_loop(), parse_dial(address)
+    link = socket.socket(socket.AF_INET6 if ":" in place.host else socket.AF_INET)
     try:
-        first = await ws.first(FIRST_TIME)
-        if first[:1] != SIGNATURE:
-            await ws.goodbye(WSCloseCode.POLICY_VIOLATION)
-            return
-        loop, place = asyncio.get_running_loop(), parse_dial(address)
-        try:
-            _, link = await loop.create_connection(lambda: LinkEnd(ws), place.host, place.port)
-        except OSError:
-            await ws.goodbye(NOT_LISTENING)
-            return
+        link.setblocking(False)
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await loop.sock_connect(link, (place.host, place.port))
+        await loop.sock_sendall(link, first.data)
+    except OSError:
+        await ws.close(code=NOT_LISTENING)
+    else:
         await relay(ws, link)
     finally:
-        ws.abort()
+        link.close()

@@ -2,8 +2,8 @@
 
 Where only ComfyUI's page can be reached (an HTTP proxy, a tunnel of 8188 alone), zbus dials a port
 on this machine's loopback; each connection there opens one WebSocket to ``<page>/zbus/ws``, and
-the ComfyUI behind it connects that to its own CURVE listener. Both ends pass bytes on (`relay`) and
-nothing more: encrypted and proved by keys from end to end, which the lane itself has no part in.
+the ComfyUI behind it connects that to its own CURVE listener. Both ends pass bytes on and nothing
+more: encrypted and proved by keys from end to end, which the lane itself has no part in.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import os
 import socket
 import ssl
 import threading
-from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from .. import webproxy
 from ..errors import (
@@ -28,17 +28,24 @@ from ..errors import (
     NotZBus,
     Unreachable,
 )
+from ..in_time import in_time
 from ..protocol.fields import clip
-from .relay import LinkEnd, WebSocketEnd, relay
 
 if TYPE_CHECKING:  # where aiohttp is not installed, all but the lane works
     import aiohttp
+    from aiohttp import web
     from yarl import URL
 
 logger = logging.getLogger(__name__)
 
 PATH = "zbus/ws"  # below the address of a ComfyUI's page
+PIECE = 1 << 18  # bytes of one message
+TURN = 1 << 20  # bytes after which others have their turn
+MAX_MESSAGE = 1 << 20  # bytes that are taken of one
+KEEP_OPEN = 25.0  # seconds between pings: many a proxy cuts what is silent for 60
+DEAF_TIME = 120.0  # seconds of unacknowledged bytes: as `transport`
 CONNECT_TIME = 15.0  # seconds until a WebSocket must stand
+CLOSE_TIME = 2.0  # seconds for its goodbye
 MAX_RELAYS = 16  # at once on a lane: one is used, the others are dials that are about to end
 NOT_LISTENING = 1013  # the code a WebSocket is closed with where there is no listener behind it
 
@@ -118,7 +125,7 @@ class Lane:
 
         async with aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=CONNECT_TIME),
-            trace_configs=[_look_at_answers()],
+            trace_configs=[_no_redirects()],
         ) as session:
             await self._accept_all(session)
 
@@ -155,12 +162,20 @@ class Lane:
     ) -> None:
         import aiohttp
 
+        answered = False
+
+        def heard() -> None:
+            nonlocal answered
+            answered, self.problem = True, None
+
         with contextlib.closing(link):
             try:
-                made = await session.ws_connect(
+                ws = await session.ws_connect(
                     (self._page / PATH).with_query(self._page.query),
                     proxy=_proxy(self._page),
                     ssl=tls,
+                    max_msg_size=MAX_MESSAGE,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIME),
                 )
             except ConnectError as error:
                 self.problem = error
@@ -168,21 +183,85 @@ class Lane:
             except (aiohttp.ClientError, OSError, asyncio.TimeoutError, _Redirected) as error:
                 self.problem = _explained(error, self._page)
                 return
-            ws = WebSocketEnd(_transport.get(), is_client=True, on_first=self._answered)
 
             def leaving() -> None:
-                if not ws.heard.done():
+                if not answered:
                     self.problem = _unanswered(ws.close_code, self._page)
 
-            loop = asyncio.get_running_loop()
-            try:
-                _, end = await loop.connect_accepted_socket(lambda: LinkEnd(ws), link)
-                await relay(ws, end, leaving)
-            finally:
-                await made.close()
+            await relay(ws, link, heard, leaving)
 
-    def _answered(self) -> None:
-        self.problem = None
+
+def _proxy(page: URL) -> str | None:
+    return webproxy.by_environment(page.scheme, page.host or "", page.port or 0)
+
+
+# --- passing on, at both ends ---------------------------------------------------------------------
+
+
+async def relay(
+    ws: aiohttp.ClientWebSocketResponse | web.WebSocketResponse,
+    link: socket.socket,
+    heard: Callable[[], None] = lambda: None,
+    leaving: Callable[[], None] = lambda: None,
+) -> None:
+    """Pass bytes on, both ways, until either side ends; then both are closed.
+
+    Holds a few pieces at most: a side that reads slowly slows the other down.
+
+    Args:
+        ws: An open WebSocket.
+        link: A connected socket that does not block.
+        heard: Called for each message that comes by the WebSocket.
+        leaving: Called before `link` is closed: who dialled asks why at once.
+    """
+    _give_up_after(ws, DEAF_TIME)
+    work = (_from_link(link, ws), _to_link(ws, link, heard), _keep_open(ws))
+    parts = {asyncio.ensure_future(part) for part in work}
+    try:
+        await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        # Not before they have let go of the socket: its number may be another's at once.
+        await _end(parts)
+        leaving()
+        link.close()
+        await _close(ws)
+
+
+def _give_up_after(ws: Any, seconds: float) -> None:
+    """Have the system end a connection whose other machine is gone: pings remain unacknowledged.
+    Where it cannot be told so, that takes it a quarter of an hour."""
+    with contextlib.suppress(AttributeError, OSError):
+        option = socket.TCP_USER_TIMEOUT
+        ws.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))
+
+
+async def _from_link(link: socket.socket, ws: Any) -> None:
+    loop, passed = asyncio.get_running_loop(), 0
+    while piece := await loop.sock_recv(link, PIECE):
+        await ws.send_bytes(piece)
+        # Neither of the two gives way to others while both sides are fast, and on a server's loop
+        # there are others. Not at each piece: a turn of the loop costs as much as the bytes.
+        passed += len(piece)
+        if passed >= TURN:
+            passed = 0
+            await asyncio.sleep(0)
+
+
+async def _to_link(ws: Any, link: socket.socket, heard: Callable[[], None]) -> None:
+    from aiohttp import WSMsgType
+
+    loop = asyncio.get_running_loop()
+    while (message := await ws.receive()).type is WSMsgType.BINARY:
+        heard()
+        await loop.sock_sendall(link, message.data)
+
+
+async def _keep_open(ws: Any) -> None:
+    # Not aiohttp's heartbeat, which cuts where no pong comes for half its time: a process that
+    # loads a model, or a side that reads slowly, may well be silent for longer.
+    while True:
+        await asyncio.sleep(KEEP_OPEN)
+        await ws.ping()
 
 
 async def _end(tasks: set[asyncio.Task[None]]) -> None:
@@ -193,8 +272,14 @@ async def _end(tasks: set[asyncio.Task[None]]) -> None:
             logger.warning("%s: a connection ended by a fault", STAGE, exc_info=result)
 
 
-def _proxy(page: URL) -> str | None:
-    return webproxy.by_environment(page.scheme, page.host or "", page.port or 0)
+async def _close(ws: Any) -> None:
+    end = ws.get_extra_info("socket")  # afterwards it is not told any more
+    try:
+        await in_time(ws.close(), CLOSE_TIME)
+    except (asyncio.TimeoutError, OSError):
+        # What is not taken yet never will be: without this the socket would wait for it.
+        with contextlib.suppress(AttributeError, OSError):
+            end.shutdown(socket.SHUT_RDWR)
 
 
 # --- the loop -------------------------------------------------------------------------------------
@@ -241,16 +326,8 @@ class _Redirected(Exception):
     """The answer names another address, which is not followed: a login would go along."""
 
 
-_transport: ContextVar[asyncio.Transport] = ContextVar("transport")  # of a task's last answer
-
-
-def _look_at_answers() -> aiohttp.TraceConfig:
+def _no_redirects() -> aiohttp.TraceConfig:
     import aiohttp
-
-    async def keep(_: object, __: object, done: aiohttp.TraceRequestEndParams) -> None:
-        connection = done.response.connection
-        if connection is not None and connection.transport is not None:
-            _transport.set(connection.transport)
 
     async def stop(_: object, __: object, asked: aiohttp.TraceRequestRedirectParams) -> None:
         asked.response.close()
@@ -258,7 +335,6 @@ def _look_at_answers() -> aiohttp.TraceConfig:
 
     config = aiohttp.TraceConfig()
     config.on_request_redirect.append(stop)
-    config.on_request_end.append(keep)
     return config
 
 
