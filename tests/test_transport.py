@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+import zmq
 
 from zbus.keys import generate
 from zbus.net import transport
-from zbus.net.frames import Closed, Connected, Connection, Event, Received
+from zbus.net.frames import Closed, Connected, Connection, Event, Listener, Received
 from zbus.net.transport import Transport
 
 PATIENCE = 20.0
@@ -134,3 +137,45 @@ def test_a_connection_is_dialled_once(two: tuple[Transport, Transport]) -> None:
         server.settimeout(0.5)
         with pytest.raises(TimeoutError):
             server.accept()
+
+
+def nobody(listening: Transport) -> Connection:
+    """Of one that is gone, and that nobody has told of yet."""
+    [listener] = {owner for owner in listening._sources.values() if isinstance(owner, Listener)}
+    return Connection(listener.socket, b"nobody", -1, listener)
+
+
+def test_what_cannot_be_said_is_told_at_the_next_look(
+    two: tuple[Transport, Transport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listening, dialling = two
+    linked(listening, dialling, curve=False)
+    gone = nobody(listening)
+    assert not listening.send(gone, b"hello")
+    asked: list[float | None] = []
+    wait = listening._selector.select
+
+    def watched(timeout: float | None = None) -> list[Any]:
+        asked.append(timeout)
+        return wait(0)
+
+    monkeypatch.setattr(listening._selector, "select", watched)
+    assert Closed(gone, "link") in list(listening.poll(PATIENCE))
+    assert asked == [0], "nothing would have woken it"
+
+
+def test_what_was_heard_while_something_could_not_be_said_is_read(
+    two: tuple[Transport, Transport],
+) -> None:
+    listening, dialling = two
+    to_listener, accepted = linked(listening, dialling, curve=False)
+    list(listening.poll(0.0))
+    assert dialling.send(to_listener, b"word")
+    fd = accepted.socket.getsockopt(zmq.FD)
+    assert select.select([fd], [], [], PATIENCE)[0]
+    deadline = time.monotonic() + PATIENCE
+    while select.select([fd], [], [], 0)[0]:  # ZeroMQ looks what is new once a millisecond
+        assert time.monotonic() < deadline
+        listening.send(nobody(listening), b"hello")
+    # No descriptor tells of it any more.
+    assert words([event for _ in range(3) for event in listening.poll(0.0)]) == [b"word"]

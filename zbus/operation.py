@@ -48,7 +48,8 @@ class Operation(Generic[T]):
 
     @property
     def note(self) -> str:
-        return self._rate(self._moved) if self._note is None else self._note
+        note = self._note  # once: the I/O thread may set it meanwhile
+        return self._rate(self._moved) if note is None else note
 
     @note.setter
     def note(self, note: str) -> None:
@@ -102,11 +103,11 @@ class Operation(Generic[T]):
 
     def progressed(self, done: int) -> None:
         """So many bytes have arrived."""
-        self.done_bytes = done
         now = time.monotonic()
+        self.done_bytes, self._moved = done, now
         if done < self.total_bytes and now - self._told < PROGRESS_EVERY:
             return
-        self._told = self._moved = now
+        self._told = now
         self._note = None
         if self._progress is not None:  # the latest word counts, and the last one comes in any case
             self.callbacks.call(self._progress, done, self.total_bytes, key=(self, "progress"))

@@ -206,6 +206,8 @@ class Outflow(Flow[Sending]):
         outgoing, source = self.delivery.outgoing, self._source
         if self.delivery.state is not SendState.MOVING or outgoing is None or source is None:
             return False
+        while self._encoding and self._encoding[0].epoch != outgoing.epoch:
+            self._encoding.popleft()  # of a connection that is gone: they would be in the way
         left = TURN
         while left > 0 and len(self._encoding) < ENCODES_AHEAD:
             picked = self._pick(outgoing, source) if outgoing.may_go(self._planned) else None
@@ -225,10 +227,9 @@ class Outflow(Flow[Sending]):
                 self._encoding.append(
                     _Encoding(outgoing.epoch, RAW, offset, plain, size, now, is_done=True)
                 )
-        while self._encoding and (self._encoding[0].is_done or self._is_late(source, now)):
+        while self._encoding and self._may_put(source, now):
             done = self._encoding.popleft()
-            if done.epoch == outgoing.epoch:
-                self._put(done.offset, done.plain, done.encoded, now)
+            self._put(done.offset, done.plain, done.encoded, now)
         if self._hashed >= source.total:
             self._finish(self._hasher.digest())
         return left <= 0
@@ -270,6 +271,13 @@ class Outflow(Flow[Sending]):
         )
         wire = self.peering.pace.busy(rate, self._planned)
         return Ahead(wire, seconds / weighing.threads, len(busy))
+
+    def _may_put(self, source: Source, now: float) -> bool:
+        """Whether the chunk that is due may go. It may have come out larger than was likely, and
+        those before it too: then it waits until some of them have arrived."""
+        if self._encoding[0].is_done:
+            return self.peering.pace.has_room()
+        return self._is_late(source, now)
 
     def _is_late(self, source: Source, now: float) -> bool:
         """Whether the chunk that is due is there sooner as it is: the link is faster than was

@@ -291,7 +291,8 @@ class Transport:
                 raise
             self._gone(connection, "link")
             return False
-        self._look_at(connection.socket)
+        finally:  # also a send that fails takes note of what others have said there
+            self._look_at(connection.socket)
         return True
 
     def poll(self, timeout: float | None) -> Iterator[Event]:
@@ -301,8 +302,8 @@ class Transport:
         soon = LOOK_EVERY if self._leaving or self._ended else self._cutting.timeout(listeners)
         if soon is not None:
             timeout = soon if timeout is None else min(soon, timeout)
-        ready = self._ready(timeout)
-        if not ready and soon is None:
+        ready = self._ready(0 if self._pending else timeout)
+        if not ready and soon is None and not self._pending:
             return
         if self._zap is not None and self._zap.socket in ready:
             self._zap.answer()

@@ -1,0 +1,109 @@
+"""One value on its way out, its workers and its link held by hand: nothing of it may stop where
+nothing is left that would wake it."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from zbus.codecs import CODECS, MIXED
+from zbus.codecs.weighing import Sight, Weighing
+from zbus.engine.outflow import ENCODED, ENCODES_AHEAD, Outflow
+from zbus.protocol.messages import MAX_CHUNK, Chunk, Grant, decode
+from zbus.protocol.pace import Pace
+from zbus.values.layout import PLAIN
+from zbus.values.streams import PackedSource
+
+TOTAL = 4 << 20
+
+
+class End:
+    """An `Outflow` of bytes that zlib makes a thousandth of, as far as is known."""
+
+    def __init__(self, data: bytes) -> None:
+        self.sent: list[tuple[Chunk, int]] = []  # and how many bytes went
+        self.work: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []
+        self.pace = Pace(1e5)  # a thin line, as an earlier session has found
+        self.peering: Any = SimpleNamespace(
+            pace=self.pace,
+            connection=object(),
+            largest_chunk=MAX_CHUNK,
+            shares=False,
+            session=SimpleNamespace(send=lambda _: None),
+        )
+        lanes: Any = SimpleNamespace(
+            transport=SimpleNamespace(send=self._send),
+            workers=SimpleNamespace(run=lambda work, then: self.work.append((work, then))),
+            ended=lambda _: None,
+            permit=lambda: None,
+        )
+        giver: Any = SimpleNamespace(moved=lambda _: None)
+        self.flow = Outflow(lanes, self.peering, 7, giver)
+        self.flow._codec = MIXED
+        self.flow._weighing = weighing = Weighing([CODECS["zlib"]])
+        for _ in range(20):
+            weighing.saw(Sight("zlib", PLAIN, 1 << 20, 1 << 10, 1e-5))
+        self.flow.stream(PackedSource([memoryview(data)], [(len(data), PLAIN)], False))
+        self.now = time.monotonic()
+
+    def _send(self, _: object, header: bytes, body: Any) -> bool:
+        _, message = decode(header, True)
+        assert isinstance(message, Chunk)
+        self.sent.append((message, len(body)))
+        return True
+
+    def turn(self) -> None:
+        self.now += 0.001
+        self.flow.pump(self.now)
+
+    def grant(self, received: int) -> None:
+        self.now += 0.1
+        self.flow.granted(Grant(7, received, TOTAL), self.now)
+
+    def encode(self) -> None:
+        """All that is in the pool comes back."""
+        work, self.work = self.work, []
+        for encode, then in work:
+            then(encode())
+
+    def begin(self) -> None:
+        """The first chunk has shown what the link does; the next ones are in the pool."""
+        self.grant(0)
+        self.turn()
+        [(first, _)] = self.sent
+        self.grant(first.size)
+        self.turn()
+        assert self.work, "the rest goes by zlib"
+
+
+def test_what_was_planned_before_a_cut_is_in_nobodys_way() -> None:
+    end = End(bytes(TOTAL))
+    end.begin()
+    end.turn()
+    assert len(end.flow._encoding) == ENCODES_AHEAD
+    arrived, before = end.sent[-1][0].offset, len(end.sent)
+    end.flow.unlinked()
+    end.pace.reset()
+    end.encode()  # while there is no connection
+    end.grant(arrived)
+    end.turn()
+    # Only then is there something to come that would bring the next turn.
+    assert end.work or len(end.sent) > before
+
+
+def test_what_comes_out_larger_than_was_likely_waits_for_the_link() -> None:
+    end = End(random.Random(0).randbytes(TOTAL))
+    end.begin()
+    under_way = []
+    while end.sent[-1][0].offset + end.sent[-1][0].size < TOTAL:
+        end.encode()
+        end.turn()
+        under_way.append(end.pace.in_flight - end.pace.window)
+        assert end.work or end.pace.in_flight, "nothing would bring the next turn"
+        last = end.sent[-1][0]
+        end.grant(last.offset + last.size)
+        end.turn()
+    assert max(under_way) < ENCODED
