@@ -246,7 +246,7 @@ class Engine:
         if self._tick_at is not None and now >= self._tick_at:
             self._tick(now)
         self._settle()
-        self._safely(self.transfers.grants)
+        self._guard(self.transfers.grants)
         self._flush()
         self._more = False
         if self.transfers.may_move:
