@@ -235,8 +235,8 @@ def _steps(pieces: Sequence[tuple[int, int]], views: Sequence[memoryview]) -> li
 
 
 def sample(views: Sequence[memoryview]) -> bytes:
-    """The digest of a value in these views: of all of it up to 4 MiB, and else of lines of 64 bytes,
-    some four thousand of them, evenly spread. The first line of each view is among them."""
+    """The digest of a value in these views: of all of it up to 4 MiB, and else of lines of 64
+    bytes, some four thousand of them, evenly spread. The first line of each view is among them."""
     total = sum(map(len, views))
     # Over all offsets within a page.
     every = LINE if total <= WHOLE else (total // LINES // LINE + 1) * LINE
