@@ -585,7 +585,7 @@ def test_a_sample_sees_every_change_of_some_length() -> None:
         data[at : at + length] ^= 1
         assert shm_lane.sample([memoryview(data)]) != before
         data[at : at + length] ^= 1
-    small = bytearray(200_000)
+    small = bytearray(4 * MIB)
     before = shm_lane.sample([memoryview(small)])
     for at in (0, 777, len(small) - 1):
         small[at] ^= 1

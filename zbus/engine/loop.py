@@ -53,6 +53,7 @@ from .meetings import Meetings
 from .operations import Operations
 from .running import Running
 from .shm_lane import ShmLane
+from .switching import SWITCHING
 from .transfers import Transfers
 from .workers import Workers, outcome
 
@@ -60,6 +61,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+SWITCH_FOR = 1.0  # seconds after the last transfer: another may follow
 FAULT = "a fault in zbus itself; please report it"
 MEMORY_SHARE = 0.8  # of what is free, for values on their way in
 MEMORY_LOOK = 1.0  # seconds that what was free is taken to be so
@@ -109,6 +111,7 @@ class Engine:
         self._free, self._free_until = 0, 0.0
         self._sweep_at: float | None = None
         self._tick_at: float | None = 0.0
+        self._switches_until: float | None = None  # while threads give way sooner for it
         self._late = 0.0  # the most that a turn since the last tick came late
         self._more = False  # bulk that could go at once
         self._thread = threading.Thread(target=self._run, name="zbus-io", daemon=True)
@@ -212,6 +215,7 @@ class Engine:
             lambda: self.links.close(self._goodbye or error.what),
             self.workers.close,
             self.transport.close,
+            self._stop_switching,
         )
         for end in ends:
             guarded(end)
@@ -289,6 +293,7 @@ class Engine:
         self._safely(self.operations.tick, now)
         self._safely(self.job_service.tick, now)
         self._safely(self._sweep, now)
+        self._safely(self._switch, now)
         self._tick_at = None
         self._settle()
         due = self._deadline(time.monotonic())
@@ -299,6 +304,19 @@ class Engine:
         # Memory is lent while values come in, and asked back for some time after.
         if self._sweep_at is None or now >= self._sweep_at:
             self._sweep_at = RECYCLER.sweep(now)
+
+    def _switch(self, now: float) -> None:
+        if len(self.transfers):
+            if self._switches_until is None:
+                SWITCHING.begin()
+            self._switches_until = now + SWITCH_FOR
+        elif self._switches_until is not None and now >= self._switches_until:
+            self._stop_switching()
+
+    def _stop_switching(self) -> None:
+        if self._switches_until is not None:
+            self._switches_until = None
+            SWITCHING.end()
 
     def _pump(self) -> None:
         self._more = self.transfers.pump(time.monotonic())
@@ -321,6 +339,7 @@ class Engine:
             self.operations.deadline(now),
             self.job_service.deadline(now),
             self._sweep_at,
+            self._switches_until,
         )
         return min((t for t in times if t is not None), default=None)
 

@@ -121,7 +121,7 @@ class Outflow(Flow[Sending]):
         link = LinkFacts.of(self.peering)
         lends = self.peering.shares and self.peering.is_near
         is_as_it_is = codecs.pack_mode(quality, link.rate, link.is_local) == "never"
-        heavy = SOON if lends and is_as_it_is else HEAVY
+        heavy = SOON if is_as_it_is else HEAVY  # where nothing is computed
         is_light = flat.nbytes < heavy and flat.parts < MANY and not flat.on_device
 
         def work() -> Wrapped:
@@ -330,6 +330,9 @@ class Outflow(Flow[Sending]):
         outgoing = self.delivery.outgoing
         assert outgoing is not None
         size = len(plain)
+        is_last = offset + size == outgoing.total
+        if is_last:  # FINISH follows at once
+            self._hash(offset, plain)
         is_encoded = encoded is not None and len(encoded) < size
         body = encoded if is_encoded else plain
         if encoded is not None and self._weighing is not None and self.peering.pace.was_idle(now):
@@ -339,9 +342,14 @@ class Outflow(Flow[Sending]):
         if connection is None or not self._lanes.transport.send(connection, header, body):
             return  # the link is gone: `unlinked` follows
         outgoing.sent(offset, size, len(body), now)
-        if offset + size > self._hashed:  # after it is sent: ZeroMQ's thread goes on meanwhile
+        if not is_last:  # after it is sent: ZeroMQ's thread goes on meanwhile
+            self._hash(offset, plain)
+
+    def _hash(self, offset: int, plain: memoryview) -> None:
+        end = offset + len(plain)
+        if end > self._hashed:
             self._hasher.update(plain[self._hashed - offset :])
-            self._hashed = offset + size
+            self._hashed = end
 
     def _finish(self, digest: bytes) -> None:
         if not self._is_finished:

@@ -44,7 +44,8 @@ logger = logging.getLogger(__name__)
 
 STEP = 4 << 20  # bytes of one read, after which somebody looks whether it is still wanted,
 TELL = 32 << 20  # and between two words on how far it is
-LINE, LINES = 64, 4096  # bytes of a line, and about how many of them are a sample
+WHOLE = 4 << 20  # bytes that are all in their sample: gathering lines takes as long
+LINE, LINES = 64, 4096  # bytes of a line, and about how many of them are a sample of more
 SOON = 4 << 20  # bytes that are read, and lent, sooner than another thread is at work
 READERS = 4  # threads that read one value: one alone does not get what the memory gives
 
@@ -234,9 +235,11 @@ def _steps(pieces: Sequence[tuple[int, int]], views: Sequence[memoryview]) -> li
 
 
 def sample(views: Sequence[memoryview]) -> bytes:
-    """The digest of lines of 64 bytes of a value in these views, some four thousand of them, evenly
-    spread: of all of it up to 256 KiB. The first line of each view is among them."""
-    every = (sum(map(len, views)) // LINES // LINE + 1) * LINE  # over all offsets within a page
+    """The digest of a value in these views: of all of it up to 4 MiB, and else of lines of 64
+    bytes, some four thousand of them, evenly spread. The first line of each view is among them."""
+    total = sum(map(len, views))
+    # Over all offsets within a page.
+    every = LINE if total <= WHOLE else (total // LINES // LINE + 1) * LINE
     hasher = xxhash.xxh3_128()
     for view in views:
         if len(view) <= LINE or every == LINE:
