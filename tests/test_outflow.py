@@ -9,11 +9,13 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import xxhash
+
 from zbus.codecs import CODECS, MIXED
 from zbus.codecs.weighing import Sight, Weighing
 from zbus.engine.outflow import ENCODED, ENCODES_AHEAD, Outflow
 from zbus.protocol.messages import MAX_CHUNK, Chunk, Grant, decode
-from zbus.protocol.pace import Pace
+from zbus.protocol.pace import MIN_CHUNK, Pace
 from zbus.values.layout import PLAIN
 from zbus.values.streams import PackedSource
 
@@ -25,6 +27,9 @@ class End:
 
     def __init__(self, data: bytes) -> None:
         self.sent: list[tuple[Chunk, int]] = []  # and how many bytes went
+        self.too_many: list[int] = []  # bytes under way, beyond the window
+        self.told: list[Any] = []
+        self.is_gone = False  # its connection, and nobody has told of it yet
         self.work: list[tuple[Callable[[], Any], Callable[[Any], None]]] = []
         self.pace = Pace(1e5)  # a thin line, as an earlier session has found
         self.peering: Any = SimpleNamespace(
@@ -32,7 +37,7 @@ class End:
             connection=object(),
             largest_chunk=MAX_CHUNK,
             shares=False,
-            session=SimpleNamespace(send=lambda _: None),
+            session=SimpleNamespace(send=self.told.append),
         )
         lanes: Any = SimpleNamespace(
             transport=SimpleNamespace(send=self._send),
@@ -46,14 +51,17 @@ class End:
         self.flow._weighing = weighing = Weighing([CODECS["zlib"]])
         for _ in range(20):
             weighing.saw(Sight("zlib", PLAIN, 1 << 20, 1 << 10, 1e-5))
+        self.total = len(data)
         self.flow.stream(PackedSource([memoryview(data)], [(len(data), PLAIN)], False))
         self.now = time.monotonic()
 
     def _send(self, _: object, header: bytes, body: Any) -> bool:
         _, message = decode(header, True)
         assert isinstance(message, Chunk)
-        self.sent.append((message, len(body)))
-        return True
+        if not self.is_gone:
+            self.sent.append((message, len(body)))
+            self.too_many.append(self.pace.in_flight + len(body) - self.pace.window)
+        return not self.is_gone
 
     def turn(self) -> None:
         self.now += 0.001
@@ -61,7 +69,7 @@ class End:
 
     def grant(self, received: int) -> None:
         self.now += 0.1
-        self.flow.granted(Grant(7, received, TOTAL), self.now)
+        self.flow.granted(Grant(7, received, self.total), self.now)
 
     def encode(self) -> None:
         """All that is in the pool comes back."""
@@ -77,6 +85,20 @@ class End:
         self.grant(first.size)
         self.turn()
         assert self.work, "the rest goes by zlib"
+
+    def finish(self) -> None:
+        """Encode, send and grant all of the rest."""
+        while self.received < self.total:
+            self.encode()
+            self.turn()
+            assert self.work or self.pace.in_flight, "nothing would bring the next turn"
+            self.grant(self.received)
+            self.turn()
+
+    @property
+    def received(self) -> int:
+        last, _ = self.sent[-1]
+        return last.offset + last.size
 
 
 def test_what_was_planned_before_a_cut_is_in_nobodys_way() -> None:
@@ -97,13 +119,23 @@ def test_what_was_planned_before_a_cut_is_in_nobodys_way() -> None:
 def test_what_comes_out_larger_than_was_likely_waits_for_the_link() -> None:
     end = End(random.Random(0).randbytes(TOTAL))
     end.begin()
-    under_way = []
-    while end.sent[-1][0].offset + end.sent[-1][0].size < TOTAL:
-        end.encode()
-        end.turn()
-        under_way.append(end.pace.in_flight - end.pace.window)
-        assert end.work or end.pace.in_flight, "nothing would bring the next turn"
-        last = end.sent[-1][0]
-        end.grant(last.offset + last.size)
-        end.turn()
-    assert max(under_way) < ENCODED
+    end.finish()
+    assert max(end.too_many) < ENCODED
+
+
+def test_what_went_nowhere_is_digested_when_it_goes() -> None:
+    data = random.Random(0).randbytes(2 * MIN_CHUNK)
+    end = End(data)
+    end.flow._weighing = None  # as they are
+    end.grant(0)
+    end.is_gone = True
+    end.turn()
+    assert end.flow.delivery.outgoing is not None
+    assert end.flow.delivery.outgoing.next == len(data), "both were to go"
+    end.is_gone = False
+    end.flow.unlinked()
+    end.grant(0)
+    end.turn()
+    assert end.received == len(data)
+    [finish] = end.told
+    assert finish.digest == xxhash.xxh3_128_digest(data)

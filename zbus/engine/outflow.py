@@ -347,7 +347,7 @@ class Outflow(Flow[Sending]):
 
     def _hash(self, offset: int, plain: memoryview) -> None:
         end = offset + len(plain)
-        if end > self._hashed:
+        if offset <= self._hashed < end:  # in order: one before it may not have gone
             self._hasher.update(plain[self._hashed - offset :])
             self._hashed = end
 
