@@ -14,6 +14,7 @@ import xxhash
 from zbus.codecs import CODECS, MIXED
 from zbus.codecs.weighing import Sight, Weighing
 from zbus.engine.outflow import ENCODED, ENCODES_AHEAD, Outflow
+from zbus.engine.transfers import Transfers
 from zbus.protocol.messages import MAX_CHUNK, Chunk, Grant, decode
 from zbus.protocol.pace import MIN_CHUNK, Pace
 from zbus.values.layout import PLAIN
@@ -35,6 +36,9 @@ class End:
         self.peering: Any = SimpleNamespace(
             pace=self.pace,
             connection=object(),
+            key="session",
+            name="far",
+            transfers=0,
             largest_chunk=MAX_CHUNK,
             shares=False,
             session=SimpleNamespace(send=self.told.append),
@@ -139,3 +143,30 @@ def test_what_went_nowhere_is_digested_when_it_goes() -> None:
     assert end.received == len(data)
     [finish] = end.told
     assert finish.digest == xxhash.xxh3_128_digest(data)
+
+
+def test_what_waited_behind_one_that_fails_goes_on() -> None:
+    end = End(bytes(TOTAL))
+    end.pace = end.peering.pace = Pace()  # of which nothing is known: one chunk at a time shows it
+    lanes: Any = SimpleNamespace(send=end._send)
+    nobody: Any = None
+    transfers = Transfers(lanes, nobody, nobody, nobody, nobody, nobody)
+    clients: Any = SimpleNamespace(moved=lambda _: None, undeliverable=lambda *_: None)
+    first, second = (transfers.send(end.peering, number, clients) for number in (7, 8))
+    for flow in (first, second):
+        flow._codec, flow._weighing = MIXED, Weighing([CODECS["zlib"]])
+        flow.stream(PackedSource([memoryview(bytes(TOTAL))], [(TOTAL, PLAIN)], False))
+    second.granted(Grant(8, 0, TOTAL), end.now)
+    assert not transfers.pump(end.now)
+    first.granted(Grant(7, 0, TOTAL), end.now)
+    assert not transfers.pump(end.now)
+    assert [chunk.transfer for chunk, _ in end.sent] == [8]
+    second._weighing = None
+    second._source.read = broken  # type: ignore[union-attr, method-assign]
+    assert transfers.pump(end.now), "nothing else would bring the next turn"
+    transfers.pump(end.now)
+    assert [chunk.transfer for chunk, _ in end.sent] == [8, 7]
+
+
+def broken(offset: int, size: int) -> memoryview:
+    raise OSError("the file is gone")

@@ -211,7 +211,8 @@ class Transfers:
         more = False
         for flow in [flow for flow in self._outflows() if flow.moves]:
             if flow.peering.connection is not None:
-                more = flow.guarded(partial(flow.pump, now)) or more
+                # What has just failed may have been what another waited behind.
+                more = flow.guarded(partial(flow.pump, now)) or flow.delivery.ended or more
         return more
 
     def grants(self) -> None:
