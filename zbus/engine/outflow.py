@@ -119,7 +119,7 @@ class Outflow(Flow[Sending]):
     def pack(self, flat: Flat, quality: str) -> None:
         """Send that value: it is packed, offered, and goes when the peer grants."""
         link = LinkFacts.of(self.peering)
-        lends = self.peering.shares and self.peering.is_near
+        lends = self.peering.lends
         is_as_it_is = codecs.pack_mode(quality, link.rate, link.is_local) == "never"
         heavy = SOON if is_as_it_is else HEAVY  # where nothing is computed
         is_light = flat.nbytes < heavy and flat.parts < MANY and not flat.on_device

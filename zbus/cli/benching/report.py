@@ -133,7 +133,8 @@ def missed(all_measured: Iterable[Measured]) -> str:
             names.append(f"{measured.row.name} ({factor:.1f} times the goal)")
     if not names:
         return "All goals reached."
-    text = f"{len(names)} rows miss their goals: {', '.join(names)}."
+    what = "1 row misses its goal" if len(names) == 1 else f"{len(names)} rows miss their goals"
+    text = f"{what}: {', '.join(names)}."
     return textwrap.fill(text, WIDTH, break_on_hyphens=False)
 
 
