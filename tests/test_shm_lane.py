@@ -534,6 +534,43 @@ def test_its_lease_ends_before_anything_is_let_go_of(
     settled(ends)
 
 
+def test_what_is_lent_too_late_is_kept_by_nobody(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A send that is cancelled while its value is packed."""
+    passed(ends, "hello")
+    reached, opened, true = threading.Event(), threading.Event(), ShmLane.lend
+
+    def lend(*given: Any) -> Any:
+        reached.set()
+        assert opened.wait(20)
+        lent = true(*given)
+        leases.append(weakref.ref(lent[0]))
+        return lent
+
+    monkeypatch.setattr(ShmLane, "lend", lend)
+    leases: list[weakref.ref[shm_lane.Lease]] = []
+    send = ends.dialled.start_send(noise(), timeout=30)
+    assert reached.wait(10)
+    [flow] = ends.client._engine.transfers._flows.values()  # which somebody may still have
+    send.cancel()
+    until(send.done)
+    opened.set()
+    until(lambda: leases, what="lent")
+    until(lambda: leases[0]() is None, what="no reference to the lease")
+    assert flow.delivery.ended
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_without_a_key_nothing_is_lent(tmp_path: Path, up: bool) -> None:
+    """Where its file was damaged, say."""
+    (tmp_path / "secret.key").write_text("no key")
+    (tmp_path / "secret.key").chmod(0o600)
+    with linked(other=Trust(tmp_path)) as ends:
+        got, wire = passed(ends, noise(), up=up, quality="raw")
+        assert torch.equal(got, noise()) and wire > LARGE
+
+
 def test_a_lease_that_nobody_has_ended_outlives_none_of_its_pieces() -> None:
     """A flow that was dropped without its end, as when the I/O thread has failed."""
 
