@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from zbus.__main__ import main
+from zbus.cli import bench
 from zbus.cli.benching import plot, report, values, ways
 from zbus.cli.benching.figures import Figure, percentile, ratio, written
 from zbus.cli.benching.kinds import KINDS, Measured, Plan, measure
@@ -122,6 +123,18 @@ def test_the_list_is_of_all_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in lines] == [row.name for row in ROWS]
 
 
+@pytest.mark.parametrize("option", ["--photo", "--json", "--markdown", "--plot"])
+def test_a_file_that_cannot_be_is_told_before_anything_is_measured(
+    option: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(bench, "measure", lambda *_: pytest.fail("measured"))
+    assert main(["bench", "--rows", "dict", option, str(tmp_path / "none" / "a.png")]) == 2
+    assert option in capsys.readouterr().err
+
+
 # --- what is said
 
 
@@ -157,7 +170,18 @@ def test_the_last_words_name_the_rows_that_miss() -> None:
     row = Row("slow-row", "R", "dict", (), (Goal("gloo", 1.5),))
     bad = measured(row, zbus=figure(6.0), gloo=figure(2.0))
     assert "slow-row (2.0 times the goal)" in report.missed([bad])
+    assert report.missed([bad]).startswith("1 row misses its goal: ")
+    assert report.missed([bad, bad]).startswith("2 rows miss their goals: ")
     assert report.missed([measured(row, zbus=figure(1.0), gloo=figure(2.0))]).startswith("All")
+
+
+def test_a_row_in_which_zbus_has_failed_is_not_reached() -> None:
+    row = Row("r", "R", "dict", (), (Goal("gloo", 1.5, 3.0),))
+    failed, skipped = measured(row, gloo=figure(2.0)), Measured(row, skipped="no photograph")
+    for without in (failed, skipped):
+        assert report.missed([without]) == "Without a figure of zbus: r."
+    assert bench._guarded([failed]) == 1, "the guard is there to see that"
+    assert bench._guarded([skipped]) == 0
 
 
 def test_the_json_has_everything() -> None:

@@ -94,6 +94,37 @@ def test_a_tensor_there_is_like_any_other(monkeypatch: pytest.MonkeyPatch, nbyte
 
 
 @linux
+def test_what_would_not_fill_a_huge_page_lies_in_small_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or so little more than 2 MiB as this would take 4."""
+    asked: list[tuple[int, ...]] = []
+
+    class Mapping(pages.mmap.mmap):
+        def madvise(self, *given: int) -> None:
+            asked.append(given)
+
+    monkeypatch.setattr(pages.mmap, "mmap", Mapping)
+    made = pages._mapped(5 * MIB + 12, huge=True)
+    [(_, start, length)] = asked
+    assert length == 4 * MIB and len(made) == 5 * MIB + 12
+    assert start + made.base.ctypes.data == made.ctypes.data  # type: ignore[union-attr]
+
+
+@linux
+def test_a_system_that_will_not_hear_of_them_has_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not another exception, which its caller does not know."""
+
+    class Mapping(pages.mmap.mmap):
+        def madvise(self, *_: int) -> None:
+            raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(pages.mmap, "mmap", Mapping)
+    with pytest.raises(MemoryError, match="Cannot allocate"):
+        pages._mapped(2 * MIB, huge=True)
+
+
+@linux
 def test_its_mapping_goes_with_the_last_view(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "are_faster", lambda: True)
 

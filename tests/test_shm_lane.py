@@ -25,6 +25,7 @@ from zbus.engine import shm_lane
 from zbus.engine.inflow import _unusable
 from zbus.engine.shm_lane import ShmLane, Unreadable
 from zbus.engine.workers import COUNT, Workers
+from zbus.engine.wrapping import LinkFacts
 from zbus.errors import PeerGone, RemoteProtocolError
 from zbus.net import memory
 from zbus.protocol.delivery import ReceiveState
@@ -511,11 +512,12 @@ def test_its_lease_ends_before_anything_is_let_go_of(
 ) -> None:
     """While it is read and after; whichever way the send ends."""
     seen: list[bool] = []
+    flows: list[Any] = []
     true = shm_lane.Lease.end
 
     def end(lease: shm_lane.Lease) -> None:
-        [flow] = [f for f in ends.client._engine.transfers._flows.values()] or [flows[0]]
-        seen.append(flow._source is not None and memory.address_of(memoryview(lease._word)) != 0)
+        mine = [flow for flow in flows if flow._lent is not None and flow._lent[0] is lease]
+        seen.extend(flow._source is not None for flow in mine)
         true(lease)
         assert not any(lease._word)
 
@@ -523,13 +525,83 @@ def test_its_lease_ends_before_anything_is_let_go_of(
     send = ends.dialled.start_send(noise(), timeout=30)
     receive = ends.listening.start_receive(timeout=30)
     assert gate.reached.wait(10)
-    flows = list(ends.client._engine.transfers._flows.values())
+    flows += ends.client._engine.transfers._flows.values()
     send.cancel()
     until(send.done)
     until(lambda: seen == [True])
     gate.opened.set()
     until(receive.done)
     settled(ends)
+
+
+def test_what_is_lent_too_late_is_kept_by_nobody(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A send that is cancelled while its value is packed."""
+    passed(ends, "hello")
+    reached, opened, true = threading.Event(), threading.Event(), ShmLane.lend
+
+    def lend(*given: Any) -> Any:
+        reached.set()
+        assert opened.wait(20)
+        lent = true(*given)
+        leases.append(weakref.ref(lent[0]))
+        return lent
+
+    monkeypatch.setattr(ShmLane, "lend", lend)
+    leases: list[weakref.ref[shm_lane.Lease]] = []
+    send = ends.dialled.start_send(noise(), timeout=30)
+    assert reached.wait(10)
+    [flow] = ends.client._engine.transfers._flows.values()  # which somebody may still have
+    send.cancel()
+    until(send.done)
+    opened.set()
+    until(lambda: leases, what="lent")
+    until(lambda: leases[0]() is None, what="no reference to the lease")
+    assert flow.delivery.ended
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_without_a_key_nothing_is_lent(tmp_path: Path, up: bool) -> None:
+    """Where its file was damaged, say."""
+    (tmp_path / "secret.key").write_text("no key")
+    (tmp_path / "secret.key").chmod(0o600)
+    with linked(other=Trust(tmp_path)) as ends:
+        got, wire = passed(ends, noise(), up=up, quality="raw")
+        assert torch.equal(got, noise()) and wire > LARGE
+
+
+def test_a_lease_that_nobody_has_ended_outlives_none_of_its_pieces() -> None:
+    """A flow that was dropped without its end, as when the I/O thread has failed."""
+
+    class Piece(bytearray):
+        def __del__(self) -> None:
+            seen.append(bytes(word))
+
+    class Owner:  # what it holds goes in this order
+        def __init__(self) -> None:
+            self.piece = Piece(MIB)
+            self.lease = shm_lane.Lease([memoryview(self.piece)])
+
+    seen: list[bytes] = []
+    owner = Owner()
+    word = owner.lease._word
+    assert any(word)
+    del owner
+    gc.collect()
+    assert seen == [bytes(16)]
+
+
+def test_what_cannot_be_read_to_its_end_is_not_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the other threads, for nothing."""
+    monkeypatch.setattr(memory, "read", refusing(errno.EFAULT, lambda *_: None))
+    into = memoryview(bytearray(8 * shm_lane.STEP))
+    loan = LOAN._replace(pieces=((4096, len(into)),))
+    reading = shm_lane._Reading(os.getpid(), loan, [into], lambda: True, lambda _: None)
+    with pytest.raises(OSError):
+        reading()
+    assert not reading._left
+    reading()
 
 
 def test_another_process_that_has_got_its_number_is_not_taken_for_it(
@@ -665,6 +737,26 @@ def test_a_loan_of_what_cannot_be_lent(wrong: dict[str, Any]) -> None:
     assert _unusable(offer, b"") is None
     error = _unusable(replace(offer, **wrong), b"abcd")
     assert isinstance(error, RemoteProtocolError)
+
+
+def test_a_value_with_empty_parts(ends: Ends) -> None:
+    value = [torch.zeros(0), np.zeros((3, 0)), b"", "", noise(), torch.zeros(2, 0, 5)]
+    got, wire = passed(ends, value)
+    assert same(got, value) and wire < 4096
+
+
+def test_only_a_peer_that_is_near_makes_a_tunnel_a_local_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To another user's process nothing is lent: there the tunnel is all there is, and may be
+    slow."""
+    for trust, local in ((None, True), (Trust(tmp_path), False)):
+        with linked(other=trust) as ends:
+            passed(ends, "hello")
+            for end in (ends.server, ends.client):
+                [peering] = end._engine.links.peerings
+                until(lambda p=peering: p.session is not None and p.shares)
+                assert LinkFacts.of(peering).is_local is local
 
 
 def test_a_peer_of_before_gets_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

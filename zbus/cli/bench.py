@@ -71,6 +71,9 @@ def run(given: argparse.Namespace) -> int:
             printable(f"zbus-bench: {error}. There are:\n{_listed()}", sys.stderr), file=sys.stderr
         )
         return 2
+    if why := _unusable(given):
+        print(printable(f"zbus-bench: {why}", sys.stderr), file=sys.stderr)
+        return 2
     rounds = given.n or (QUICK_ROUNDS if given.quick else ROUNDS)
     photo = given.photo if given.photo.is_file() else None
     plan = Plan(rounds, given.quick, photo, tuple(given.comfyui) if given.comfyui else None)
@@ -105,6 +108,17 @@ def run(given: argparse.Namespace) -> int:
     return _guarded(found) if given.guard else 0
 
 
+def _unusable(given: argparse.Namespace) -> str:
+    """Which of the files cannot be read, or written when all is measured; "" where none is."""
+    if given.photo is not PHOTO and not given.photo.is_file():
+        return f"--photo {given.photo}: there is no such file"
+    for option in ("json", "markdown", "plot"):
+        path = getattr(given, option)
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            return f"--{option} {path}: no file can be written there"
+    return ""
+
+
 def _guarded(found: list[Measured]) -> int:
     bad = [
         f"{measured.row.name}: {verdict.found:.2f} of {verdict.goal.against}, "
@@ -113,6 +127,7 @@ def _guarded(found: list[Measured]) -> int:
         for verdict in report.verdicts(measured)
         if not verdict.is_guarded
     ]
+    bad += [f"{m.row.name}: zbus has failed there" for m in found if report.has_failed(m)]
     for line in bad:
         _say(f"GUARD: {line}")
     return 1 if bad else 0

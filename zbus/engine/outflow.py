@@ -119,21 +119,23 @@ class Outflow(Flow[Sending]):
     def pack(self, flat: Flat, quality: str) -> None:
         """Send that value: it is packed, offered, and goes when the peer grants."""
         link = LinkFacts.of(self.peering)
-        lends = self.peering.shares and self.peering.is_near
+        lends = self.peering.lends
         is_as_it_is = codecs.pack_mode(quality, link.rate, link.is_local) == "never"
         heavy = SOON if is_as_it_is else HEAVY  # where nothing is computed
         is_light = flat.nbytes < heavy and flat.parts < MANY and not flat.on_device
 
-        def work() -> Wrapped:
+        def work() -> tuple[Wrapped, tuple[Lease, Loan] | None]:
             wrapped = wrap(flat, quality, link)
             pieces = _lendable(wrapped) if lends else ()
-            if pieces:
-                self._lent = self._lanes.shm.lend(self.peering, self.delivery.id, pieces)
-            return wrapped
+            if not pieces:
+                return wrapped, None
+            return wrapped, self._lanes.shm.lend(self.peering, self.delivery.id, pieces)
 
-        self._work(work, self._packed, at_once=is_light)
+        # What comes back when this has ended is kept by nobody.
+        self._work(work, lambda made: self._packed(*made), at_once=is_light)
 
-    def _packed(self, wrapped: Wrapped) -> None:
+    def _packed(self, wrapped: Wrapped, lent: tuple[Lease, Loan] | None) -> None:
+        self._lent = lent
         self._wrapped, self._codec, self._weighing = wrapped, wrapped.codec, wrapped.weighing
         if self._lent is not None:
             told = wrapped.told | {"loan": self._lent[1]}

@@ -59,9 +59,11 @@ class Unreadable(Exception):
 
 
 class Lease:
-    """A value that is lent, as long as this stands."""
+    """A value that is lent, as long as this stands: till then its pieces are held here, and so none
+    can be free before the token is wiped, whoever else lets go of them, and of this."""
 
-    def __init__(self) -> None:
+    def __init__(self, views: Sequence[memoryview]) -> None:
+        self._views = views
         self.token = os.urandom(16)
         self._word = bytearray(self.token)
         self.address = memory.address_of(memoryview(self._word))
@@ -69,6 +71,10 @@ class Lease:
     def end(self) -> None:
         """To be called before any piece is let go of. More than once does no harm."""
         self._word[:] = bytes(len(self._word))
+        self._views = ()
+
+    def __del__(self) -> None:
+        self.end()
 
 
 class Target(Protocol):
@@ -114,7 +120,7 @@ class ShmLane:
         socket. For any thread."""
         if not 0 < len(views) <= MAX_PIECES:
             return None
-        lease, pieces = Lease(), tuple((memory.address_of(view), len(view)) for view in views)
+        lease, pieces = Lease(views), tuple((memory.address_of(view), len(view)) for view in views)
         said = pieces, lease.token, lease.address, sample(views)
         proof = self._proof(self._own, peering.session.peer, peering, transfer, *said)
         return (lease, Loan(*said, proof)) if proof else None
@@ -199,6 +205,13 @@ class _Reading:
         self._done = self._told = 0
 
     def __call__(self) -> None:
+        try:
+            self._read()
+        except BaseException:
+            self._left.clear()  # what the other threads would go on with is for nothing
+            raise
+
+    def _read(self) -> None:
         while True:
             try:
                 theirs, into = self._left.popleft()

@@ -55,7 +55,7 @@ class LinkFacts:
     @classmethod
     def of(cls, peering: Peering) -> LinkFacts:
         # What the peer reads out of this process's memory is there sooner than any codec has begun.
-        is_local = peering.shares or peering.is_direct
+        is_local = peering.lends or peering.is_direct
         return cls(peering.pace.likely, is_local, peering.session.peer.codecs)
 
 

@@ -134,6 +134,11 @@ class Peering:
     is_near: bool = False  # the peer has proved that it is a process of this user's
 
     @property
+    def lends(self) -> bool:
+        """Whether the peer may be told where a value lies."""
+        return self.shares and self.is_near
+
+    @property
     def principal(self) -> bytes:
         """The peer's public key; none on a plain link."""
         return self.identity.key if self.identity is not None else b""

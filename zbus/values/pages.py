@@ -64,13 +64,15 @@ def _touch(huge: bool) -> float:
 
 def _mapped(nbytes: int, huge: bool) -> Memory:
     """A mapping of its own, which goes when the last view of it does. It begins where a huge page
-    does, and so wholly consists of them."""
+    does, and consists of them up to what would not fill one: that lies in small ones, or it could
+    take twice what was asked for."""
     try:
         # Private, or it would be a file in memory, which has no huge pages as a rule.
         mapped = mmap.mmap(-1, nbytes + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        whole: Memory = np.frombuffer(mapped, np.uint8)
+        start = -whole.ctypes.data % HUGE
+        advice = mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE
+        mapped.madvise(advice, start, nbytes // HUGE * HUGE)
     except OSError as error:
         raise MemoryError(f"no {nbytes} bytes: {error.strerror}") from error
-    mapped.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
-    whole: Memory = np.frombuffer(mapped, np.uint8)
-    start = -whole.ctypes.data % HUGE
     return whole[start : start + nbytes]

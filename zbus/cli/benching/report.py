@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from .figures import Figure, ratio, written
@@ -122,8 +122,9 @@ def _bound(verdict: Verdict, unit: str) -> str:
     return f"{goal.most:g} x {goal.against}" if goal.against else f"{written(goal.most, unit)}"
 
 
-def missed(all_measured: Iterable[Measured]) -> str:
-    """The last words: the rows that miss a goal, each with the goal that it misses by most."""
+def missed(all_measured: Sequence[Measured]) -> str:
+    """The last words: the rows that miss a goal, each with the goal that it misses by most; and
+    those of which nothing is known."""
     names = []
     for measured in all_measured:
         bad = [verdict for verdict in verdicts(measured) if not verdict.is_met]
@@ -131,10 +132,18 @@ def missed(all_measured: Iterable[Measured]) -> str:
             worst = max(bad, key=lambda verdict: verdict.found / verdict.goal.most)
             factor = worst.found / worst.goal.most
             names.append(f"{measured.row.name} ({factor:.1f} times the goal)")
-    if not names:
-        return "All goals reached."
-    text = f"{len(names)} rows miss their goals: {', '.join(names)}."
+    what = "1 row misses its goal" if len(names) == 1 else f"{len(names)} rows miss their goals"
+    said = [f"{what}: {', '.join(names)}."] if names else []
+    without = [measured.row.name for measured in all_measured if _zbus(measured) is None]
+    if without:
+        said.append(f"Without a figure of zbus: {', '.join(without)}.")
+    text = " ".join(said) or "All goals reached."
     return textwrap.fill(text, WIDTH, break_on_hyphens=False)
+
+
+def has_failed(measured: Measured) -> bool:
+    """Whether zbus has no figure there, and should have one."""
+    return _zbus(measured) is None and not measured.skipped
 
 
 def machine() -> dict[str, Any]:
