@@ -398,9 +398,8 @@ class Engine:
     def session_up(self, peering: Peering) -> None:
         place, peer = peering.place, peering.session.peer
         peering.shares = self.shm_lane.serves(peering)
-        near = self.shm_lane.near(peering) if peering.shares else None
-        if near is not None:
-            peering.session.send(near)
+        if peering.shares:
+            peering.say_near(self.shm_lane.near(peering))
         link = Link(peering.key, place.kind, str(place.address), peer.name, peer.incarnation)
         link.permitted = EXCHANGE in peering.permissions
         if peering.principal:

@@ -103,13 +103,18 @@ class ShmLane:
         lanes = (self._own.lanes, peering.session.peer.lanes)
         return peering.is_local and all(memory.LANE in known for known in lanes)
 
-    def near(self, peering: Peering) -> ShmNear | None:
-        """What to tell a peer whose values could be read; None where this user has no key."""
+    def near(self, peering: Peering, *, makes_key: bool = False) -> ShmNear | None:
+        """What to tell a peer whose values could be read, once a session; None where this user has
+        no key, and none is to be made: a plain link needs none until something is worth it."""
+        if not (makes_key or self._trust.has_keys):
+            return None
         proof = self._proof(self._own, peering.session.peer, peering, b"near")
         return ShmNear(proof) if proof else None
 
     def is_near(self, peering: Peering, message: ShmNear) -> bool:
         """Whether it is this user's process that says so."""
+        if not self._trust.has_keys:
+            return False
         proof = self._proof(peering.session.peer, self._own, peering, b"near")
         return bool(proof) and hmac.compare_digest(proof, message.proof)
 
