@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import pickle
 from collections import Counter
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -1258,7 +1257,7 @@ def test_one_principal_has_so_much_room_and_no_more() -> None:
     """However many processes it claims to be, and whatever becomes of their sessions."""
     jobs = Jobs()
     for process in range(8):
-        owner, session = Identity(b"m", bytes([process])), replace(SESSION, id=bytes([process]))
+        owner, session = Identity(b"m", bytes([process])), SESSION._replace(id=bytes([process]))
         for i in range(MAX_TAKEN + 5):
             jobs.taking.offered(session, owner, "m", f"{process} {i}")
             jobs.taking.submitted(session, f"{process} {i}", "what")

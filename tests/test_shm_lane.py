@@ -55,6 +55,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 @pytest.fixture
 def ends() -> Iterator[Ends]:
+    assert Trust().keys  # as every ComfyUI has them, for its own listener
     with linked() as made:
         yield made
 
@@ -104,6 +105,19 @@ def test_a_large_value_is_exact_and_the_socket_carries_words_only(ends: Ends, up
         assert torch.equal(got, noise(seed=seed)) and wire < 4096
     assert shares(ends) == [True, True]
     settled(ends)
+
+
+def test_a_user_without_keys_gets_them_with_the_first_large_value(tmp_path: Path) -> None:
+    trust = Trust(tmp_path / "new")
+    with Peer("a", trust=trust) as a, Peer("b", trust=trust) as b:
+        with a.listen("127.0.0.1:0") as listening, b.connect(listening.address) as dialled:
+            for there, value in enumerate((b"small", noise(), noise())):
+                sending = dialled.start_send(value, timeout=30)
+                assert same(listening.receive(timeout=30), value)
+                sending.result()
+                assert trust.has_keys == (there > 0)
+            [peering] = b._engine.links.peerings
+            assert peering.lends
 
 
 CODE = """
@@ -457,7 +471,8 @@ def test_only_what_this_user_says_is_read(
     near = reader.near(to_client)
     assert near is not None and sender.is_near(to_server, near)
     assert not sender.is_near(to_server, ShmNear(bytes(32)))
-    assert not sender.is_near(to_server, ShmLane(ends.server.own, Trust(tmp_path)).near(to_client))
+    other = ShmLane(ends.server.own, Trust(tmp_path)).near(to_client, makes_key=True)
+    assert not sender.is_near(to_server, other)
     assert not sender.is_near(to_server, sender.near(to_server)), "its own word, sent back"
     lease, said = sender.lend(to_server, 5, [data])
     [(address, length)] = said.pieces

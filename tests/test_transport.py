@@ -125,6 +125,14 @@ def test_a_socket_that_ends_while_it_is_read_is_not_looked_at_again(
     assert words(list(dialling.poll(0.0))) == []
 
 
+@pytest.mark.parametrize("curve", [False, True])
+def test_to_close_twice_does_no_harm(two: tuple[Transport, Transport], curve: bool) -> None:
+    listening, dialling = two
+    linked(listening, dialling, curve)
+    for end in (listening, dialling, listening, dialling):
+        end.close()
+
+
 def test_a_connection_is_dialled_once(two: tuple[Transport, Transport]) -> None:
     """Not even where somebody listens there again."""
     listening, dialling = two

@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 SELF = "this user"  # the name of one's own key
 MAX_KEY_FILE = 4096
+KEY_FILE = "secret.key"
 
 _RESERVED = (SELF, "this computer", "all", "any free")  # words that nodes and texts use
 _KEY_NOTE = "# The secret key of zbus for this user on this machine. Give it to nobody.\n"
@@ -95,6 +96,11 @@ class Trust:
             if self._keys is None:
                 self._keys = _key_pair(self.folder)
             return self._keys
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether there is a key pair, without making one."""
+        return self._keys is not None or (self.folder / KEY_FILE).exists()
 
     def principals(self) -> list[Principal]:
         """All that are trusted, by name: the paired ones and those of ZBUS_TRUST, not oneself."""
@@ -395,7 +401,7 @@ def _listen_by_environment(written: str) -> str:
 
 
 def _key_pair(folder: Path) -> KeyPair:
-    file = private.make_folder(folder) / "secret.key"
+    file = private.make_folder(folder) / KEY_FILE
     pair = _read_key(file)
     if pair is None:
         with private.locked(folder / "trust.lock"):

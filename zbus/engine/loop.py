@@ -31,7 +31,7 @@ from ..net.transport import Transport
 from ..protocol.budget import Budget
 from ..protocol.channel import Channels
 from ..protocol.fields import clip
-from ..protocol.messages import Hello, ShmNear, Status
+from ..protocol.messages import Hello, Status
 from ..protocol.registrations import (
     Endpoint,
     Failed,
@@ -398,9 +398,8 @@ class Engine:
     def session_up(self, peering: Peering) -> None:
         place, peer = peering.place, peering.session.peer
         peering.shares = self.shm_lane.serves(peering)
-        near = outcome(lambda: self.shm_lane.near(peering)) if peering.shares else None
-        if isinstance(near, ShmNear):  # what fails there costs the lane, and no session
-            peering.session.send(near)
+        if peering.shares:
+            self.shm_lane.say_near(peering)
         link = Link(peering.key, place.kind, str(place.address), peer.name, peer.incarnation)
         link.permitted = EXCHANGE in peering.permissions
         if peering.principal:

@@ -39,6 +39,7 @@ from ..net.places import Peering
 from ..protocol.messages import MAX_PIECES, Hello, Loan, ShmNear
 from ..trust import Trust
 from ..values.tensors import memory_of
+from .workers import outcome
 
 logger = logging.getLogger(__name__)
 
@@ -103,13 +104,24 @@ class ShmLane:
         lanes = (self._own.lanes, peering.session.peer.lanes)
         return peering.is_local and all(memory.LANE in known for known in lanes)
 
-    def near(self, peering: Peering) -> ShmNear | None:
-        """What to tell a peer whose values could be read; None where this user has no key."""
+    def near(self, peering: Peering, *, makes_key: bool = False) -> ShmNear | None:
+        """What to tell a peer whose values could be read, once a session; None where this user has
+        no key, and none is to be made: a plain link needs none until something is worth it."""
+        if not (makes_key or self._trust.has_keys):
+            return None
         proof = self._proof(self._own, peering.session.peer, peering, b"near")
         return ShmNear(proof) if proof else None
 
+    def say_near(self, peering: Peering, *, makes_key: bool = False) -> None:
+        """Tell the peer so, if that can be. A fault in it costs the lane alone."""
+        message = outcome(lambda: self.near(peering, makes_key=makes_key))
+        if isinstance(message, ShmNear):
+            peering.say_near(message)
+
     def is_near(self, peering: Peering, message: ShmNear) -> bool:
         """Whether it is this user's process that says so."""
+        if not self._trust.has_keys:
+            return False
         proof = self._proof(peering.session.peer, self._own, peering, b"near")
         return bool(proof) and hmac.compare_digest(proof, message.proof)
 

@@ -158,7 +158,7 @@ class Transfers:
             flow.guarded(lambda: flow.granted(message, time.monotonic()))
 
     def shm_near(self, peering: Peering, message: ShmNear, _: Body | None) -> None:
-        # What fails here costs the lane, and no session.
+        # A fault in it costs the lane alone.
         peering.is_near = outcome(lambda: self._lanes.shm.is_near(peering, message)) is True
 
     def shm_decline(self, peering: Peering, message: ShmDecline, _: Body | None) -> None:

@@ -10,7 +10,7 @@ from ..address import Address
 from ..errors import ZBusError
 from ..protocol.dial import Dial
 from ..protocol.identity import Identity, SessionKey
-from ..protocol.messages import MAX_CHUNK
+from ..protocol.messages import MAX_CHUNK, ShmNear
 from ..protocol.pace import MIN_CHUNK, Pace
 from ..protocol.session import Session
 from ..settings import Settings as Settings
@@ -131,12 +131,18 @@ class Peering:
     pid_at: float = 0.0  # when to look next whether its process lives
     is_direct: bool = False  # the peer is on this machine, and nothing between the two
     shares: bool = False  # large values are read out of the sender's memory, either way
+    said_near: bool = False  # this side has proved that it is one of that peer's user
     is_near: bool = False  # the peer has proved that it is a process of this user's
 
     @property
     def lends(self) -> bool:
         """Whether the peer may be told where a value lies."""
         return self.shares and self.is_near
+
+    def say_near(self, message: ShmNear) -> None:
+        """Prove to the peer that this is a process of its user."""
+        self.said_near = True
+        self.session.send(message)
 
     @property
     def principal(self) -> bytes:

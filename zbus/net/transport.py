@@ -263,6 +263,7 @@ class Transport:
         if self._zap is not None:
             self._unwatch(self._zap.socket)
             self._zap.close()
+            self._zap = None
         if self._secure is not None:
             self._secure.term()
         self.context.term()
