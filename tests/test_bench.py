@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -254,6 +256,36 @@ def test_a_job_is_the_same_workflow_with_a_part_there() -> None:
     assert there["one"]["inputs"].pop("image") == ["run", 0]
     assert here["one"]["inputs"].pop("image") == ["made", 0]
     assert here == there
+
+
+class _NoZBus(BaseHTTPRequestHandler):
+    """ComfyUI's page, without the nodes of zbus."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        body = b'{"error": "no node \x1b[31m ZBusRun"}'
+        self.send_response(400)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_job_that_is_refused_says_by_whom_and_what_to_do() -> None:
+    with HTTPServer(("127.0.0.1", 0), _NoZBus) as server, Pairs() as pairs:
+        page = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        try:
+            made = measure(
+                chosen(["job"], quick=False)[0], pairs, Plan(1, False, None, (page, page))
+            )
+        finally:
+            server.shutdown()
+    assert not made.figures
+    assert made.skipped.startswith(f"JobRefused: {page}: /prompt was answered with 400: ")
+    assert made.skipped.isprintable() and "zbus installed" in made.skipped
 
 
 # --- from end to end

@@ -104,7 +104,7 @@ def test_the_codec_table_measures_every_codec(tmp_path: Path) -> None:
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
     from zbus import codecs
 
-    assert [row for row in rows if row != "codec"] == list(codecs.available()) * 3
-    assert text.count("refused: no image") == sum(
-        codecs.CODECS[name].pictures for name in codecs.available()
-    )
+    # A mixed transfer's chunks go by these: it has no speed of its own.
+    names = [name for name in codecs.available() if name in codecs.SINGLE]
+    assert [row for row in rows if row != "codec"] == names * 3
+    assert text.count("refused: no image") == sum(codecs.CODECS[name].pictures for name in names)

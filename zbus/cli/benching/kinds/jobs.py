@@ -10,6 +10,8 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from ....errors import JobError, JobFailed, JobRefused, TimedOut
+from ....printable import shown
 from ..processes import Pairs
 from ..rows import Row
 from .measured import WARM, Measured, Plan
@@ -17,10 +19,6 @@ from .measured import WARM, Measured, Plan
 LIMIT = 60.0  # seconds for one workflow
 POLL = 0.002
 HOW = "it needs two ComfyUIs with zbus: --comfyui http://HERE:PORT http://THERE:PORT"
-
-
-class JobFailed(Exception):
-    """A ComfyUI is not there, or refuses; the text says which and why."""
 
 
 def job(row: Row, pairs: Pairs, plan: Plan) -> Measured:
@@ -42,7 +40,7 @@ def job(row: Row, pairs: Pairs, plan: Plan) -> Measured:
                 taken["as a job"].append(given)
                 taken["zbus"].append(max(0.0, given - alone))
         measured.take(taken)
-    except (JobFailed, OSError, ValueError, KeyError) as error:
+    except (JobError, OSError, ValueError, KeyError) as error:
         measured.skipped = f"{type(error).__name__}: {error}"
     return measured
 
@@ -84,10 +82,19 @@ def _seconds(page: str, workflow: dict[str, Any]) -> float:
             seconds = time.perf_counter() - began
             status = entry.get("status", {})
             if status.get("status_str") != "success":
-                raise JobFailed(f"{page}: {json.dumps(status.get('messages', ''))[-300:]}")
+                raise JobFailed(
+                    f"the workflow failed: {json.dumps(status.get('messages', ''))[-300:]}",
+                    peer=page,
+                    remedy="Look at the consoles of both ComfyUIs, and whether zbus-ping finds the "
+                    "second from the first one's machine",
+                )
             return seconds
         time.sleep(POLL)
-    raise JobFailed(f"{page}: the workflow has not ended in {LIMIT:.0f} s")
+    raise TimedOut(
+        f"the workflow has not ended in {LIMIT:.0f} s",
+        peer=page,
+        remedy="Look whether one of the two ComfyUIs hangs, or has other jobs in its queue",
+    )
 
 
 def _asked(page: str, path: str, given: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -101,4 +108,9 @@ def _asked(page: str, path: str, given: dict[str, Any] | None = None) -> dict[st
             got: dict[str, Any] = json.load(answer)
             return got
     except urllib.error.HTTPError as error:
-        raise JobFailed(f"{page}: {error.read()[:300].decode(errors='replace')}") from error
+        body = error.read()[:300].decode(errors="replace")
+        raise JobRefused(
+            f"{path} was answered with {error.code}: {shown(body)}",
+            peer=page,
+            remedy="Look whether both are ComfyUIs that have zbus installed",
+        ) from error
