@@ -31,6 +31,7 @@ MIB = 1 << 20
 SOON = 0.5  # seconds: the promise, see the last test
 LONG = 10.0  # seconds: ends by other things come later than that, or never
 LARGE = np.tile(np.arange(251, dtype=np.uint8), 5 * MIB // 251)
+LOOKED_AT = np.ones(5 * MIB, np.bool_)  # byte by byte when it is built, so not in the I/O thread
 MANY = [np.zeros(1, np.uint8) for _ in range(4000)]  # its spec is too long for the offer
 
 
@@ -319,7 +320,7 @@ def _verifying(ends: Ends, gates: Gates) -> tuple[Any, str]:
 
 def _building(ends: Ends, gates: Gates) -> tuple[Any, str]:
     gates.at(Unpacker, "value")
-    return LARGE, "raw"
+    return LOOKED_AT, "raw"
 
 
 def _storing(ends: Ends, gates: Gates) -> tuple[Any, str]:
@@ -481,7 +482,7 @@ def _result_moving(jobs: Jobs) -> Any:
 def _result_building(jobs: Jobs) -> Any:
     job = _job_running(jobs)
     jobs.gates.at(Unpacker, "value")
-    jobs.taken().result("a", LARGE)
+    jobs.taken().result("a", LOOKED_AT)
     jobs.gates.arrived()
     return job
 

@@ -124,7 +124,7 @@ class Inflow(Flow[Receiving]):
         self._body = body if offer.inline else None
         self._loan = offer.loan
         if self.peering.shares and not self.peering.said_near and not offer.inline:
-            self.peering.say_near(self._lanes.shm.near(self.peering, makes_key=True))
+            self._lanes.shm.say_near(self.peering, makes_key=True)
         if offer.head:
             self._sink.expect_head(offer.head)
             self.do(self.delivery.begin())

@@ -399,7 +399,7 @@ class Engine:
         place, peer = peering.place, peering.session.peer
         peering.shares = self.shm_lane.serves(peering)
         if peering.shares:
-            peering.say_near(self.shm_lane.near(peering))
+            self.shm_lane.say_near(peering)
         link = Link(peering.key, place.kind, str(place.address), peer.name, peer.incarnation)
         link.permitted = EXCHANGE in peering.permissions
         if peering.principal:

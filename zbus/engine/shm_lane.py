@@ -39,6 +39,7 @@ from ..net.places import Peering
 from ..protocol.messages import MAX_PIECES, Hello, Loan, ShmNear
 from ..trust import Trust
 from ..values.tensors import memory_of
+from .workers import outcome
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +111,12 @@ class ShmLane:
             return None
         proof = self._proof(self._own, peering.session.peer, peering, b"near")
         return ShmNear(proof) if proof else None
+
+    def say_near(self, peering: Peering, *, makes_key: bool = False) -> None:
+        """Tell the peer so, if that can be. A fault in it costs the lane alone."""
+        message = outcome(lambda: self.near(peering, makes_key=makes_key))
+        if isinstance(message, ShmNear):
+            peering.say_near(message)
 
     def is_near(self, peering: Peering, message: ShmNear) -> bool:
         """Whether it is this user's process that says so."""

@@ -34,7 +34,7 @@ from .flow import Lanes
 from .inflow import Inflow, Sink, Taker
 from .outflow import Giver, Outflow
 from .shm_lane import ShmLane
-from .workers import Workers
+from .workers import Workers, outcome
 
 
 class Transfers:
@@ -158,7 +158,8 @@ class Transfers:
             flow.guarded(lambda: flow.granted(message, time.monotonic()))
 
     def shm_near(self, peering: Peering, message: ShmNear, _: Body | None) -> None:
-        peering.is_near = self._lanes.shm.is_near(peering, message)
+        # A fault in it costs the lane alone.
+        peering.is_near = outcome(lambda: self._lanes.shm.is_near(peering, message)) is True
 
     def shm_decline(self, peering: Peering, message: ShmDecline, _: Body | None) -> None:
         flow = self._out(peering, message.transfer)

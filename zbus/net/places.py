@@ -139,11 +139,10 @@ class Peering:
         """Whether the peer may be told where a value lies."""
         return self.shares and self.is_near
 
-    def say_near(self, message: ShmNear | None) -> None:
-        """Prove to the peer that this is a process of its user, if that can be."""
-        if message is not None:
-            self.said_near = True
-            self.session.send(message)
+    def say_near(self, message: ShmNear) -> None:
+        """Prove to the peer that this is a process of its user."""
+        self.said_near = True
+        self.session.send(message)
 
     @property
     def principal(self) -> bytes:
