@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..machine import FreeMemory
-from . import pages
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +58,7 @@ class Recycler:
         memory = self._find(nbytes)
         if memory is None:
             try:
-                memory = _fresh(module, nbytes)
+                memory = module.empty(nbytes, dtype=module.uint8)
             except BaseException:
                 self._lent -= 1
                 raise
@@ -119,14 +118,6 @@ class Recycler:
             if self._kept:
                 return now + LOOK_EVERY
             return now + SWEEP_EVERY if self._lent > 0 else None
-
-
-def _fresh(module: Any, nbytes: int) -> torch.Tensor:
-    huge = pages.allocate(nbytes)
-    made: torch.Tensor = (
-        module.empty(nbytes, dtype=module.uint8) if huge is None else module.from_numpy(huge)
-    )
-    return made
 
 
 RECYCLER = Recycler()
