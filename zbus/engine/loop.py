@@ -135,19 +135,17 @@ class Engine:
 
     def post(self, call: Callable[[], None]) -> bool:
         """Have `call` done in the I/O thread, soon; False if that has ended, and it will not."""
-        with self._lock:
-            if self._ended is not None:
-                return False
-            self._calls.append(call)
-        self.transport.wake()
-        return True
+        return self._hand_in(self._calls, call)
 
     def begin(self, running: Running) -> bool:
         """Have an operation begin, soon; False if the I/O thread has ended, and it will not."""
+        return self._hand_in(self._begun, running)
+
+    def _hand_in(self, row: deque[T], one: T) -> bool:
         with self._lock:
             if self._ended is not None:
                 return False
-            self._begun.append(running)
+            row.append(one)
         self.transport.wake()
         return True
 

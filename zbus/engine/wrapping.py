@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +13,9 @@ from ..protocol.messages import MAX_INLINE, MAX_OFFERED_SPEC
 from ..values import payload
 from ..values.layout import PLAIN
 from ..values.streams import PackedSource
-from .workers import COUNT
+from .workers import CORES, COUNT
 
-THREADS = min(COUNT, os.cpu_count() or 1)  # that encode at once
+THREADS = min(COUNT, CORES)  # that encode at once
 
 
 @dataclass(frozen=True)
